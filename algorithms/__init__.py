@@ -1,0 +1,60 @@
+"""Federated algorithms by name. A new one is a file here and a line in ``ALGORITHMS``; a user's own is ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from algorithms.base import FederatedAlgorithm, Upload
+from algorithms.fedavg import FedAvg
+from algorithms.fedperfix import FedPerfix
+from algorithms.local import Local
+from raysim.errors import ConfigError
+
+__all__ = ["ALGORITHMS", "FederatedAlgorithm", "Upload", "algorithm_class"]
+
+ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
+    "fedavg": FedAvg,
+    "local": Local,
+    "fedperfix": FedPerfix,
+}
+
+
+def algorithm_class(block: Mapping[str, Any]) -> type[FederatedAlgorithm]:
+    """The class that the ``name`` of an ``algorithm:`` block asks for.
+
+    Raises:
+        ConfigError: no such name, or ``module:Class`` that can't be imported or is no ``FederatedAlgorithm``.
+    """
+    name = block.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"algorithm.name: {name!r} is not a name. Choose one of: {', '.join(ALGORITHMS)}")
+    if ":" in name:
+        return _imported(name)
+    if name not in ALGORITHMS:
+        close = get_close_matches(name.lower(), ALGORITHMS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(
+            f"algorithm.name: there is no algorithm {name!r}; {hint}Choose one of: {', '.join(ALGORITHMS)}, "
+            "or module:Class for your own"
+        )
+    return ALGORITHMS[name]
+
+
+def _imported(name: str) -> type[FederatedAlgorithm]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise  # the user's module was found, but not what it imports: their traceback says more
+        raise ConfigError(
+            f"algorithm.name: can't import the module {module_name!r} of {name!r}. It must be importable from the folder "
+            "in which the command is given"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
+        raise ConfigError(f"algorithm.name: {name!r} is no subclass of algorithms.FederatedAlgorithm")
+    return found

@@ -1,0 +1,156 @@
+"""The contract between an algorithm and the engine: write one client, the engine runs thousands.
+
+An algorithm is a subclass of ``FederatedAlgorithm`` that overrides what it does differently from FedAvg. Its
+hyperparameters are annotated class attributes, the keys of the ``algorithm:`` block of a YAML file. Its functions are
+pure: they take tensors, return new ones, and keep nothing on ``self``. They are written for one client; the engine calls
+them directly, or for a whole client batch at once through ``torch.func.vmap``. So inside ``client_*``, ``personalize``
+and ``adapt``: no in-place change of an argument, no ``.item()``, no ``if`` on a tensor (``torch.where`` instead). What
+may be branched on are Python values: hyperparameters, ``ctx.phase``, ``ctx.epoch``, ``ctx.round``.
+
+A round, for a client with parameters ``theta = join(shared, personal)``::
+
+    ctx.broadcast = broadcast(shared, server_state)           the server sends
+    carry = client_init(state, ctx)                           the client starts,
+    for phase in epochs(local_epochs), for each batch:
+        carry, metrics = client_step(carry, batch, ctx)       trains,
+    uploads, state = client_final(carry, ctx)                 sends uploads, keeps state
+    shared, server_state = server_step(shared, server_state, mean of the uploads)
+
+``docs/algorithms.md`` shows how fifteen methods of the literature fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from raysim.context import Batch, ClientContext, Optimizer, Tensors
+from raysim.parameters import ParameterLayout
+
+__all__ = [
+    "Batch",
+    "ClientContext",
+    "FederatedAlgorithm",
+    "Optimizer",
+    "ParameterLayout",
+    "Tensor",
+    "Tensors",
+    "Upload",
+    "nn",
+    "torch",
+]
+
+Carry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """How one named upload is averaged over the cohort.
+
+    Attributes:
+        weighting: ``samples`` weighs a client by its training samples, ``uniform`` gives each client the same weight.
+        scale_bits: the mean is exact in fixed point with this many fractional bits: 40 holds values below 2^22 in
+            steps of 1e-12. An upload of tiny values (squared gradients) takes more: 52 holds values below 2^10 in steps of
+            2e-16. A client whose upload is not finite or too large for it is rejected.
+    """
+
+    weighting: Literal["samples", "uniform"] = "samples"
+    scale_bits: int = 40
+
+
+class FederatedAlgorithm(BaseModel):
+    """FedAvg over the shared parameters, with personal ones where ``personal_patterns`` says so.
+
+    Class attributes that a method may set:
+        paper: a link, shown by ``raysim algorithms``.
+        uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
+        batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
+        adapt_steps: training batches on which ``adapt`` is called, once each, before a client is evaluated.
+        reads_cohort_states: ``server_messages`` is called (costs the driver the states of the whole cohort).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    paper: ClassVar[str] = ""
+    uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
+    batches_per_step: ClassVar[int] = 1
+    adapt_steps: ClassVar[int] = 0
+    reads_cohort_states: ClassVar[bool] = False
+
+    name: str = ""
+    """The name under which it was asked for: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
+
+    # What is shared, and the model itself.
+
+    def personal_patterns(self) -> list[str]:
+        """Patterns of the parameters that stay with their client; matched as ``raysim.parameters.matches`` does."""
+        return []
+
+    def add_plugin(self, model: nn.Module) -> None:
+        """Change the model in place before anything else sees it (add a plugin); called once per process."""
+
+    # The server, in the driver. Tensors on the CPU.
+
+    def server_init(self, shared: Tensor) -> Tensors:
+        """The server's state before round 0 (momentum, control variates, ...) for a shared vector (S,)."""
+        return {}
+
+    def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
+        """What is sent to every client of the round, by name; must have ``shared``."""
+        return {"shared": shared}
+
+    def server_messages(self, states: Tensors) -> Tensors:
+        """With ``reads_cohort_states``: from the cohort's states, each (cohort, n), a message (cohort, m) per client.
+
+        Rows are in client-id order. A client finds its row in ``state`` in ``client_init``, under the message's name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets reads_cohort_states but has no server_messages")
+
+    def server_step(self, shared: Tensor, server_state: Tensors, mean: Tensors) -> tuple[Tensor, Tensors]:
+        """The next shared vector and server state from the exact mean of each upload (float64)."""
+        return mean["shared"], server_state
+
+    # A client. Tensors on the actor's device.
+
+    def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
+        """What a client keeps between rounds, by name, as it is before the client ever trained. Equal for all clients.
+
+        ``theta`` (P,) are the model's initial parameters. Every entry is a float32 vector (n,), n may be 0.
+        """
+        return {"personal": layout.split(theta)[1]}
+
+    def epochs(self, local_epochs: int) -> list[str]:
+        """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: say so."""
+        return ["train"] * local_epochs
+
+    def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
+        """What a client's steps hand on: any nested dict of tensors, of the same shapes from step to step."""
+        theta = ctx.layout.join(ctx.broadcast["shared"], state["personal"])
+        return {"theta": theta, "optimizer": ctx.optimizer.init(theta)}
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        """One local step. The metrics, scalars, are averaged over samples and logged as ``train/<name>``."""
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        theta, optimizer = ctx.optimizer.step(carry["theta"], gradient, carry["optimizer"])
+        return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
+
+    def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
+        """Uploads (those that ``uploads`` declares; ``shared`` is the client's trained shared part) and the new state."""
+        shared, personal = ctx.layout.split(carry["theta"])
+        return {"shared": shared}, {"personal": personal}
+
+    def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
+        """The parameters (P,) with which a client is evaluated.
+
+        ``shared`` (S,) is the client's own trained part if it has just trained, otherwise the server's.
+        """
+        return ctx.layout.join(shared, state["personal"])
+
+    def adapt(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensor:
+        """One step of adaptation before evaluation, on a training batch; what comes out is evaluated and forgotten."""
+        gradient, _ = ctx.gradient(theta, batch)
+        return ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))[0]

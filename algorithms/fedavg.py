@@ -1,0 +1,19 @@
+"""FedAvg: Communication-Efficient Learning of Deep Networks from Decentralized Data.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas. AISTATS 2017. https://arxiv.org/abs/1602.05629
+
+    client i:  w_i = w after local epochs of SGD on its own loss
+    server:    w   = sum_i n_i w_i / sum_i n_i
+
+Down: the whole model. Up: the whole model. Kept by a client: nothing.
+"""
+
+from __future__ import annotations
+
+from algorithms.base import FederatedAlgorithm
+
+
+class FedAvg(FederatedAlgorithm):
+    """Everything is shared: the mean of the clients' models, weighted by samples."""
+
+    paper = "https://arxiv.org/abs/1602.05629"

@@ -1,0 +1,19 @@
+"""Local training, the reference without federation.
+
+    client i:  w_i = w_i after local epochs of SGD on its own loss
+    server:    nothing
+
+Down and up: nothing. Kept by a client: its whole model. As in the FedPerfix paper only the sampled clients of a round
+train, so that every method takes the same number of local steps.
+"""
+
+from __future__ import annotations
+
+from algorithms.base import FederatedAlgorithm
+
+
+class Local(FederatedAlgorithm):
+    """Nothing is shared: every client trains its own model, in the rounds in which it is sampled."""
+
+    def personal_patterns(self) -> list[str]:
+        return ["*"]

@@ -1,0 +1,228 @@
+"""From a YAML file and dotted overrides to a checked ``Config``, and from a study to its children.
+
+Precedence: file, then command line, then study entry.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raysim.config import AlgorithmBlockError, Config, flatten
+from raysim.errors import ConfigError
+
+Raw = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides such as ``"train.optimizer.lr=0.1"`` (values in YAML), and check everything.
+
+    All children of a study are checked too.
+
+    Raises:
+        ConfigError: the file can't be read, or a key, type or value is wrong; every problem is named with its path.
+    """
+    where = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: can't be read: {error}") from error
+    raw = _parse(text, where)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: must be a mapping of keys such as 'name:' and 'data:', not {type(raw).__name__}")
+    given = dict(_parse_override(override) for override in overrides)
+    raw = _merge(raw, _tree(given))
+    config = _validate(raw, where)
+    _refuse_varied_overrides(config, given)
+    children(config, where)
+    return config
+
+
+def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
+    """The runs of a study as (name of the entry, configuration), or the one run that the configuration is.
+
+    Raises:
+        ConfigError: an entry has no name, or what it makes of the file is not valid.
+    """
+    if config.study is None:
+        return [(config.name, config)]
+    base = config.model_dump(mode="json", exclude={"study"})
+    result: list[tuple[str, Config]] = []
+    if not config.study:
+        raise ConfigError(f"{where}: study: has no entries; leave it out for a single run")
+    for i, entry in enumerate(config.study):
+        name, seeds = entry.get("name"), entry.get("seeds")
+        at = f"{where}: study[{i}]"
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{at}.name: every entry needs a name")
+        if any(name == other for other, _ in result):
+            raise ConfigError(f"{at}.name: {name!r} is the name of an earlier entry; the names tell the runs apart")
+        if seeds is not None and not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
+            raise ConfigError(f"{at}.seeds: {seeds!r} is not a list of integers such as [0, 1, 2]")
+        if len(set(seeds or [])) != len(seeds or []):
+            raise ConfigError(f"{at}.seeds: {seeds!r} has a seed twice")
+        if seeds is not None and "seed" in entry:
+            raise ConfigError(f"{at}: give 'seed' or 'seeds', not both")
+        changes = {key: value for key, value in entry.items() if key not in ("name", "seeds")}
+        if "study" in changes:
+            raise ConfigError(f"{at}.study: a study inside a study")
+        for seed in seeds if seeds is not None else [changes.get("seed", config.seed)]:
+            merged = _merge(base, {**changes, "seed": seed}, entry=True)
+            result.append((name, _validate({**merged, "name": f"{name} · seed {seed}"}, at)))
+    return result
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "", entry: bool = False) -> Raw:
+    """Mappings are merged key by key, except where keys of the old block would make no sense beside the new ones.
+
+    Replaced as a whole: ``cohort`` (its keys exclude each other), and ``algorithm`` and ``data.partition`` if the change
+    names one; ``algorithm`` in a study entry always.
+    """
+    merged = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        path = prefix + key
+        if not (isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)):
+            merged[key] = copy.deepcopy(value)
+        elif path == "cohort" or (path in ("algorithm", "data.partition") and "name" in value):
+            merged[key] = copy.deepcopy(dict(value))
+        elif path == "algorithm" and entry:
+            merged[key] = copy.deepcopy(dict(value))
+        else:
+            merged[key] = _merge(merged[key], value, f"{path}.", entry)
+    return merged
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    dotted, equals, value = override.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ConfigError(f"command line: {override!r} is not of the form dotted.key=value")
+    return dotted, _parse(value, f"command line: {dotted}")
+
+
+def _tree(given: Mapping[str, Any]) -> Raw:
+    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
+    tree: Raw = {}
+    for dotted, value in given.items():
+        *parents, last = dotted.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"command line: {dotted}: an earlier override sets {key!r} to {node!r}")
+        node[last] = value
+    return tree
+
+
+def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
+    for i, entry in enumerate(config.study or []):
+        varied = [k for k, _ in flatten(entry) if k != "name"] + (["seed"] if "seeds" in entry else [])
+        for dotted in given:
+            for key in varied:
+                inside = "algorithm" if key.startswith("algorithm.") else key  # the block is replaced as a whole
+                if dotted != "study" and (f"{dotted}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{dotted}.")):
+                    raise ConfigError(
+                        f"command line: {dotted}: study[{i}] ({entry.get('name')}) sets {key} itself, so the override would "
+                        "not reach it. Change the entry, or run without the study: study=null"
+                    )
+
+
+def _validate(raw: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(*(f"{where}: {problem}" for problem in describe(error, Config))) from error
+
+
+def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line per problem: dotted path, what was given, what is allowed, and the nearest key if it is unknown."""
+    lines: list[str] = []
+    for problem in error.errors():
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, AlgorithmBlockError):
+            lines += describe(cause.error, cause.cls, f"{prefix}algorithm.")
+            continue
+        if isinstance(cause, ConfigError):
+            lines += cause.problems
+            continue
+        path = prefix + _dotted(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key{_suggestion(problem['loc'], schema)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{path}: is required")
+        elif problem["type"] == "value_error":
+            lines.append(f"{path}: {cause}" if path else str(cause))
+        else:
+            lines.append(f"{path}: {problem['input']!r} is not allowed: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return _merge_unions(lines)
+
+
+def _merge_unions(lines: list[str]) -> list[str]:
+    """pydantic reports each branch of a union (``auto`` or a number) on its own; say them in one line."""
+    merged: dict[str, list[str]] = {}
+    for line in lines:
+        head, separator, allowed = line.partition(" is not allowed: ")
+        merged.setdefault(head, []).append(allowed if separator else "")
+    return [f"{h} is not allowed: {', or '.join(a)}" if any(a) else h for h, a in merged.items()]
+
+
+def _dotted(loc: Sequence[str | int]) -> str:
+    """``("cohort", "schedule", 0)`` to ``cohort.schedule[0]``, without pydantic's names of union branches."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif re.fullmatch(r"[A-Za-z_]\w*", part) and part not in ("int", "float", "str"):
+            path += f".{part}" if path else part
+    return path
+
+
+def _suggestion(loc: Sequence[str | int], schema: type[BaseModel]) -> str:
+    """The nearest valid key, and all valid keys of the block."""
+    for part in loc[:-1]:
+        annotation = schema.model_fields[str(part)].annotation
+        found = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not found:
+            return ""
+        schema = found[0]
+    valid = list(schema.model_fields)
+    close = get_close_matches(str(loc[-1]), valid, n=1)
+    nearest = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{nearest} Valid here: {', '.join(valid)}"
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, accepted again by ``load_config``."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

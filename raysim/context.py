@@ -1,0 +1,137 @@
+"""What an algorithm's functions are handed for one client: ``Batch``, ``Optimizer`` and ``ClientContext``.
+
+Shapes in this package: K clients computed together, B samples of a batch, C channels, H and W pixels, P parameters.
+An algorithm sees one client, without K; the engine adds that axis with ``torch.func.vmap`` (see ``training.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raysim.parameters import ParameterLayout
+
+Tensors = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Samples of one client: images (B, C, H, W) float, labels (B,) int64, mask (B,) float, 0 where padded."""
+
+    images: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD or AdamW as pure functions on the flat vector; the arithmetic is that of ``torch.optim``.
+
+    A fresh state per client and round, as in the paper: what an optimiser remembers is never sent or kept.
+    """
+
+    name: str
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def init(self, theta: Tensor) -> Tensors:
+        """The state before the first step, for parameters (P,)."""
+        if self.name == "adamw":
+            return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta), "step": theta.new_zeros(())}
+        return {"momentum": torch.zeros_like(theta)} if self.momentum else {}
+
+    def step(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """Parameters (P,), gradient (P,) and state to the next parameters and state."""
+        if self.name == "adamw":
+            return self._adamw(theta, gradient, state)
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * theta
+        if self.momentum:
+            gradient = self.momentum * state["momentum"] + gradient
+            state = {"momentum": gradient}
+        return theta - self.lr * gradient, state
+
+    def _adamw(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        beta1, beta2 = self.betas
+        step = state["step"] + 1
+        m = beta1 * state["m"] + (1 - beta1) * gradient
+        v = beta2 * state["v"] + (1 - beta2) * gradient * gradient
+        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+        theta = theta * (1 - self.lr * self.weight_decay) - self.lr * m_hat / (v_hat.sqrt() + self.eps)
+        return theta, {"m": m, "v": v, "step": step}
+
+
+@dataclass(frozen=True)
+class ClientContext:
+    """The round as a client sees it. Everything here is the same for all clients of a round.
+
+    Attributes:
+        layout: where each tensor lies in ``theta``.
+        broadcast: what the server sent down, by name; ``broadcast["shared"]`` is the round's shared vector. Read only.
+        optimizer: the local optimiser at this round's learning rate.
+        round: counted from 0.
+        epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
+        phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
+    """
+
+    model: nn.Module
+    layout: ParameterLayout
+    broadcast: Tensors
+    optimizer: Optimizer
+    round: int
+    epoch: int = 0
+    phase: str = "train"
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The model at parameters (P,) on images (B, C, H, W): logits (B, classes)."""
+        return torch.func.functional_call(self.model, self.layout.unflatten(theta), (images,))
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """Mean cross entropy over the unpadded samples of a batch, a scalar."""
+        losses = F.cross_entropy(self.logits(theta, batch.images), batch.labels, reduction="none")
+        return (losses * batch.mask).sum() / batch.mask.sum()
+
+    def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The gradient (P,) of the loss at ``theta``, and the loss, a scalar."""
+        gradient, loss = _Gradient.apply(theta, *batch, lambda t, *b: self.loss(t, Batch(*b)))
+        return gradient, loss
+
+
+class _Gradient(torch.autograd.Function):
+    """Gradient and value of a scalar function, with its own rule for ``vmap``.
+
+    ``vmap(grad(f))`` sends every operation of forward and backward through two layers of function transforms. Here the
+    rule for K clients is one ordinary backward pass through ``vmap(f)``: 5 to 15 % faster at ViT sizes on a CPU, and a
+    single client runs as plain autograd does (20 % faster than ``torch.func.grad`` for a ViT of dim 64).
+    """
+
+    @staticmethod
+    def forward(theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor, f: Callable[..., Tensor]) -> Any:
+        return _backward(theta, lambda t: f(t, images, labels, mask))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.set_materialize_grads(False)  # no derivative of this function is ever taken
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, theta: Tensor, *args: Any) -> Any:
+        *batch, f = args
+        if in_dims[0] is None:
+            theta = theta.expand(info.batch_size, *theta.shape)
+        over_clients = torch.func.vmap(f, in_dims=(0, *in_dims[1:-1]), randomness="different")
+        return _backward(theta, lambda t: over_clients(t, *batch)), (0, 0)
+
+
+def _backward(theta: Tensor, f: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        loss = f(theta)
+        (gradient,) = torch.autograd.grad(loss.sum(), theta)
+    return gradient, loss.detach()

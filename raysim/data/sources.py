@@ -1,0 +1,291 @@
+"""Data sets by name: each loader returns a ``Dataset`` of uint8 images as they are stored, never floats.
+
+Loaders of well-kept libraries do the reading (scikit-learn, torchvision, medmnist, Pillow); this module brings their
+results into one form and says where to get a file that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raysim.config import DataConfig
+
+DEFAULT_ROOT = Path("~/.cache/raysim")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A pooled data set of n samples.
+
+    Attributes:
+        images: (n, H, W, C) uint8, C is 1 or 3.
+        labels: (n,) int64, from 0.
+        class_names: one for each class.
+        domains: (n,) int64 into ``domain_names``, or None.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    domains: NDArray[np.int64] | None = None
+    domain_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 of images, labels and domains."""
+        sha = hashlib.sha256()
+        for array in (self.images, self.labels, self.domains):
+            if array is not None:
+                sha.update(f"{array.dtype}{array.shape}".encode())
+                sha.update(np.ascontiguousarray(array))
+        return sha.hexdigest()[:16]
+
+
+def load_dataset(config: DataConfig, image_size: int) -> Dataset:
+    """The data set that ``config.name`` asks for, cut to ``config.subset``.
+
+    ``image_size`` is used only for image folders whose images differ in size: those are resized to it.
+
+    Raises:
+        ConfigError: no such data set, or its files are missing or damaged.
+    """
+    if config.name in _LOADERS:
+        dataset = _LOADERS[config.name](config, image_size)
+    elif config.name in (flags := _medmnist_flags()):
+        dataset = _medmnist(config)
+    else:
+        from difflib import get_close_matches
+
+        known = [*_LOADERS, *flags]
+        close = get_close_matches(config.name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"data.name: there is no data set {config.name!r}; {hint}Known: {', '.join(known)}")
+    return _subset(dataset, config.subset) if config.subset is not None else dataset
+
+
+def _subset(dataset: Dataset, size: int) -> Dataset:
+    """About ``size`` samples: the same share of every class, evenly spaced, so that no random draw is involved."""
+    n = len(dataset.labels)
+    if size > n:
+        raise ConfigError(f"data.subset: {size} samples asked, the data set has {n}")
+    chosen = []
+    for label in range(dataset.num_classes):
+        of_class = np.flatnonzero(dataset.labels == label)
+        keep = max(1, round(size * len(of_class) / n)) if len(of_class) else 0
+        chosen.append(of_class[np.linspace(0, len(of_class) - 1, keep).round().astype(int)])
+    index = np.sort(np.concatenate(chosen))
+    domains = dataset.domains[index] if dataset.domains is not None else None
+    return replace(dataset, images=dataset.images[index], labels=dataset.labels[index], domains=domains)
+
+
+def _digits(config: DataConfig, image_size: int) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    names = tuple(str(d) for d in range(10))
+    if not config.rotated_domains:
+        return Dataset(images[..., None], labels, names)
+    domains = np.empty_like(labels)
+    for label in range(10):  # every domain gets a quarter of every class
+        of_class = np.flatnonzero(labels == label)
+        domains[of_class] = np.arange(len(of_class)) % 4
+    rotated = np.stack([np.rot90(image, quarter) for image, quarter in zip(images, domains, strict=True)])
+    return Dataset(rotated[..., None], labels, names, domains, ("0°", "90°", "180°", "270°"))
+
+
+def _npz(config: DataConfig, image_size: int) -> Dataset:
+    """A user's own file: ``images`` uint8 (n, H, W) or (n, H, W, C), ``labels`` (n,), optional ``domains`` (n,)."""
+    form = "an npz with images (n, H, W[, C]) uint8, labels (n,) and optionally domains (n,)"
+    if config.root is None:
+        raise ConfigError(f"data.root: the data set 'npz' needs the path of {form}")
+    path = Path(config.root).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"data.root: there is no file {path}; it should be {form}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files if key in ("images", "labels", "domains")}
+    except Exception as error:  # numpy and zipfile raise many kinds on damaged files (zlib.error, BadZipFile, ...)
+        raise ConfigError(f"data.root: {path} is damaged or not an npz of plain arrays: {error}") from error
+    if missing := {"images", "labels"} - arrays.keys():
+        raise ConfigError(f"data.root: {path} has no array {', '.join(sorted(missing))}; it should be {form}")
+    images, labels = arrays["images"], arrays["labels"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ConfigError(f"data.root: images of {path} are {images.dtype} {images.shape}, not uint8 (n, H, W[, C])")
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[3] not in (1, 3):
+        raise ConfigError(f"data.root: images of {path} have {images.shape[3]} channels, not 1 or 3: {images.shape}")
+    labels = _integers(labels, len(images), "labels", path)
+    num_classes = int(labels.max()) + 1
+    if empty := sorted(set(range(num_classes)) - set(np.unique(labels).tolist())):
+        raise ConfigError(
+            f"data.root: labels of {path} go up to {num_classes - 1}, but no sample has {_some(empty)}: out of range, or "
+            "not numbered from 0 without gaps"
+        )
+    names = tuple(str(i) for i in range(num_classes))
+    if "domains" not in arrays:
+        return Dataset(images, labels, names)
+    raw_domains = arrays["domains"]
+    if raw_domains.shape != (len(images),):
+        raise ConfigError(f"data.root: domains of {path} have shape {raw_domains.shape}, not ({len(images)},)")
+    domain_names, domains = np.unique(raw_domains, return_inverse=True)
+    return Dataset(images, labels, names, domains.astype(np.int64), tuple(str(d) for d in domain_names))
+
+
+def _integers(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray[np.int64]:
+    """Integer class labels (n,) from 0, or an error that says what they are."""
+    if values.shape != (n,) or not np.issubdtype(values.dtype, np.integer):
+        raise ConfigError(f"data.root: {what} of {path} are {values.dtype} {values.shape}, not integers ({n},)")
+    if n == 0 or int(values.min()) < 0:
+        problem = "there are none" if n == 0 else f"the least is {int(values.min())}, classes count from 0"
+        raise ConfigError(f"data.root: {what} of {path} are out of range: {problem}")
+    return values.astype(np.int64)
+
+
+def _some(values: list[int]) -> str:
+    return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+
+
+def _root(config: DataConfig) -> Path:
+    return Path(config.root).expanduser() if config.root is not None else DEFAULT_ROOT.expanduser()
+
+
+def _cifar(config: DataConfig, image_size: int) -> Dataset:
+    """CIFAR-10 or CIFAR-100 through torchvision (downloaded once), training and test images pooled."""
+    from torchvision import datasets
+
+    cls, folder = {
+        "cifar10": (datasets.CIFAR10, "cifar-10-python"),
+        "cifar100": (datasets.CIFAR100, "cifar-100-python"),
+    }[config.name]
+    root = _root(config)
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        parts = [cls(str(root), train=train, download=True) for train in (True, False)]
+    except Exception as error:  # urllib, hashing and unpacking each have their own
+        raise ConfigError(
+            f"data.name: {config.name} is not in {root} and can't be downloaded ({error}). Get {folder}.tar.gz from "
+            f"https://www.cs.toronto.edu/~kriz/cifar.html and put it into {root}, or set data.root to the folder that has it"
+        ) from error
+    images = np.concatenate([part.data for part in parts])
+    labels = np.concatenate([np.asarray(part.targets, np.int64) for part in parts])
+    return Dataset(images, labels, tuple(parts[0].classes))
+
+
+def _medmnist_flags() -> list[str]:
+    """Every single-label 2-D set of MedMNIST."""
+    from medmnist import INFO
+
+    return [
+        flag
+        for flag, info in INFO.items()
+        if not flag.endswith("3d") and info["task"] in ("multi-class", "binary-class", "ordinal-regression")
+    ]
+
+
+def _medmnist(config: DataConfig) -> Dataset:
+    """A MedMNIST set at 28 pixels through medmnist (downloaded once), all three splits pooled as in the paper."""
+    import medmnist
+
+    info = medmnist.INFO[config.name]
+    cls = getattr(medmnist, info["python_class"])
+    root = _root(config)
+    root.mkdir(parents=True, exist_ok=True)
+    missing = not (root / f"{config.name}.npz").exists()
+    try:
+        parts = [cls(split=split, root=str(root), download=missing) for split in ("train", "val", "test")]
+    except Exception as error:  # the download has many ways to fail, and a damaged file as many
+        if not missing:
+            raise ConfigError(f"data.root: {root / config.name}.npz is damaged: {error}") from error
+        raise ConfigError(
+            f"data.name: {config.name}.npz is not in {root} and can't be downloaded. Get it from {info['url']} and put it "
+            f"there, or set data.root to the folder that has it"
+        ) from error
+    images = np.concatenate([part.imgs for part in parts])
+    labels = np.concatenate([part.labels for part in parts]).reshape(-1).astype(np.int64)
+    images = images[..., None] if images.ndim == 3 else images
+    return Dataset(images, labels, tuple(info["label"][str(i)] for i in range(len(info["label"]))))
+
+
+def _image_folder(config: DataConfig, image_size: int) -> Dataset:
+    """``root/<domain>/<class>/*.jpg|png``, the Office-Home layout; every domain must have the same classes."""
+    from torchvision.datasets import ImageFolder
+
+    form = "a folder with <domain>/<class>/*.jpg or *.png"
+    if config.root is None:
+        raise ConfigError(f"data.root: the data set 'image_folder' needs {form}")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        hint = "; unpack the archive first" if root.is_file() else ""
+        raise ConfigError(f"data.root: {root} is not {form}{hint}")
+    domain_names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        folders = [ImageFolder(str(root / domain)) for domain in domain_names]
+    except (FileNotFoundError, OSError) as error:
+        raise ConfigError(f"data.root: {root} is not {form}: {error}") from error
+    if not folders:
+        raise ConfigError(f"data.root: {root} has no folders; it should be {form}")
+    for domain, folder in zip(domain_names, folders, strict=True):
+        if folder.classes != folders[0].classes:
+            odd = sorted(set(folder.classes) ^ set(folders[0].classes))
+            raise ConfigError(f"data.root: {root}: domains {domain_names[0]} and {domain} differ in classes: {', '.join(odd)}")
+    paths = [Path(path) for folder in folders for path, _ in folder.samples]
+    labels = np.array([label for folder in folders for _, label in folder.samples], np.int64)
+    domains = np.repeat(np.arange(len(folders)), [len(folder.samples) for folder in folders])
+    return Dataset(_read_images(paths, image_size), labels, tuple(folders[0].classes), domains, tuple(domain_names))
+
+
+def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
+    """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image, UnidentifiedImageError
+
+    def size(path: Path) -> tuple[int, int]:
+        try:
+            with Image.open(path) as image:
+                return image.size
+        except (UnidentifiedImageError, OSError) as error:
+            raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        try:
+            with Image.open(path) as image:
+                rgb = image.convert("RGB")
+                return np.asarray(rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BICUBIC))
+        except OSError as error:
+            raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
+
+    with ThreadPoolExecutor() as threads:
+        sizes = set(threads.map(size, paths))
+        target = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
+        images = np.empty((len(paths), target[1], target[0], 3), np.uint8)
+        for i, image in enumerate(threads.map(read, paths)):
+            images[i] = image
+    return images
+
+
+_LOADERS: dict[str, Callable[[DataConfig, int], Dataset]] = {
+    "digits": _digits,
+    "npz": _npz,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "image_folder": _image_folder,
+}

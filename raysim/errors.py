@@ -1,0 +1,15 @@
+"""The two errors that a user meets: their configuration or data is wrong, or their algorithm raised."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration, the data or the asked resources; the message says where and what to do."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class ClientError(RuntimeError):
+    """An algorithm raised an exception while it trained or evaluated clients; carries the original traceback."""
