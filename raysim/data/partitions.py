@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from raysim import seeds
@@ -68,6 +69,41 @@ class Partition:
             found = np.unique(dataset.domains[self.indices[self.offsets[client] : self.offsets[client + 1]]])
             names.append(dataset.domain_names[found[0]] if len(found) == 1 else "mixed")
         return names
+
+
+def client_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.DataFrame:
+    """A row per client (of the first ``most``, and a row for the rest): samples, classes, domain."""
+    counts = partition.class_counts(dataset.labels, dataset.num_classes)
+    domains = partition.client_domains(dataset)
+    rows = []
+    for client in range(min(most, partition.num_clients)):
+        present = np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]
+        top = ", ".join(f"{dataset.class_names[label]} {counts[client, label]}" for label in present[:4])
+        rows.append(
+            {
+                "client": str(client),
+                "train": str(partition.num_train[client]),
+                "test": str(partition.num_test[client]),
+                "classes": str(len(present)),
+                "most frequent": top,
+                "domain": domains[client],
+            }
+        )
+    if (more := partition.num_clients - most) > 0:
+        mean = f"{partition.num_train[most:].mean():.1f}", f"{partition.num_test[most:].mean():.1f}"
+        classes = f"{(counts[most:] > 0).sum(axis=1).mean():.1f}"
+        rows.append(
+            {
+                "client": f"{more} more, mean",
+                "train": mean[0],
+                "test": mean[1],
+                "classes": classes,
+                "most frequent": "",
+                "domain": "",
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if dataset.domains is not None else table.drop(columns="domain")
 
 
 def make_partition(config: DataConfig, dataset: Dataset, seed: int) -> Partition:

@@ -5,8 +5,6 @@ Shapes: ``..., H, W, C`` stored, ``..., C, S, S`` out, for a model image size of
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,20 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Augmentation(NamedTuple):
-    """Drawn on the host from each client's own stream: flips (..., n) bool, shifts (..., n, 2) int64 pixels down, right."""
-
-    flips: NDArray[np.bool_]
-    shifts: NDArray[np.int64]
-
-
-def draw_augmentation(name: str, n: int, side: int, rng: np.random.Generator) -> Augmentation | None:
-    """Random augmentation of n images: ``flip`` mirrors half of them, ``crop_flip`` also shifts by up to side / 8."""
-    if name == "none":
-        return None
+def draw_augmentation(
+    name: str, n: int, side: int, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Flips (n,) and shifts (n, 2), pixels down and right: ``flip`` mirrors half, ``crop_flip`` also shifts by side / 8."""
     flips = rng.random(n) < 0.5
     reach = max(1, side // 8) if name == "crop_flip" else 0
-    return Augmentation(flips, rng.integers(-reach, reach + 1, (n, 2)))
+    return flips, rng.integers(-reach, reach + 1, (n, 2))
 
 
 def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+"""raysim: personalised federated learning of Vision Transformers, simulated at scale on Ray.
+
+    import raysim
+
+    config = raysim.load_config("yaml/quickstart.yaml", ["rounds=5"])
+    result = raysim.run(config)
+    result.history      # a pandas DataFrame, a row per run and round
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Config", "ConfigError", "Result", "RunFailed", "RunKilled", "__version__", "load_config", "run"]
+
+if TYPE_CHECKING:
+    from raysim.config import Config
+    from raysim.config_file import load_config
+    from raysim.errors import ConfigError
+    from raysim.experiment import Result, RunFailed, RunKilled, run
+
+_HOME = {
+    "Config": "raysim.config",
+    "load_config": "raysim.config_file",
+    "ConfigError": "raysim.errors",
+    "Result": "raysim.experiment",
+    "RunFailed": "raysim.experiment",
+    "RunKilled": "raysim.experiment",
+    "run": "raysim.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch, timm and Ray take seconds, and ``raysim --help`` needs none of them."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'raysim' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,91 @@
+"""The exact weighted mean: the same bits for any order, any grouping over workers, and after any retry.
+
+Floating-point addition depends on its order; integer addition does not. The weighted sum of a client batch (float64, in
+the batch's own order, which is a function of the cohort alone) is rounded once to fixed point; from there on only int64
+are added. Weights are the clients' planned shares, which sum to 1 over the cohort, so no sum can overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from algorithms import Upload
+
+TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
+WEIGHT_BITS = 40
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """A weighted sum and the weight that went into it, both integers: ``total / 2^scale_bits`` and ``weight / 2^40``."""
+
+    total: NDArray[np.int64]
+    weight: int
+
+    def __add__(self, other: FixedPoint) -> FixedPoint:
+        return FixedPoint(self.total + other.total, self.weight + other.weight)
+
+    def mean(self, scale_bits: int) -> Tensor | None:
+        """The mean (n,) float64, rescaled by the weight that arrived; None if none did."""
+        if self.weight == 0:
+            return None
+        return torch.from_numpy(self.total.astype(np.float64) * (2.0 ** (WEIGHT_BITS - scale_bits) / self.weight))
+
+
+def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declared: Mapping[str, Upload]) -> Tensor:
+    """(K,) bool: clients whose uploads fit into fixed point, and whose uploads and state are finite. Each is (K, n)."""
+    checks = []
+    for name, values in uploads.items():
+        limit = 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
+        checks.append((values.abs() < limit).all(dim=-1))  # false for NaN, too
+    checks += [values.isfinite().all(dim=-1) for values in kept.values()]
+    return torch.stack(checks).all(dim=0)
+
+
+def weighted_sum(values: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], scale_bits: int) -> FixedPoint:
+    """Clients' values (K, n) and planned shares (K,) to fixed point; clients that are not accepted have no part in it."""
+    total = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+    weight = 0
+    for client in np.flatnonzero(accepted):
+        total.add_(values[client].double(), alpha=float(weights[client]))
+        weight += round(float(weights[client]) * 2**WEIGHT_BITS)
+    fixed = total.mul_(2.0**scale_bits).round_().to(torch.int64)
+    return FixedPoint(fixed.cpu().numpy(), weight)
+
+
+@dataclass
+class PartialSum:
+    """What one client actor has summed up in one round: it names its round and the client batches in it.
+
+    Adding a client batch twice is a no-op, so a batch that is sent again can do no harm.
+    """
+
+    round: int
+    batches: set[int] = field(default_factory=set)
+    sums: dict[str, FixedPoint] = field(default_factory=dict)
+
+    def add(self, batch: int, sums: Mapping[str, FixedPoint]) -> None:
+        if batch in self.batches:
+            return
+        self.batches.add(batch)
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+
+def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:
+    """One sum per upload from the partial sums of all actors, which must be disjoint and complete."""
+    whole = PartialSum(round)
+    for part in parts:
+        assert part.round == round, f"a partial sum of round {part.round} arrived in round {round}"
+        assert not part.batches & whole.batches, f"client batches {part.batches & whole.batches} were summed twice"
+        whole.batches |= part.batches
+        for name, value in part.sums.items():
+            whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
+    assert whole.batches == batches, f"client batches {batches ^ whole.batches} are missing or foreign"
+    return whole.sums

@@ -1,0 +1,139 @@
+"""The commands. Heavy imports happen inside them, so that ``raysim --help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from raysim import __version__
+from raysim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raysim.experiment import Result
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class _Commands(click.Group):
+    """Shows a user's mistake as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        sys.path.insert(0, os.getcwd())  # a user's own algorithm module lies where the command is given
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                errors.print("[bold red]error:[/] ", end="")
+                errors.print(problem, markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Personalised federated learning of Vision Transformers, simulated at scale on Ray."""
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def run(file: str, overrides: tuple[str, ...]) -> None:
+    """Run the YAML FILE, a single run or a study, and log it to MLflow.
+
+    Any key can be changed by its dotted path: train.optimizer.lr=0.1 data.num_clients=100
+    """
+    from raysim.config_file import children, load_config
+
+    config = load_config(file, overrides)
+    rounds = [child.rounds for _, child in children(config)]
+    from raysim.experiment import RunFailed, RunKilled
+    from raysim.experiment import run as run_config
+    from raysim.progress import ProgressView
+
+    try:
+        with ProgressView(console) as view:
+            result = run_config(config, lambda status, names: view(status, names, rounds))
+    except RunFailed as error:
+        errors.print("[bold red]the run failed[/]")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except RunKilled as error:
+        errors.print(str(error), markup=False)
+        sys.exit(130)
+    _print_result(result, config.study is not None)
+
+
+def _print_result(result: Result, is_study: bool) -> None:
+    from raysim.progress import as_rich
+    from raysim.tracking import dashboard_command
+
+    console.print(as_rich(result.table, _caption(result.experiment)))
+    run_id = result.parent_run_id if is_study else result.runs[0].run_id
+    console.print(f"run {run_id} in experiment {result.experiment!r}; compare again: ", end="", highlight=False)
+    console.print(f"raysim compare {result.experiment}", style="bold", highlight=False)
+    console.print("dashboard: ", end="")
+    console.print(dashboard_command(result.tracking_uri), style="bold", highlight=False, soft_wrap=True)
+
+
+def _caption(experiment: str) -> str:
+    return f"{experiment}: last round, percent, mean ± standard deviation over seeds"
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Draw the classes of every client.")
+def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
+    """Show how FILE divides its data over clients, and what of its model is shared."""
+    from raysim.config_file import load_config
+    from raysim.data.partitions import client_table
+    from raysim.experiment import prepare
+    from raysim.plots import plot_partition
+    from raysim.progress import as_rich
+
+    config = load_config(file, overrides)
+    first = prepare(config)[0]
+    table = client_table(first.partition, first.dataset)
+    console.print(as_rich(table, f"{config.data.name}, {config.data.partition.name}: {first.partition.num_clients} clients"))
+    console.print(first.layout.table(), highlight=False)
+    if plot:
+        counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)
+        name = f"{config.data.name}, {config.data.partition.name}: samples per client and class"
+        plot_partition(counts, first.dataset.class_names, name).savefig(plot)
+        console.print(f"picture: {plot}")
+
+
+@main.command()
+def algorithms() -> None:
+    """List the algorithms: name, one line, paper."""
+    from algorithms import ALGORITHMS
+
+    for name, cls in ALGORITHMS.items():
+        first_line = (cls.__doc__ or "").split("\n")[0]
+        console.print(f"[bold]{name}[/]  {cls.paper}\n    {first_line}", highlight=False)
+
+
+@main.command()
+@click.argument("experiment")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw accuracy over rounds.")
+def compare(experiment: str, uri: str | None, plot: Path | None) -> None:
+    """The table (and picture) of the latest study of EXPERIMENT again, from MLflow."""
+    from raysim.compare import compare as compare_runs
+    from raysim.config import TrackingConfig
+    from raysim.plots import plot_comparison
+    from raysim.progress import as_rich
+    from raysim.tracking import Tracker, resolve_uri
+
+    tracker = Tracker(resolve_uri(TrackingConfig(uri=uri)), experiment, create=False)
+    history = tracker.latest_study()
+    console.print(as_rich(compare_runs(history), _caption(experiment)))
+    if plot:
+        plot_comparison(history, experiment).savefig(plot)
+        console.print(f"picture: {plot}")

@@ -1,0 +1,205 @@
+"""The client actor: a Ray worker with its share of a device that hosts one client batch after another.
+
+A thin wrapper around ``training.ClientEngine``: it moves data in and out of the object store and the slot file, and keeps
+the one thing that is mutable, the partial sum of the round.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from raysim.aggregation import PartialSum
+from raysim.config import Config
+from raysim.context import Tensors
+from raysim.errors import ClientError
+from raysim.models import build_model
+from raysim.personal_store import SlotFile
+from raysim.training import ClientEngine, Evaluation
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
+
+    config: Config
+    images: ray.ObjectRef
+    labels: ray.ObjectRef
+    partition: ray.ObjectRef
+    initial: ray.ObjectRef
+    num_classes: int
+    in_channels: int
+    slot_file: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A client batch and what to do with it.
+
+    Attributes:
+        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients.
+        index: position among the round's tasks.
+        weights: planned shares (K,) by weighting.
+        read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
+        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
+    """
+
+    kind: Literal["train", "evaluate", "global"]
+    index: int
+    round: int
+    clients: Ints
+    read: Ints
+    write: Ints | None = None
+    weights: dict[str, NDArray[np.float64]] | None = None
+    messages: dict[str, NDArray[np.float32]] | None = None
+    evaluate: bool = False
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What comes back to the driver: a few numbers per client; sums stay in the actor until the end of the round."""
+
+    task: Task
+    accepted: NDArray[np.bool_] | None
+    metrics: dict[str, NDArray[np.float64]]
+    evaluation: Evaluation | None
+    seconds: float
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class ClientActor:
+    """Configured once per run, then handed tasks; never restarted by Ray, since its partial sum would be lost silently."""
+
+    def __init__(self, import_path: list[str]) -> None:
+        sys.path.extend(entry for entry in import_path if entry not in sys.path)  # a user's own algorithm module
+        torch.set_num_threads(1)  # two threads add in another order than one, whatever num_cpus is
+        self._engine: ClientEngine | None = None
+        self._slots: SlotFile | None = None
+
+    def configure(self, setup: RunSetup) -> dict[str, str]:
+        """Get ready for a run; returns what this worker computes on."""
+        config = setup.config
+        device = config.resources.device
+        if device == "cuda":
+            _make_cuda_deterministic()
+        model = build_model(
+            config.model.model_copy(update={"pretrained": False, "weights": None}),
+            config.algorithm,
+            setup.num_classes,
+            setup.in_channels,
+            config.seed,
+        )
+        refs = [setup.images, setup.labels, setup.partition, setup.initial]
+        images, labels, partition, initial = ray.get(refs)
+        theta = torch.from_numpy(initial.copy())  # torch ignores that a shared array is read-only
+        self._engine = ClientEngine(config, model, theta, images, labels, partition, device)
+        if self._slots is not None:
+            self._slots.close()
+        self._slots = SlotFile(setup.slot_file, self._engine.state_layout.size)
+        self._partial = PartialSum(-1)
+        self._broadcast: tuple[Any, Tensors] | None = None
+        return {"device": device, "device_name": device_name(device)}
+
+    def run(self, task: Task, version: int, broadcast: dict[str, NDArray[np.float32]]) -> TaskResult:
+        """Do a task with the server's broadcast of this version (equal versions are equal broadcasts).
+
+        Raises:
+            ClientError: the algorithm raised; names the client.
+        """
+        start = time.perf_counter()
+        assert self._engine is not None
+        assert self._slots is not None
+        if self._broadcast is None or self._broadcast[0] != version:
+            tensors = {k: torch.from_numpy(v.copy()).to(self._engine.device) for k, v in broadcast.items()}
+            self._broadcast = (version, tensors)
+        if self._partial.round != task.round and task.kind == "train":
+            self._partial = PartialSum(task.round)
+        try:
+            result = self._run(task)
+        except Exception as error:
+            raise self._client_error(task, error) from None
+        return TaskResult(task, *result, time.perf_counter() - start)
+
+    def partial_sum(self, round: int) -> PartialSum:
+        """The sum of the client batches that this actor trained in the round."""
+        return self._partial if self._partial.round == round else PartialSum(round)
+
+    def _run(self, task: Task) -> tuple[Any, Any, Any]:
+        assert self._engine is not None
+        assert self._slots is not None
+        assert self._broadcast is not None
+        _, broadcast = self._broadcast
+        if task.kind == "global":
+            return None, {}, self._engine.evaluate_global(task.round, task.clients, broadcast)
+        states = self._slots.read(task.read, self._engine.initial_state)
+        if task.kind == "evaluate":
+            return None, {}, self._engine.evaluate(task.round, task.clients, broadcast, states)
+        assert task.write is not None
+        assert task.weights is not None
+        messages = {k: torch.from_numpy(v).to(self._engine.device) for k, v in (task.messages or {}).items()}
+        trained = self._engine.train(
+            task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate
+        )
+        self._slots.write(task.write, trained.states)
+        self._partial.add(task.index, trained.sums)
+        return trained.accepted, trained.metrics, trained.evaluation
+
+    def _client_error(self, task: Task, error: Exception) -> ClientError:
+        """Name the client: in a vectorised batch, the first one that fails on its own."""
+        culprits, trace = task.clients.tolist(), traceback.format_exc()
+        if len(culprits) > 1 and not isinstance(error, torch.OutOfMemoryError):
+            for i, client in enumerate(culprits):
+                try:
+                    self._run_alone(task, i)
+                except Exception:
+                    culprits, trace = [client], traceback.format_exc()
+                    break
+        who = f"client {culprits[0]}" if len(culprits) == 1 else f"clients {', '.join(map(str, culprits))}"
+        hint = ""
+        if isinstance(error, torch.OutOfMemoryError):
+            hint = "\nThe device is out of memory: lower resources.clients_per_batch, or give each actor a larger share of it"
+        return ClientError(f"{task.kind} of {who} failed in round {task.round}: {error!r}{hint}\n\n{trace}")
+
+    def _run_alone(self, task: Task, i: int) -> None:
+        """One client of a batch, with no effect on slots or sums."""
+        assert self._engine is not None
+        assert self._slots is not None
+        assert self._broadcast is not None
+        one = slice(i, i + 1)
+        states = self._slots.read(task.read[one], self._engine.initial_state)
+        if task.kind != "train":
+            self._engine.evaluate(task.round, task.clients[one], self._broadcast[1], states)
+            return
+        weights = {k: v[one] for k, v in (task.weights or {}).items()}
+        messages = {k: torch.from_numpy(v[one]).to(self._engine.device) for k, v in (task.messages or {}).items()}
+        self._engine.train(
+            task.round, task.clients[one], weights, self._broadcast[1], states, messages, task.evaluate
+        )
+
+
+# Functions of the module, not methods: Ray pickles an actor class by value, and torch.backends can't be pickled.
+def device_name(device: str) -> str:
+    """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def _make_cuda_deterministic() -> None:
+    """Equal bits on equal GPUs; ``CUBLAS_WORKSPACE_CONFIG`` is set in the actor's environment."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("this worker sees no CUDA device; is torch built for CUDA and num_gpus_per_actor above 0?")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)

@@ -1,0 +1,268 @@
+"""The driver actor: it owns the pool of client actors, takes run after run through its rounds, and writes to MLflow.
+
+Its constructor starts the work in a thread; the command polls ``status`` and asks it to stop. All children of a study go
+through one driver, so that they share one pool of actors.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import ray
+from numpy.typing import NDArray
+
+from raysim import __version__
+from raysim.client_actor import RunSetup
+from raysim.compare import compare
+from raysim.config import Config
+from raysim.config_file import dump
+from raysim.errors import ClientError, ConfigError
+from raysim.parameters import ParameterLayout
+from raysim.plots import plot_comparison, plot_partition
+from raysim.rounds import RoundReport, Run
+from raysim.scheduling import ActorPool, Stopped
+from raysim.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run as the command prepared it."""
+
+    entry: str
+    """Name of the study entry, the same for all its seeds."""
+    setup: RunSetup
+    layout: ParameterLayout
+    dataset_digest: str
+    class_names: tuple[str, ...]
+    class_counts: NDArray[np.int64]
+    """(N, classes)"""
+    domains: list[str]
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command hands to the driver: one run, or the runs of a study."""
+
+    config: Config
+    runs: list[RunSpec]
+    tracking_uri: str
+    git_commit: str | None
+
+    @property
+    def experiment(self) -> str:
+        return self.config.tracking.experiment or self.config.name
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    entry: str
+    seed: int
+    run_id: str
+    history: pd.DataFrame
+    clients: pd.DataFrame
+    shared: NDArray[np.float32]
+    checksums: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the command sees when it polls."""
+
+    state: Literal["starting", "running", "finished", "failed", "killed"] = "starting"
+    run: int = 0
+    """Index of the run under way."""
+    report: RoundReport | None = None
+    log: tuple[str, ...] = ()
+    """Lines to print, since the start."""
+    error: str | None = None
+    is_user_error: bool = False
+
+
+@dataclass
+class _Shared:
+    """Between the working thread and the actor's methods."""
+
+    status: Status = field(default_factory=Status)
+    results: list[RunResult] = field(default_factory=list)
+    parent: str | None = None
+
+
+@ray.remote(max_restarts=0, max_concurrency=4)
+class Driver:
+    """See the module's docstring."""
+
+    def __init__(self, job: Job, num_actors: int, actor_options: dict[str, Any], import_path: list[str]) -> None:
+        sys.path.extend(entry for entry in import_path if entry not in sys.path)
+        self._stop = threading.Event()
+        self._shared = _Shared()
+        self._job = job
+        self._pool_arguments = (num_actors, actor_options, import_path, self._stop)
+        self._thread = threading.Thread(target=self._main, name="rounds", daemon=True)
+        self._thread.start()
+
+    def status(self) -> Status:
+        return self._shared.status
+
+    def stop(self) -> None:
+        """Ask the run to end; it is closed as KILLED, then ``status`` says so."""
+        self._stop.set()
+
+    def results(self) -> tuple[list[RunResult], str | None]:
+        """All finished runs, and the id of the study's parent run."""
+        return self._shared.results, self._shared.parent
+
+    def _main(self) -> None:
+        try:
+            Study(self._job, ActorPool(*self._pool_arguments), self._shared).execute()
+            self._update(state="finished")
+        except Stopped:
+            self._update(state="killed")
+        except (ClientError, ConfigError) as error:
+            self._update(state="failed", error=str(error), is_user_error=True)
+        except Exception:
+            self._update(state="failed", error=traceback.format_exc())
+
+    def _update(self, **changes: Any) -> None:
+        self._shared.status = replace(self._shared.status, **changes)
+
+
+class Study:
+    """Takes the runs of a job through a pool, one after another, each logged to MLflow."""
+
+    def __init__(self, job: Job, pool: ActorPool, shared: _Shared) -> None:
+        self._job, self._pool, self._shared = job, pool, shared
+        self._tracker = Tracker(job.tracking_uri, job.experiment)
+
+    def execute(self) -> None:
+        if self._job.config.study is None:
+            self._run(self._job.runs[0], None)
+            return
+        config = self._job.config
+        tags = {**self._tags(config), "raysim.kind": "study"}
+        parent = self._shared.parent = self._tracker.start(config.name, {"study.runs": len(self._job.runs)}, tags)
+        with _closing(self._tracker, parent):
+            self._tracker.log_text(parent, dump(config), "config.yaml")
+            for i, spec in enumerate(self._job.runs):
+                self._say(run=i)
+                self._run(spec, parent)
+            history = pd.concat([r.history for r in self._shared.results], ignore_index=True)
+            self._tracker.log_figure(parent, plot_comparison(history, title(config)), "comparison.png")
+            self._tracker.log_table(parent, compare(history), "comparison.csv")
+
+    def _run(self, spec: RunSpec, parent: str | None) -> None:
+        config = spec.config
+        folder = Path(tempfile.mkdtemp(prefix="raysim-"))
+        try:
+            setup = replace(spec.setup, slot_file=folder / "personal_state")
+            machine = self._pool.configure(setup)
+            run_id = self._tracker.start(
+                config.name,
+                {**config.flat(), **_sizes(spec.layout)},
+                {**self._tags(config, machine), "raysim.entry": spec.entry, "raysim.dataset_digest": spec.dataset_digest},
+                parent,
+            )
+            with _closing(self._tracker, run_id):
+                self._rounds(spec, setup, run_id)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _rounds(self, spec: RunSpec, setup: RunSetup, run_id: str) -> None:
+        config = spec.config
+        self._tracker.log_text(run_id, dump(config), "config.yaml")
+        figure = plot_partition(spec.class_counts, spec.class_names, f"{config.data.name}: samples per client and class")
+        self._tracker.log_figure(run_id, figure, "partition.png")
+        run = Run(setup, spec.layout, self._pool, spec.domains, self._report)
+        try:
+            for round in range(config.rounds):
+                self._tracker.log_round(run_id, round, run.round(round))
+            self._tracker.log_table(run_id, run.clients, "clients.csv")
+            if run.rejections:
+                self._tracker.log_table(run_id, pd.DataFrame(run.rejections, columns=["round", "client"]), "rejected.csv")
+            checksums = run.checksums()
+            self._tracker.set_tags(run_id, {f"checksum.{name}": value for name, value in checksums.items()})
+        finally:
+            run.close()
+        history = pd.DataFrame(run.history).astype({"round": int})
+        history.insert(0, "name", spec.entry)
+        history.insert(1, "seed", config.seed)
+        history.insert(2, "run_id", run_id)
+        self._shared.results.append(
+            RunResult(spec.entry, config.seed, run_id, history, run.clients, run.shared.numpy(), checksums)
+        )
+
+    def _tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
+        """What MLflow's table can be filtered by."""
+        import timm
+        import torch
+
+        tags = {
+            "raysim.algorithm": config.algorithm.name,
+            "raysim.dataset": config.data.name,
+            "raysim.model": config.model.name,
+            "version.raysim": __version__,
+            "version.ray": ray.__version__,
+            "version.torch": torch.__version__,
+            "version.timm": timm.__version__,
+            "version.python": platform.python_version(),
+        }
+        if machine is not None:
+            tags |= {"raysim.device": machine["device"], "raysim.device_name": machine["device_name"]}
+        if self._job.git_commit:
+            tags["mlflow.source.git.commit"] = self._job.git_commit
+        return tags
+
+    def _report(self, report: RoundReport) -> None:
+        self._say(report=report)
+        if report.rejected:
+            ids = ", ".join(map(str, report.rejected))
+            line = f"round {report.round}: rejected client {ids}: its parameters were not finite or out of range"
+            self._say(log=(*self._shared.status.log, line))
+
+    def _say(self, **changes: Any) -> None:
+        self._shared.status = replace(self._shared.status, state="running", **changes)
+
+
+def title(config: Config) -> str:
+    """What a comparison's picture says: the data, who trains, and what is evaluated."""
+    cohort, clients = config.cohort_size, config.data.num_clients
+    when = "before aggregation" if config.evaluate.protocol == "paper" else "after aggregation"
+    return f"{config.name}: {cohort} of {clients} clients train per round, evaluated {when}"
+
+
+def _sizes(layout: ParameterLayout) -> dict[str, int]:
+    return {"model.shared_parameters": layout.num_shared, "model.personal_parameters": layout.num_personal}
+
+
+@contextmanager
+def _closing(tracker: Tracker, run_id: str) -> Iterator[None]:
+    """Ends an MLflow run with the status that the block's outcome asks for."""
+    try:
+        yield
+    except Stopped:
+        tracker.end(run_id, "KILLED")
+        raise
+    except BaseException:
+        tracker.end(run_id, "FAILED")
+        raise
+    tracker.end(run_id, "FINISHED")

@@ -1,0 +1,78 @@
+"""From per-client results to metrics, always reduced in client-id order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from raysim.data.partitions import Partition
+from raysim.training import Evaluation
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ClientResults:
+    """The evaluated clients (E,) in id order, with all their test probabilities."""
+
+    clients: Ints
+    correct: Ints
+    num_test: Ints
+    probabilities: list[NDArray[np.float32]]
+    """One (num_test, classes) per client."""
+
+    @classmethod
+    def merge(cls, parts: Sequence[Evaluation]) -> ClientResults:
+        """Evaluations of client batches, in whatever order they came, to one in client-id order."""
+        clients = np.concatenate([part.clients for part in parts])
+        correct = np.concatenate([part.correct for part in parts])
+        num_test = np.concatenate([part.num_test for part in parts])
+        rows = [p for part in parts for p in np.split(part.probabilities, np.cumsum(part.num_test)[:-1])]
+        order = np.argsort(clients)
+        assert (np.diff(clients[order]) > 0).all(), "a client was evaluated twice"
+        return cls(clients[order], correct[order], num_test[order], [rows[i] for i in order])
+
+    def only(self, clients: Ints) -> ClientResults:
+        """Without the clients that were evaluated beside those (E,) that were asked for, both ascending."""
+        index = np.searchsorted(self.clients, clients)
+        assert (self.clients[index] == clients).all(), "a client was not evaluated"
+        rows = [self.probabilities[i] for i in index]
+        return ClientResults(clients, self.correct[index], self.num_test[index], rows)
+
+    @property
+    def accuracy(self) -> Floats:
+        """(E,), fractions."""
+        return self.correct / self.num_test
+
+    def metrics(self, labels: Ints, partition: Partition) -> dict[str, float]:
+        """The round's ``personalized/...`` metrics; ``labels`` (n,) are the whole data set's."""
+        accuracy = self.accuracy
+        worst = np.sort(accuracy)[: max(1, len(accuracy) // 10)]
+        true = [labels[partition.test(c)] for c in self.clients.tolist()]
+        return {
+            "personalized/accuracy_mean": float(accuracy.mean()),
+            "personalized/accuracy_std": float(accuracy.std()),
+            "personalized/accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
+            "personalized/accuracy_worst_decile": float(worst.mean()),
+            "personalized/auc_micro": auc_micro(np.concatenate(self.probabilities), np.concatenate(true)),
+        }
+
+    def client_auc(self, labels: Ints, partition: Partition) -> Floats:
+        """(E,): micro-averaged AUC of each client's own test samples."""
+        true = (labels[partition.test(c)] for c in self.clients.tolist())
+        return np.array([auc_micro(p, y) for p, y in zip(self.probabilities, true, strict=True)])
+
+
+def auc_micro(probabilities: NDArray[np.float32], labels: Ints) -> float:
+    """Area under the ROC curve over all (sample, class) pairs pooled, for any number of classes from two.
+
+    ``probabilities`` (n, classes) against one-hot ``labels`` (n,). Every sample has one positive and at least one negative
+    pair, so it is always defined.
+    """
+    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(roc_auc_score(one_hot.ravel(), probabilities.ravel()))

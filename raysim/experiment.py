@@ -1,0 +1,222 @@
+"""From a configuration to results: prepare every run, place the actors, start the driver, watch it.
+
+Everything that can be wrong with the configuration or the data is found in ``prepare``, before Ray is started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from raysim.client_actor import RunSetup
+from raysim.compare import compare
+from raysim.config import Config, DataConfig, ResourcesConfig
+from raysim.config_file import children
+from raysim.data.partitions import Partition, make_partition
+from raysim.data.sources import Dataset, load_dataset
+from raysim.driver import Driver, Job, RunResult, RunSpec, Status
+from raysim.errors import ConfigError
+from raysim.models import build_model, tokens_per_image
+from raysim.parameters import ParameterLayout
+from raysim.resources import clients_per_batch, connect, place, same_resources
+from raysim.tracking import git_commit, resolve_uri
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; the message is the driver's."""
+
+
+class RunKilled(RuntimeError):
+    """A run was stopped before its end; it is closed as KILLED in MLflow."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, or all runs of a study.
+
+    Attributes:
+        runs: each with its history, table of clients, final shared parameters and checksums.
+        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
+        tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
+    """
+
+    runs: list[RunResult]
+    history: pd.DataFrame
+    tracking_uri: str
+    experiment: str
+    parent_run_id: str | None
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
+        return compare(self.history)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked: data loaded and divided, model built, ``clients_per_batch`` resolved."""
+
+    entry: str
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    layout: ParameterLayout
+    initial: NDArray[np.float32]
+    """(P,), the initial parameters."""
+
+
+def prepare(config: Config) -> list[Prepared]:
+    """Check everything about every run of a configuration; equal data sets are loaded once.
+
+    Raises:
+        ConfigError: see its message.
+    """
+    datasets: dict[str, Dataset] = {}
+    partitions: dict[str, Partition] = {}
+    prepared = []
+    for entry, child in children(config):
+        key = _source_key(child.data, child.model.image_size)
+        if key not in datasets:
+            datasets[key] = load_dataset(child.data, child.model.image_size)
+        dataset = datasets[key]
+        split = child.data.model_dump_json() + f"{child.model.image_size} {child.seed}"
+        if split not in partitions:
+            partitions[split] = make_partition(child.data, dataset, child.seed)
+        model = build_model(child.model, child.algorithm, dataset.num_classes, dataset.images.shape[3], child.seed)
+        layout = ParameterLayout.of(model, child.algorithm.personal_patterns())
+        initial = layout.flatten(dict(model.named_parameters())).numpy()
+        size = clients_per_batch(child, layout.num_parameters, tokens_per_image(model, child.model.image_size))
+        resources = child.resources.model_copy(update={"clients_per_batch": size})
+        resolved = child.model_copy(update={"resources": resources})
+        prepared.append(Prepared(entry, resolved, dataset, partitions[split], layout, initial))
+    same_resources([run.config for run in prepared])
+    return prepared
+
+
+def _source_key(data: DataConfig, image_size: int) -> str:
+    """Equal for two runs that use the same samples."""
+    size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
+    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size}"
+
+
+def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None) -> Result:
+    """Run a configuration, alone or as a study, and return its results; blocks until the end.
+
+    Uses the Ray cluster that this process is connected to, or that RAY_ADDRESS names; otherwise it starts a local one
+    and shuts it down at the end.
+
+    Args:
+        watch: called about five times a second with the driver's status and the names of all runs.
+
+    Raises:
+        ConfigError: something is wrong with the configuration, the data or the resources; nothing was started.
+        RunFailed: a run failed, for instance because an algorithm raised.
+        RunKilled: ``KeyboardInterrupt`` came while it ran.
+    """
+    runs = prepare(config)
+    started, warning = connect(config.resources)
+    try:
+        if warning:
+            print(warning, file=sys.stderr)
+        return _run(config, runs, watch)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str]], None] | None) -> Result:
+    most_batches = max(-(-r.config.cohort_size // int(r.config.resources.clients_per_batch)) for r in runs)
+    placement = place(same_resources([r.config for r in runs]), most_batches)
+    uri = resolve_uri(config.tracking)
+    job = Job(_resolved(config, placement.resources, uri), _specs(runs, placement.resources, uri), uri, _commit())
+    assert isinstance(placement.resources.num_actors, int)
+    import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
+    driver: Any = Driver.options(**placement.driver_options).remote(
+        job, placement.resources.num_actors, placement.actor_options, import_path
+    )
+    try:
+        status = _watch(driver, [spec.config.name for spec in job.runs], watch)
+        if status.state == "failed":
+            raise RunFailed(status.error)
+        if status.state == "killed":
+            raise RunKilled("the run was stopped; it is closed as KILLED in MLflow")
+        results, parent = ray.get(driver.results.remote())
+    finally:
+        ray.kill(driver)
+    history = pd.concat([result.history for result in results], ignore_index=True)
+    return Result(results, history, uri, job.experiment, parent)
+
+
+def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
+    """With the actors' resources and the store written in; ``clients_per_batch`` as the run itself has it."""
+    own = resources.model_copy(update={"clients_per_batch": config.resources.clients_per_batch})
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"resources": own, "tracking": tracking})
+
+
+def _specs(runs: list[Prepared], resources: ResourcesConfig, uri: str) -> list[RunSpec]:
+    """Put every array that actors read into the object store, each only once."""
+    refs: dict[int, ray.ObjectRef] = {}
+
+    def put(value: Any) -> ray.ObjectRef:
+        if id(value) not in refs:
+            refs[id(value)] = ray.put(value)
+        return refs[id(value)]
+
+    specs = []
+    for prepared in runs:
+        data, partition = prepared.dataset, prepared.partition
+        setup = RunSetup(
+            _resolved(prepared.config, resources, uri),
+            put(data.images),
+            put(data.labels),
+            put(partition),
+            ray.put(prepared.initial),
+            data.num_classes,
+            data.images.shape[3],
+            Path(),
+        )
+        counts = partition.class_counts(data.labels, data.num_classes)
+        domains = partition.client_domains(data)
+        specs.append(RunSpec(prepared.entry, setup, prepared.layout, data.digest, data.class_names, counts, domains))
+    return specs
+
+
+def _commit() -> str | None:
+    return git_commit(Path.cwd())
+
+
+def _watch(driver: Any, names: list[str], watch: Callable[[Status, list[str]], None] | None) -> Status:
+    """Poll the driver until it is done; on Ctrl-C ask it to stop and wait until its MLflow run is closed."""
+    deadline = None
+    while True:
+        try:
+            status: Status = ray.get(driver.status.remote())
+            if watch:
+                watch(status, names)
+            if status.state in ("finished", "failed", "killed"):
+                return status
+            if deadline is not None and time.monotonic() > deadline:
+                raise RunKilled(f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open")
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            if deadline is not None:
+                raise
+            deadline = time.monotonic() + STOP_SECONDS
+            driver.stop.remote()
+        except RayError as error:
+            raise RunFailed(f"the driver actor is gone: {error}") from error

@@ -1,0 +1,88 @@
+"""Pictures, made without a display. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+STYLES = ("-", "--", "-.", ":")
+HEAT_MAP_FROM = 200  # clients, beyond which bars are too thin to read
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+
+
+def plot_partition(counts: NDArray[np.int64], class_names: tuple[str, ...], title: str) -> Figure:
+    """Samples of each class per client, from counts (N, classes): stacked bars, or a heat map of many clients."""
+    num_clients, num_classes = counts.shape
+    if num_clients > HEAT_MAP_FROM:
+        return _partition_heat_map(counts, title)
+    from matplotlib import colormaps
+
+    figure = _figure(min(16.0, max(6.0, 2 + 0.16 * num_clients)), 4.2)
+    axes = figure.subplots()
+    # Neighbouring classes differ in hue and in lightness, so that a greyscale print still shows the borders.
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, num_classes))
+    bottom = np.zeros(num_clients)
+    for label in range(num_classes):
+        axes.bar(
+            np.arange(num_clients), counts[:, label], 0.86, bottom, color=colours[label], label=class_names[label]
+        )
+        bottom += counts[:, label]
+    axes.set(xlabel="client", ylabel="samples", title=title)
+    axes.set_xlim(-0.7, num_clients - 0.3)
+    if num_clients <= 32:
+        axes.set_xticks(range(num_clients))
+    if num_classes <= 20:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title="class", title_fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def _partition_heat_map(counts: NDArray[np.int64], title: str) -> Figure:
+    """Clients sorted by their most frequent class, as columns; colour is the share of a class in a client's samples."""
+    order = np.lexsort((counts.sum(axis=1), counts.argmax(axis=1)))
+    shares = (counts / counts.sum(axis=1, keepdims=True))[order]
+    if len(shares) > 2000:  # more columns than pixels: means over neighbours
+        shares = np.stack([block.mean(axis=0) for block in np.array_split(shares, 2000)])
+    figure = _figure(10, 4.2)
+    axes = figure.subplots()
+    image = axes.imshow(
+        shares.T, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest", extent=(0, len(counts), len(counts.T), 0)
+    )
+    figure.colorbar(image, ax=axes, label="share of a client's samples")
+    axes.set(xlabel="clients, sorted by their most frequent class", ylabel="class", title=title)
+    return figure
+
+
+def plot_comparison(history: pd.DataFrame, title: str) -> Figure:
+    """Mean client accuracy over rounds, a line per name; the band is the range over seeds.
+
+    ``history`` has a row per run and round, as ``Result.history``.
+    """
+    figure = _figure(7, 4.2)
+    axes = figure.subplots()
+    table = history.dropna(subset=["personalized/accuracy_mean"])
+    for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
+        over_seeds = rows.groupby("round")["personalized/accuracy_mean"]
+        mean, low, high = over_seeds.mean(), over_seeds.min(), over_seeds.max()
+        colour, seeds = COLOURS[i % len(COLOURS)], rows["seed"].nunique()
+        rounds = mean.index.to_numpy() + 1
+        label = f"{name} ({seeds} seeds)" if seeds > 1 else str(name)
+        axes.plot(rounds, mean, STYLES[i % len(STYLES)], color=colour, linewidth=1.8, label=label)
+        if seeds > 1:
+            axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="round", ylabel="accuracy, mean over clients", title=title)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: object) -> None:
+    axes.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
+    axes.grid(axis="y", alpha=0.3, linewidth=0.6)  # type: ignore[attr-defined]
+    axes.set_axisbelow(True)  # type: ignore[attr-defined]

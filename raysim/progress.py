@@ -1,0 +1,99 @@
+"""What a person sees while a run is under way: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from raysim.driver import Status
+
+
+class ProgressView:
+    """Call it with every status; use it as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._live = console, Live(console=console, refresh_per_second=5, transient=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")
+        self._said = 0
+        self._shown: tuple[int, int] | None = None
+        self._start = time.monotonic()
+
+    def __enter__(self) -> ProgressView:
+        if self._console.is_terminal:
+            self._live.start()
+            self._live.update(self._bars)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, status: Status, names: list[str], rounds: list[int]) -> None:
+        """``names`` and numbers of ``rounds`` of all runs, in the order in which they run."""
+        for line in status.log[self._said :]:
+            self._console.print(line, style="yellow")
+        self._said = len(status.log)
+        if status.report is None:
+            return
+        done = sum(rounds[: status.run]) + status.report.round + (status.report.metrics is not None)
+        if self._console.is_terminal:
+            self._update_live(status, names, done, sum(rounds))
+        elif status.report.metrics is not None and self._shown != (status.run, status.report.round):
+            self._shown = (status.run, status.report.round)
+            self._console.print(
+                f"[{time.monotonic() - self._start:6.1f} s] {names[status.run]}: round {status.report.round + 1} of "
+                f"{rounds[status.run]}: {summary(status.report.metrics)}",
+                highlight=False,
+            )
+
+    def _update_live(self, status: Status, names: list[str], done: int, total: int) -> None:
+        report = status.report
+        assert report is not None
+        if report.metrics is not None:
+            self._bars.update(self._task, note=summary(report.metrics))
+        self._bars.update(self._task, description=f"{names[status.run]} · round {report.round + 1}", completed=done)
+        self._bars.update(self._task, total=total)
+        batches = Text(f"client batches {report.tasks_done} of {report.tasks}", style="dim")
+        running = [Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for line in report.running[:8]]
+        self._live.update(Group(self._bars, batches, *running))
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """One line about a round."""
+    parts = []
+    if "personalized/accuracy_mean" in metrics:
+        parts.append(f"accuracy {100 * metrics['personalized/accuracy_mean']:.1f} %")
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.3f}")
+    parts.append(f"{metrics['system/train_samples_per_second']:,.0f} samples/s")
+    if metrics["cohort/rejected"]:
+        parts.append(f"{metrics['cohort/rejected']:.0f} rejected")
+    return " · ".join(parts)
+
+
+def as_rich(table: pd.DataFrame, title: str) -> Table:
+    """A data frame for the console."""
+    rich = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(table.columns):
+        rich.add_column(str(column), justify="left" if i == 0 else "right", no_wrap=True)
+    for row in table.itertuples(index=False):
+        rich.add_row(*(str(value) for value in row))
+    return rich

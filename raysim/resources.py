@@ -1,0 +1,141 @@
+"""Where a run takes place: the Ray cluster, the actors' share of it, and every ``auto`` of ``resources:``.
+
+raysim uses one node, the one on which the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysim.config import Config, ResourcesConfig
+from raysim.errors import ConfigError
+
+# Multiply-adds of one forward step above which vectorising over clients no longer pays on a CPU. Between a ViT of dim 64
+# with batches of 32 x 17 tokens (60 million: 3 % faster with 2 clients) and one of dim 192 with 20 x 65 (2.3 billion:
+# 5 % slower).
+LARGE_STEP = 300e6
+MAX_CLIENTS_PER_BATCH = 32
+
+
+def usable_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def clients_per_batch(config: Config, num_parameters: int, tokens: int) -> int:
+    """``auto`` for a model of so many parameters and tokens per image: a function of the configuration alone.
+
+    At least eight batches per round where the cohort is large enough, and pairs from a cohort of four.
+    """
+    asked = config.resources.clients_per_batch
+    if asked != "auto":
+        return asked
+    cohort = config.cohort_size
+    if cohort < 4 or config.train.batch_size * tokens * num_parameters > LARGE_STEP:
+        return 1
+    return min(MAX_CLIENTS_PER_BATCH, max(2, cohort // 8))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the command starts: so many actors with these Ray options, all on its own node."""
+
+    resources: ResourcesConfig
+    """With nothing left ``auto`` but ``clients_per_batch``."""
+    actor_options: dict[str, Any]
+    driver_options: dict[str, Any]
+
+
+def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; a cluster that is already there is used.
+
+    Returns whether a local cluster was started, and a warning if it was given more logical CPUs than there are.
+    """
+    if ray.is_initialized():
+        return False, None
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+        return False, None
+    cpus, asked, warning = usable_cpus(), 0.0, None
+    if resources.num_actors != "auto":
+        asked = resources.num_actors * resources.num_cpus_per_actor
+        if asked > cpus:
+            warning = (
+                f"resources: {resources.num_actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with "
+                f"{cpus}; they will take turns"
+            )
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, -int(-asked // 1)),
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=True,
+    )
+    return True, warning
+
+
+def place(resources: ResourcesConfig, most_batches: int) -> Placement:
+    """Resolve ``auto`` against this node; ``most_batches`` is the largest number of client batches in a round.
+
+    Raises:
+        ConfigError: the node can't satisfy what is asked; says what was asked and what exists.
+    """
+    node_id = ray.get_runtime_context().get_node_id()
+    have = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and not gpus:
+        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU on this node")
+    actors = resources.num_actors
+    if actors == "auto":
+        actors = int(gpus if device == "cuda" else cpus // resources.num_cpus_per_actor)
+        actors = max(1, min(actors, most_batches))
+    share = resources.num_gpus_per_actor
+    if share == "auto":
+        share = min(1.0, int(gpus / actors * 1e4) / 1e4) if device == "cuda" else 0.0
+    if device == "cpu" and share:
+        raise ConfigError(f"resources.num_gpus_per_actor: {share:g} asked with device 'cpu', which uses no GPU")
+    if device == "cuda" and not share:
+        raise ConfigError("resources.num_gpus_per_actor: 0 asked with device 'cuda'")
+    wanted = {"CPU": actors * resources.num_cpus_per_actor, "GPU": actors * share}
+    for kind, amount in wanted.items():
+        if amount > have.get(kind, 0.0) + 1e-6:
+            each = resources.num_cpus_per_actor if kind == "CPU" else share
+            raise ConfigError(
+                f"resources: {actors} actors with {each:g} {kind}s each need {amount:g} {kind}s, this node has "
+                f"{have.get(kind, 0.0):g}. Lower resources.num_actors or resources.num_{kind.lower()}s_per_actor"
+            )
+    resolved = ResourcesConfig(
+        device=device,  # type: ignore[arg-type]
+        num_actors=actors,
+        num_cpus_per_actor=resources.num_cpus_per_actor,
+        num_gpus_per_actor=share,
+        clients_per_batch=resources.clients_per_batch,
+    )
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus_per_actor, "num_gpus": share, "scheduling_strategy": here}
+    if device == "cuda":
+        options["runtime_env"] = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}
+    return Placement(resolved, options, {"num_cpus": 0, "scheduling_strategy": here})
+
+
+def same_resources(configs: Sequence[Config]) -> ResourcesConfig:
+    """The resources that all runs of a study share; they may differ in ``clients_per_batch`` only.
+
+    Raises:
+        ConfigError: they differ in something else.
+    """
+    first = configs[0].resources
+    for config in configs:
+        if config.resources.model_copy(update={"clients_per_batch": first.clients_per_batch}) != first:
+            raise ConfigError(
+                f"study: {config.name!r} has other resources than {configs[0].name!r}; the runs of a study share one pool "
+                "of actors and may differ in resources.clients_per_batch only"
+            )
+    return first

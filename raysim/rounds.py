@@ -1,0 +1,285 @@
+"""The round loop of one run: sample a cohort, train it, aggregate, evaluate, commit, log.
+
+Runs inside the driver actor, on CPU tensors; everything that is trained is trained by the actors of the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raysim import seeds
+from raysim.aggregation import combine
+from raysim.client_actor import RunSetup, Task, TaskResult
+from raysim.config import Config
+from raysim.context import Tensors
+from raysim.data.partitions import Partition
+from raysim.evaluation import ClientResults
+from raysim.parameters import ParameterLayout
+from raysim.personal_store import SlotFile, SlotIndex, StateLayout, check_space
+from raysim.scheduling import ActorPool, cut
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """How far a run is, told to whoever watches it."""
+
+    round: int
+    tasks_done: int
+    tasks: int
+    running: list[str]
+    metrics: dict[str, float] | None = None
+    """The round's metrics, once, when it is complete."""
+    rejected: tuple[int, ...] = ()
+    """Clients of the complete round whose result was not finite or out of range."""
+
+
+def sample_cohort(config: Config, round: int) -> Ints:
+    """The ids of the clients that train in a round, ascending."""
+    if config.cohort.schedule is not None:
+        return np.sort(np.array(config.cohort.schedule[round], np.int64))
+    rng = seeds.stream(config.seed, "cohort", round)
+    return np.sort(rng.choice(config.data.num_clients, config.cohort_size, replace=False))
+
+
+def evaluated_clients(config: Config, cohort: Ints) -> Ints:
+    """The ids of the clients that are evaluated in a round, ascending."""
+    if config.evaluate.clients == "cohort":
+        return cohort
+    everyone = np.arange(config.data.num_clients)
+    if config.evaluate.clients == "all":
+        return everyone
+    rng = seeds.stream(config.seed, "evaluate")  # the same sample in every round, so that rounds can be compared
+    return np.sort(rng.choice(everyone, config.evaluate.clients, replace=False))
+
+
+class Run:
+    """One run from its first round to its last.
+
+    Args:
+        setup: as the actors get it; ``clients_per_batch`` must be resolved.
+        layout: of the run's model.
+        pool: configured for this run.
+        domains: of each client, for the table of clients.
+        report: told how far the run is.
+    """
+
+    def __init__(
+        self,
+        setup: RunSetup,
+        layout: ParameterLayout,
+        pool: ActorPool,
+        domains: list[str],
+        report: Callable[[RoundReport], None],
+    ) -> None:
+        self.config, self._pool, self._domains, self._report = setup.config, pool, domains, report
+        self._algorithm, self._layout = self.config.algorithm, layout
+        labels, partition, initial = ray.get([setup.labels, setup.partition, setup.initial])
+        self._labels: Ints = labels
+        self._partition: Partition = partition
+        theta = torch.from_numpy(initial.copy())
+        state = self._algorithm.client_state(theta, layout)
+        self._state_layout = StateLayout.of(state)
+        self._initial_state = self._state_layout.pack(state).numpy()
+        self._open_slots(setup.slot_file)
+        self._version = 0
+        self.shared: Tensor = layout.split(theta)[0].clone()
+        self._server_state = self._algorithm.server_init(self.shared)
+        self._send()
+        self.history: list[dict[str, float]] = []
+        self.rejections: list[tuple[int, int]] = []
+        """(round, client), for every client whose result was not accepted."""
+        self.clients = pd.DataFrame()
+
+    def _open_slots(self, path: Path) -> None:
+        config = self.config
+        ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
+        check_space(path.parent, self._state_layout.size, ever_trained + config.cohort_size)
+        self._slots, self._index = SlotFile(path, self._state_layout.size), SlotIndex(config.data.num_clients)
+
+    def round(self, round: int) -> dict[str, float]:
+        """One round; returns its metrics."""
+        start = time.perf_counter()
+        self._round = round
+        cohort = sample_cohort(self.config, round)
+        evaluating = (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
+        evaluated = evaluated_clients(self.config, cohort) if evaluating else np.array([], np.int64)
+        before = self.config.evaluate.protocol == "paper"
+        messages = self._messages(cohort)
+        sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
+        tasks = self._training_tasks(cohort, messages, evaluate=evaluating and before)
+        if before:
+            tasks += self._tasks("evaluate", np.setdiff1d(evaluated, cohort), first=len(tasks))
+        results, parts = self._run_tasks(tasks)
+        trained = [result for result in results if result.task.kind == "train"]
+        sums = combine(parts, round, {result.task.index for result in trained})
+        self._server_step(sums)
+        self._commit(trained)
+        metrics = self._training_metrics(trained)
+        if evaluating:
+            if not before:
+                results, _ = self._run_tasks(self._tasks("evaluate", evaluated))
+            metrics |= self._evaluation_metrics(results, evaluated)
+        received = sum(4 * len(s.total) for s in sums.values())
+        metrics |= self._communication(sent, received, len(cohort))
+        seconds = time.perf_counter() - start
+        samples = int(self._partition.num_train[cohort].sum()) * len(self._algorithm.epochs(self._epochs))
+        metrics |= {"system/round_seconds": seconds, "system/train_samples_per_second": samples / seconds}
+        self.history.append({"round": float(round), **metrics})
+        self._report(RoundReport(round, len(tasks), len(tasks), [], metrics, self._rejected))
+        return metrics
+
+    def close(self) -> None:
+        self._slots.close()
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
+        shared = hashlib.sha256(self.shared.numpy().tobytes())
+        personal = hashlib.sha256()
+        ids = np.flatnonzero(self._index.slots >= 0)
+        for chunk in np.split(ids, range(1024, len(ids), 1024)):
+            personal.update(chunk.tobytes())
+            personal.update(self._slots.read(self._index.slots[chunk], self._initial_state).tobytes())
+        results = [{k: v for k, v in row.items() if not k.startswith("system/")} for row in self.history]
+        metrics = hashlib.sha256(repr([sorted(row.items()) for row in results]).encode())
+        named = {"shared": shared, "personal": personal, "metrics": metrics}
+        return {name: sha.hexdigest() for name, sha in named.items()}
+
+    def client_state(self, client: int) -> Tensors:
+        """What a client keeps, by name; the initial state if it never trained."""
+        row = self._slots.read(self._index.slots[[client]], self._initial_state)[0]
+        return self._state_layout.unpack(torch.from_numpy(row))
+
+    # Tasks.
+
+    @property
+    def _epochs(self) -> int:
+        return self.config.train.local_epochs
+
+    def _tasks(self, kind: Any, clients: Ints, first: int = 0) -> list[Task]:
+        """Evaluation of clients, as batches with indices from ``first``."""
+        assert isinstance(self.config.resources.clients_per_batch, int)
+        batches = cut(clients, self._partition.num_test[clients], self.config.resources.clients_per_batch)
+        return [Task(kind, first + i, self._round, ids, self._index.slots[ids]) for i, ids in enumerate(batches)]
+
+    def _training_tasks(self, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool) -> list[Task]:
+        assert isinstance(self.config.resources.clients_per_batch, int)
+        sizes = self._partition.num_train
+        batches = cut(cohort, sizes[cohort], self.config.resources.clients_per_batch)
+        total = int(sizes[cohort].sum())
+        return [
+            Task(
+                "train",
+                i,
+                self._round,
+                ids,
+                self._index.slots[ids],
+                self._index.allocate(len(ids)),
+                {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
+                {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
+                evaluate,
+            )
+            for i, ids in enumerate(batches)
+        ]
+
+    def _messages(self, cohort: Ints) -> dict[str, NDArray[np.float32]]:
+        if not self._algorithm.reads_cohort_states:
+            return {}
+        rows = torch.from_numpy(self._slots.read(self._index.slots[cohort], self._initial_state))
+        messages = self._algorithm.server_messages(self._state_layout.unpack(rows))
+        return {name: m.float().numpy() for name, m in messages.items()}
+
+    def _run_tasks(self, tasks: list[Task]) -> tuple[list[TaskResult], Any]:
+        def retry(task: Task) -> Task:
+            # Fresh slots: the lost attempt may have written to its own, and those are never used again.
+            return task if task.write is None else replace(task, write=self._index.allocate(len(task.clients)))
+
+        def report(done: int, total: int, running: list[str]) -> None:
+            self._report(RoundReport(self._round, done, total, running))
+
+        return self._pool.run(tasks, self._version, self._broadcast, retry, report)
+
+    # The server.
+
+    def _send(self) -> None:
+        """Put what the server sends to clients into the object store: once, read in place by every actor of the node."""
+        broadcast = self._algorithm.broadcast(self.shared, self._server_state)
+        self._broadcast_bytes = sum(4 * t.numel() for t in broadcast.values())
+        self._version += 1
+        self._broadcast = ray.put({name: tensor.float().numpy() for name, tensor in broadcast.items()})
+
+    def _server_step(self, sums: dict[str, Any]) -> None:
+        means = {name: sums[name].mean(up.scale_bits) for name, up in self._algorithm.uploads.items()}
+        arrived = {name: mean for name, mean in means.items() if mean is not None}
+        if len(arrived) == len(means):  # otherwise every client was rejected, and the server has nothing to go by
+            shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived)
+            self.shared = shared.float().clone()
+        self._send()
+
+    def _commit(self, trained: list[TaskResult]) -> None:
+        for result in trained:
+            assert result.task.write is not None
+            assert result.accepted is not None
+            self._index.commit(result.task.clients, result.task.write, result.accepted)
+
+    # Metrics.
+
+    def _training_metrics(self, trained: list[TaskResult]) -> dict[str, float]:
+        """Means over the samples of the cohort's accepted clients, in client-id order."""
+        clients = np.concatenate([result.task.clients for result in trained])
+        order = np.argsort(clients)
+        accepted = np.concatenate([np.asarray(result.accepted) for result in trained])[order]
+        weights = self._partition.num_train[clients[order]][accepted]
+        metrics = {"cohort/size": float(len(clients)), "cohort/rejected": float((~accepted).sum())}
+        self._rejected = tuple(clients[order][~accepted].tolist())
+        self.rejections += [(self._round, client) for client in self._rejected]
+        for name in trained[0].metrics if accepted.any() else ():
+            values = np.concatenate([result.metrics[name] for result in trained]).astype(np.float64)[order][accepted]
+            metrics[f"train/{name}"] = float((values * weights).sum() / weights.sum())
+        return metrics
+
+    def _evaluation_metrics(self, results: list[TaskResult], evaluated: Ints) -> dict[str, float]:
+        parts = [result.evaluation for result in results if result.evaluation is not None]
+        merged = ClientResults.merge(parts).only(evaluated)
+        metrics = merged.metrics(self._labels, self._partition)
+        if self._layout.num_personal == 0:
+            shared, _ = self._run_tasks(self._tasks("global", evaluated))
+            everyone = ClientResults.merge([r.evaluation for r in shared if r.evaluation is not None])
+            metrics["global/accuracy"] = float(everyone.correct.sum() / everyone.num_test.sum())
+        if self._round + 1 == self.config.rounds:
+            self.clients = self._client_table(merged)
+        return metrics
+
+    def _client_table(self, results: ClientResults) -> pd.DataFrame:
+        ids = results.clients
+        return pd.DataFrame(
+            {
+                "client": ids,
+                "accuracy": results.accuracy,
+                "auc": results.client_auc(self._labels, self._partition),
+                "train_samples": self._partition.num_train[ids],
+                "test_samples": self._partition.num_test[ids],
+                "domain": [self._domains[i] for i in ids.tolist()],
+            }
+        )
+
+    @staticmethod
+    def _communication(down: int, up: int, cohort_size: int) -> dict[str, float]:
+        """Bytes that a real federation would send in this round, over all clients of the cohort."""
+        return {
+            "communication/down_bytes": float(down * cohort_size),
+            "communication/up_bytes": float(up * cohort_size),
+        }

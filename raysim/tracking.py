@@ -1,0 +1,146 @@
+"""MLflow: the one module that imports it. A run per ``Config``, a parent run per study, one call per round.
+
+Only the driver writes; ``raysim compare`` reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from raysim.config import TrackingConfig
+from raysim.errors import ConfigError
+
+MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
+
+
+def resolve_uri(config: TrackingConfig) -> str:
+    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in the current directory."""
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def dashboard_command(uri: str) -> str:
+    """What opens MLflow's own pages on this store."""
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the repository that a folder lies in, with ``+`` if there are uncommitted changes."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or no repository: there is no commit to tell
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+class Tracker:
+    """An MLflow experiment at a tracking URI.
+
+    Raises:
+        ConfigError: the store can't be reached or the experiment was deleted.
+    """
+
+    def __init__(self, uri: str, experiment: str, create: bool = True) -> None:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        self.uri, self.experiment = uri, experiment
+        try:
+            self._client = MlflowClient(uri)
+            found = self._client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise ConfigError(f"tracking.experiment: {experiment!r} was deleted in {uri}; restore it or choose another")
+            if found is None and not create:
+                names = ", ".join(e.name for e in self._client.search_experiments())
+                raise ConfigError(f"there is no experiment {experiment!r} in {uri}; it has: {names}")
+            self.experiment_id = found.experiment_id if found else self._create(experiment)
+        except MlflowException as error:
+            raise ConfigError(f"tracking.uri: {uri} can't be used: {error}") from error
+
+    def _create(self, experiment: str) -> str:
+        location = None
+        if self.uri.startswith("sqlite:////"):  # beside the database, not in whatever folder the UI is started from
+            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
+        return str(self._client.create_experiment(experiment, artifact_location=location))
+
+    def start(self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Start a run; returns its id."""
+        from mlflow.entities import Param
+
+        all_tags = {"mlflow.runName": name, **tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        run_id = str(self._client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
+        values = [Param(key, str(value)[:MAX_PARAMETER]) for key, value in parameters.items()]
+        for i in range(0, len(values), 100):
+            self._client.log_batch(run_id, params=values[i : i + 100])
+        return run_id
+
+    def log_round(self, run_id: str, round: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of a round in one call."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(run_id, metrics=[Metric(key, value, now, round) for key, value in metrics.items()])
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        self._client.log_text(run_id, text, name)
+
+    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
+        self._client.log_text(run_id, table.to_csv(index=False), name)
+
+    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            figure.savefig(Path(folder) / name)
+            self._client.log_artifact(run_id, str(Path(folder) / name))
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value)
+
+    def end(self, run_id: str, status: str) -> None:
+        """``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self._client.set_terminated(run_id, status)
+
+    # Reading, for comparisons.
+
+    def latest_study(self) -> pd.DataFrame:
+        """The history of every run of the experiment's latest study (or of its latest single run), as ``Result.history``.
+
+        Raises:
+            ConfigError: the experiment has no finished run.
+        """
+        order = ["attributes.start_time DESC"]
+        runs = self._client.search_runs([self.experiment_id], "attributes.status = 'FINISHED'", order_by=order)
+        if not runs:
+            raise ConfigError(f"the experiment {self.experiment!r} has no finished run")
+        top = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+        members = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == top.info.run_id] or [top]
+        members.sort(key=lambda run: run.info.start_time)
+        return pd.concat([self._history(run) for run in members], ignore_index=True)
+
+    def _history(self, run: Any) -> pd.DataFrame:
+        columns = {}
+        for key in run.data.metrics:
+            points = self._client.get_metric_history(run.info.run_id, key)
+            columns[key] = pd.Series({point.step: point.value for point in points})
+        table = pd.DataFrame(columns).rename_axis("round").reset_index()
+        table.insert(0, "name", run.data.tags.get("raysim.entry", run.info.run_name))
+        table.insert(1, "seed", int(run.data.params["seed"]))
+        table.insert(2, "run_id", run.info.run_id)
+        return table

@@ -1,0 +1,269 @@
+"""Train and evaluate a client batch: K clients at once, vectorised, on one device. Knows nothing of Ray.
+
+Algorithms are written for one client. ``ClientEngine`` calls their functions through ``torch.func.vmap`` over the K
+clients of a batch, or directly when there is one. Clients of unequal size are padded within each local epoch, so that all
+are always in the same epoch: a padded sample has weight 0, and a client that has finished its epoch keeps its carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from algorithms import FederatedAlgorithm
+from raysim import seeds
+from raysim.aggregation import FixedPoint, acceptable, weighted_sum
+from raysim.config import Config
+from raysim.context import ClientContext, Optimizer, Tensors
+from raysim.data.batching import Order, Pool, batches, draw_order
+from raysim.data.partitions import Partition
+from raysim.data.transforms import to_model_input
+from raysim.models import set_fused_attention
+from raysim.parameters import ParameterLayout
+from raysim.personal_store import StateLayout
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+# Samples per forward pass of an evaluation, over all clients of the batch: bounds its memory.
+EVALUATION_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them."""
+
+    clients: Ints
+    correct: Ints
+    num_test: Ints
+    probabilities: NDArray[np.float32]
+    """(sum of num_test, classes), client after client."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What K clients bring back from a round."""
+
+    clients: Ints
+    sums: dict[str, FixedPoint]
+    states: NDArray[np.float32]
+    """(K, size of the client state)"""
+    accepted: NDArray[np.bool_]
+    metrics: dict[str, Floats]
+    """Each (K,): a client's mean over the samples of all its local steps."""
+    evaluation: Evaluation | None
+
+
+class ClientEngine:
+    """Everything that a worker needs to train any client of a run.
+
+    Args:
+        model: gives the architecture; its own parameter values are never used.
+        initial: the run's initial parameters (P,), in the order of ``ParameterLayout``.
+        images, labels: the whole data set, read only (it may lie in shared memory).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        initial: Tensor,
+        images: NDArray[np.uint8],
+        labels: Ints,
+        partition: Partition,
+        device: str,
+    ) -> None:
+        self.config, self.partition, self.device = config, partition, torch.device(device)
+        self.algorithm: FederatedAlgorithm = config.algorithm
+        self.layout = ParameterLayout.of(model, self.algorithm.personal_patterns())
+        self._images, self._labels = images, labels
+        state = self.algorithm.client_state(initial, self.layout)
+        self.state_layout = StateLayout.of(state)
+        self.initial_state = self.state_layout.pack(state).numpy()
+        self._model = model.to(self.device).requires_grad_(False)
+
+    @torch.no_grad()
+    def train(
+        self,
+        round: int,
+        clients: Ints,
+        weights: dict[str, Floats],
+        broadcast: Tensors,
+        states: NDArray[np.float32],
+        messages: Tensors | None = None,
+        evaluate: bool = True,
+    ) -> Training:
+        """Train clients (K,) from states (K, size) and sum up their uploads.
+
+        ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
+        or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
+        """
+        context = self._context(round, broadcast, training=True)
+        before = self._state(states)
+        for_each = self._for_each(len(clients))
+        torch.manual_seed(seeds.torch_seed(self.config.seed, "dropout", round, int(clients[0])))
+        inputs = {**before, **(messages or {})}
+        carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
+        carry, metrics = self._local_epochs(for_each, carry, context, clients)
+        uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
+        assert uploads.keys() == self.algorithm.uploads.keys(), (
+            f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
+            f"{sorted(self.algorithm.uploads)}"
+        )
+        accepted = acceptable(uploads, after, self.algorithm.uploads)
+        sums = {
+            name: weighted_sum(uploads[name], weights[up.weighting], accepted.cpu().numpy(), up.scale_bits)
+            for name, up in self.algorithm.uploads.items()
+        }
+        keep = accepted[:, None]
+        packed = torch.where(keep, self.state_layout.pack(after), self.state_layout.pack(before))
+        evaluation = None
+        if evaluate:
+            shared = torch.where(keep, uploads["shared"], context.broadcast["shared"])
+            evaluation = self._evaluate(round, clients, shared, self.state_layout.unpack(packed), context)
+        return Training(
+            clients,
+            sums,
+            packed.cpu().numpy(),
+            accepted.cpu().numpy(),
+            {name: value.cpu().numpy() for name, value in metrics.items()},
+            evaluation,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, round: int, clients: Ints, broadcast: Tensors, states: NDArray[np.float32]) -> Evaluation:
+        """Evaluate clients (K,) with the shared parameters of ``broadcast`` and their own states (K, size)."""
+        context = self._context(round, broadcast, training=False)
+        if not self.state_layout.size and not self.algorithm.adapt_steps:
+            nothing = self.state_layout.unpack(torch.empty(0, device=self.device))
+            theta = self.algorithm.personalize(context.broadcast["shared"], nothing, context)
+            return self._evaluate_one(clients, theta)  # all clients have the same parameters
+        shared = context.broadcast["shared"].expand(len(clients), -1)
+        return self._evaluate(round, clients, shared, self._state(states), context)
+
+    @torch.no_grad()
+    def evaluate_global(self, round: int, clients: Ints, broadcast: Tensors) -> Evaluation:
+        """Evaluate one model, the shared one, on the test samples of clients (K,); only where everything is shared."""
+        assert self.layout.num_personal == 0
+        return self._evaluate_one(clients, self._context(round, broadcast, training=False).broadcast["shared"])
+
+    # Inside a batch.
+
+    def _context(self, round: int, broadcast: Tensors, training: bool) -> ClientContext:
+        self._model.train(training)
+        train = self.config.train
+        decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if train.schedule == "cosine" else 1.0
+        settings = train.optimizer
+        optimizer = Optimizer(settings.name, settings.lr * float(decay), settings.momentum, settings.weight_decay)
+        return ClientContext(self._model, self.layout, broadcast, optimizer, round)
+
+    def _state(self, states: NDArray[np.float32]) -> Tensors:
+        return self.state_layout.unpack(torch.from_numpy(states).to(self.device))
+
+    def _for_each(self, num_clients: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """One client's function to a function over K clients: directly for one client, else through vmap."""
+        set_fused_attention(self._model, num_clients == 1)
+        if num_clients > 1:
+            return lambda f: torch.func.vmap(f, randomness="different")
+
+        def directly(f: Callable[..., Any]) -> Callable[..., Any]:
+            def one(*args: Any) -> Any:
+                return tree_map(lambda t: t.unsqueeze(0), f(*tree_map(lambda t: t.squeeze(0), args)))
+
+            return one
+
+        return directly
+
+    def _local_epochs(self, for_each: Any, carry: Any, context: ClientContext, clients: Ints) -> tuple[Any, Tensors]:
+        """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
+        phases = self.algorithm.epochs(self.config.train.local_epochs)
+        pool = self._pool(self.partition.train, clients)
+        order = self._order("batches", context.round, clients, pool, len(phases))
+        totals: Tensors = {}
+        seen = torch.zeros(len(clients), device=self.device)
+        for epoch, phase in enumerate(phases):
+            now = replace(context, epoch=epoch, phase=phase)
+            step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
+            for batch, everyone in batches(pool, order, epoch, self._step_size, self.config.model.image_size):
+                new, metrics = step(carry, batch)
+                count = batch.mask.sum(dim=1)
+                active = count > 0
+                carry = new if everyone else tree_map(lambda n, o, a=active: _select(a, n, o), new, carry)
+                seen += count
+                for name, value in metrics.items():
+                    weighted = torch.where(active, value * count, 0.0)
+                    totals[name] = totals[name] + weighted if name in totals else weighted
+        return carry, {name: total / seen for name, total in totals.items()}
+
+    def _evaluate(
+        self, round: int, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext
+    ) -> Evaluation:
+        """Clients (K,) with shared parameters (K, S) and their states, adapted if the algorithm says so."""
+        for_each = self._for_each(len(clients))
+        theta = for_each(lambda shared, state: self.algorithm.personalize(shared, state, context))(shared, state)
+        if self.algorithm.adapt_steps:
+            theta = self._adapted(for_each, theta, round, clients, context)
+        self._model.eval()
+        pool = self._pool(self.partition.test, clients)
+        chunk = max(1, EVALUATION_SAMPLES // len(clients))
+        logits = for_each(lambda theta, images: context.logits(theta, images))
+        parts = [logits(theta, self._input(images)) for images in pool.images.split(chunk, dim=1)]
+        probabilities = torch.cat(parts, dim=1).float().softmax(dim=-1)
+        own = torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]).to(self.device)
+        correct = ((probabilities.argmax(dim=-1) == pool.labels) & own).sum(dim=1)
+        return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
+
+    def _adapted(self, for_each: Any, theta: Tensor, round: int, clients: Ints, context: ClientContext) -> Tensor:
+        """Parameters (K, P) after ``adapt`` on the first batch of as many shuffled epochs as there are steps."""
+        self._model.train()
+        torch.manual_seed(seeds.torch_seed(self.config.seed, "adapt", round, int(clients[0])))
+        pool = self._pool(self.partition.train, clients)
+        order = self._order("adapt", round, clients, pool, self.algorithm.adapt_steps)
+        step = for_each(lambda theta, batch: self.algorithm.adapt(theta, batch, context))
+        for epoch in range(self.algorithm.adapt_steps):
+            batch, _ = next(batches(pool, order, epoch, self._step_size, self.config.model.image_size))
+            theta = step(theta, batch)
+        return theta
+
+    def _evaluate_one(self, clients: Ints, theta: Tensor) -> Evaluation:
+        """One model (P,) on the test samples of all clients, in plain batches."""
+        set_fused_attention(self._model, True)
+        self._model.eval()
+        tests = [self.partition.test(int(c)) for c in clients]
+        index = np.concatenate(tests)
+        parameters = self.layout.unflatten(theta)
+        parts = []
+        for start in range(0, len(index), EVALUATION_SAMPLES):
+            images = torch.from_numpy(self._images[index[start : start + EVALUATION_SAMPLES]]).to(self.device)
+            parts.append(torch.func.functional_call(self._model, parameters, (self._input(images),)))
+        probabilities = torch.cat(parts).float().softmax(dim=-1).cpu().numpy()
+        counts = np.array([len(test) for test in tests])
+        hits = (probabilities.argmax(axis=-1) == self._labels[index]).astype(np.int64)
+        return Evaluation(clients, np.add.reduceat(hits, np.cumsum(counts) - counts), counts, probabilities)
+
+    @property
+    def _step_size(self) -> int:
+        return self.config.train.batch_size * self.algorithm.batches_per_step
+
+    def _input(self, images: Tensor) -> Tensor:
+        return to_model_input(images, self.config.model.image_size)
+
+    def _pool(self, split: Callable[[int], Ints], clients: Ints) -> Pool:
+        return Pool.gather(self._images, self._labels, [split(c) for c in clients.tolist()], self.device)
+
+    def _order(self, purpose: str, round: int, clients: Ints, pool: Pool, epochs: int) -> Order:
+        side = min(self._images.shape[1:3])
+        return draw_order(
+            self.config.seed, purpose, round, clients, pool.counts, epochs, self.config.data.augment, side
+        )
+
+
+def _select(active: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Per client (K,) the new or the old tensor (K, ...)."""
+    return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
