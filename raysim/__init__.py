@@ -1,10 +1,10 @@
 """raysim: personalised federated learning of Vision Transformers, simulated at scale on Ray.
 
-    import raysim
+import raysim
 
-    config = raysim.load_config("yaml/quickstart.yaml", ["rounds=5"])
-    result = raysim.run(config)
-    result.history      # a pandas DataFrame, a row per run and round
+config = raysim.load_config("yaml/quickstart.yaml", ["rounds=5"])
+result = raysim.run(config)
+result.history      # a pandas DataFrame, a row per run and round
 """
 
 from __future__ import annotations

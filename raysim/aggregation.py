@@ -48,7 +48,9 @@ def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declar
     return torch.stack(checks).all(dim=0)
 
 
-def weighted_sum(values: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], scale_bits: int) -> FixedPoint:
+def weighted_sum(
+    values: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], scale_bits: int
+) -> FixedPoint:
     """Clients' values (K, n) and planned shares (K,) to fixed point; clients that are not accepted have no part in it."""
     total = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
     weight = 0

@@ -16,7 +16,8 @@ from raysim.errors import ConfigError
 if TYPE_CHECKING:
     from raysim.experiment import Result
 
-console = Console()
+# A log file has no width: let lines be as long as they are.
+console = Console() if sys.stdout.isatty() else Console(width=200)
 errors = Console(stderr=True)
 
 
@@ -100,7 +101,9 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     config = load_config(file, overrides)
     first = prepare(config)[0]
     table = client_table(first.partition, first.dataset)
-    console.print(as_rich(table, f"{config.data.name}, {config.data.partition.name}: {first.partition.num_clients} clients"))
+    console.print(
+        as_rich(table, f"{config.data.name}, {config.data.partition.name}: {first.partition.num_clients} clients")
+    )
     console.print(first.layout.table(), highlight=False)
     if plot:
         counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)

@@ -9,72 +9,22 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 
 from raysim.aggregation import PartialSum
-from raysim.config import Config
 from raysim.context import Tensors
 from raysim.errors import ClientError
-from raysim.models import build_model
 from raysim.personal_store import SlotFile
-from raysim.training import ClientEngine, Evaluation
+from raysim.tasks import RunSetup, Task, TaskResult
 
-Ints = NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class RunSetup:
-    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
-
-    config: Config
-    images: ray.ObjectRef
-    labels: ray.ObjectRef
-    partition: ray.ObjectRef
-    initial: ray.ObjectRef
-    num_classes: int
-    in_channels: int
-    slot_file: Path
-
-
-@dataclass(frozen=True)
-class Task:
-    """A client batch and what to do with it.
-
-    Attributes:
-        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients.
-        index: position among the round's tasks.
-        weights: planned shares (K,) by weighting.
-        read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
-        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
-    """
-
-    kind: Literal["train", "evaluate", "global"]
-    index: int
-    round: int
-    clients: Ints
-    read: Ints
-    write: Ints | None = None
-    weights: dict[str, NDArray[np.float64]] | None = None
-    messages: dict[str, NDArray[np.float32]] | None = None
-    evaluate: bool = False
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What comes back to the driver: a few numbers per client; sums stay in the actor until the end of the round."""
-
-    task: Task
-    accepted: NDArray[np.bool_] | None
-    metrics: dict[str, NDArray[np.float64]]
-    evaluation: Evaluation | None
-    seconds: float
+    from raysim.training import ClientEngine
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -89,6 +39,10 @@ class ClientActor:
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get ready for a run; returns what this worker computes on."""
+        # Imported where it is used: the driver imports this module, too, and would wait seconds for timm.
+        from raysim.models.build import build_model
+        from raysim.training import ClientEngine
+
         config = setup.config
         device = config.resources.device
         if device == "cuda":
@@ -126,10 +80,10 @@ class ClientActor:
         if self._partial.round != task.round and task.kind == "train":
             self._partial = PartialSum(task.round)
         try:
-            result = self._run(task)
+            return TaskResult(task, *self._run(task), time.perf_counter() - start)
         except Exception as error:
-            raise self._client_error(task, error) from None
-        return TaskResult(task, *result, time.perf_counter() - start)
+            failure = error
+        raise self._client_error(task, failure)
 
     def partial_sum(self, round: int) -> PartialSum:
         """The sum of the client batches that this actor trained in the round."""
@@ -148,44 +102,45 @@ class ClientActor:
         assert task.write is not None
         assert task.weights is not None
         messages = {k: torch.from_numpy(v).to(self._engine.device) for k, v in (task.messages or {}).items()}
-        trained = self._engine.train(
-            task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate
-        )
+        trained = self._engine.train(task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate)
         self._slots.write(task.write, trained.states)
         self._partial.add(task.index, trained.sums)
         return trained.accepted, trained.metrics, trained.evaluation
 
     def _client_error(self, task: Task, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
-        culprits, trace = task.clients.tolist(), traceback.format_exc()
+        culprits = task.clients.tolist()
         if len(culprits) > 1 and not isinstance(error, torch.OutOfMemoryError):
             for i, client in enumerate(culprits):
-                try:
-                    self._run_alone(task, i)
-                except Exception:
-                    culprits, trace = [client], traceback.format_exc()
+                if (alone := self._error_alone(task, i)) is not None:
+                    culprits, error = [client], alone
                     break
         who = f"client {culprits[0]}" if len(culprits) == 1 else f"clients {', '.join(map(str, culprits))}"
         hint = ""
         if isinstance(error, torch.OutOfMemoryError):
             hint = "\nThe device is out of memory: lower resources.clients_per_batch, or give each actor a larger share of it"
+        trace = "".join(traceback.format_exception(error))
         return ClientError(f"{task.kind} of {who} failed in round {task.round}: {error!r}{hint}\n\n{trace}")
 
-    def _run_alone(self, task: Task, i: int) -> None:
-        """One client of a batch, with no effect on slots or sums."""
+    def _error_alone(self, task: Task, i: int) -> Exception | None:
+        """What one client of a batch raises on its own, with no effect on slots or sums."""
         assert self._engine is not None
         assert self._slots is not None
         assert self._broadcast is not None
         one = slice(i, i + 1)
         states = self._slots.read(task.read[one], self._engine.initial_state)
-        if task.kind != "train":
-            self._engine.evaluate(task.round, task.clients[one], self._broadcast[1], states)
-            return
         weights = {k: v[one] for k, v in (task.weights or {}).items()}
         messages = {k: torch.from_numpy(v[one]).to(self._engine.device) for k, v in (task.messages or {}).items()}
-        self._engine.train(
-            task.round, task.clients[one], weights, self._broadcast[1], states, messages, task.evaluate
-        )
+        try:
+            if task.kind == "train":
+                self._engine.train(
+                    task.round, task.clients[one], weights, self._broadcast[1], states, messages, task.evaluate
+                )
+            else:
+                self._engine.evaluate(task.round, task.clients[one], self._broadcast[1], states)
+        except Exception as error:
+            return error
+        return None
 
 
 # Functions of the module, not methods: Ray pickles an actor class by value, and torch.backends can't be pickled.

@@ -22,7 +22,7 @@ def compare(history: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, runs in history.groupby("name", sort=False):
         last = runs[runs["round"] == runs["round"].max()]
-        row: dict[str, object] = {"name": name, "seeds": len(last), "rounds": int(last["round"].iloc[0]) + 1}
+        row: dict[str, object] = {"name": name, "seeds": len(last)}
         for metric, column in COLUMNS.items():
             if metric in last and last[metric].notna().any():
                 row[column] = percent(last[metric])
@@ -31,7 +31,7 @@ def compare(history: pd.DataFrame) -> pd.DataFrame:
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = ["name", "seeds", "rounds", *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
+    fixed = ["name", "seeds", *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
 
 

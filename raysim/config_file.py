@@ -27,10 +27,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
                 if key in seen:
-                    raise yaml.MarkedYAMLError(problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark)
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark
+                    )
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -42,7 +44,7 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -116,9 +118,11 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = ""
         path = prefix + key
         if not (isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)):
             merged[key] = copy.deepcopy(value)
-        elif path == "cohort" or (path in ("algorithm", "data.partition") and "name" in value):
-            merged[key] = copy.deepcopy(dict(value))
-        elif path == "algorithm" and entry:
+        elif (
+            path == "cohort"
+            or (path in ("algorithm", "data.partition") and "name" in value)
+            or (path == "algorithm" and entry)
+        ):
             merged[key] = copy.deepcopy(dict(value))
         else:
             merged[key] = _merge(merged[key], value, f"{path}.", entry)
@@ -152,7 +156,9 @@ def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
         for dotted in given:
             for key in varied:
                 inside = "algorithm" if key.startswith("algorithm.") else key  # the block is replaced as a whole
-                if dotted != "study" and (f"{dotted}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{dotted}.")):
+                if dotted != "study" and (
+                    f"{dotted}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{dotted}.")
+                ):
                     raise ConfigError(
                         f"command line: {dotted}: study[{i}] ({entry.get('name')}) sets {key} itself, so the override would "
                         "not reach it. Change the entry, or run without the study: study=null"
@@ -185,7 +191,9 @@ def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") 
         elif problem["type"] == "value_error":
             lines.append(f"{path}: {cause}" if path else str(cause))
         else:
-            lines.append(f"{path}: {problem['input']!r} is not allowed: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            lines.append(
+                f"{path}: {problem['input']!r} is not allowed: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            )
     return _merge_unions(lines)
 
 

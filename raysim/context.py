@@ -96,7 +96,7 @@ class ClientContext:
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over the unpadded samples of a batch, a scalar."""
         losses = F.cross_entropy(self.logits(theta, batch.images), batch.labels, reduction="none")
-        return (losses * batch.mask).sum() / batch.mask.sum()
+        return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)  # half of a split batch may be empty
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The gradient (P,) of the loss at ``theta``, and the loss, a scalar."""

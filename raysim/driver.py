@@ -7,6 +7,7 @@ through one driver, so that they share one pool of actors.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import sys
@@ -23,17 +24,17 @@ import numpy as np
 import pandas as pd
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from raysim import __version__
-from raysim.client_actor import RunSetup
 from raysim.compare import compare
 from raysim.config import Config
 from raysim.config_file import dump
 from raysim.errors import ClientError, ConfigError
 from raysim.parameters import ParameterLayout
-from raysim.plots import plot_comparison, plot_partition
 from raysim.rounds import RoundReport, Run
 from raysim.scheduling import ActorPool, Stopped
+from raysim.tasks import RunSetup
 from raysim.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -90,13 +91,13 @@ class Status:
     """What the command sees when it polls."""
 
     state: Literal["starting", "running", "finished", "failed", "killed"] = "starting"
-    run: int = 0
-    """Index of the run under way."""
     report: RoundReport | None = None
-    log: tuple[str, ...] = ()
-    """Lines to print, since the start."""
+    """Of the round under way."""
+    run: int = 0
+    """Index of the run that ``report`` is about."""
+    finished: tuple[tuple[int, RoundReport], ...] = ()
+    """(run, report) of the rounds that were completed since the caller last asked."""
     error: str | None = None
-    is_user_error: bool = False
 
 
 @dataclass
@@ -104,6 +105,7 @@ class _Shared:
     """Between the working thread and the actor's methods."""
 
     status: Status = field(default_factory=Status)
+    finished: list[tuple[int, RoundReport]] = field(default_factory=list)
     results: list[RunResult] = field(default_factory=list)
     parent: str | None = None
 
@@ -112,17 +114,23 @@ class _Shared:
 class Driver:
     """See the module's docstring."""
 
-    def __init__(self, job: Job, num_actors: int, actor_options: dict[str, Any], import_path: list[str]) -> None:
+    def __init__(
+        self, job: list[ray.ObjectRef], num_actors: int, actor_options: dict[str, Any], import_path: list[str]
+    ) -> None:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
+        self._job: Job = ray.get(job)[
+            0
+        ]  # in a list, so that it is unpickled only now: it may hold a user's own classes
+        os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a bug is told once, not once for every task in flight
         self._stop = threading.Event()
         self._shared = _Shared()
-        self._job = job
         self._pool_arguments = (num_actors, actor_options, import_path, self._stop)
         self._thread = threading.Thread(target=self._main, name="rounds", daemon=True)
         self._thread.start()
 
-    def status(self) -> Status:
-        return self._shared.status
+    def status(self, seen: int) -> Status:
+        """How far it is, with the reports of completed rounds from the ``seen``-th on."""
+        return replace(self._shared.status, finished=tuple(self._shared.finished[seen:]))
 
     def stop(self) -> None:
         """Ask the run to end; it is closed as KILLED, then ``status`` says so."""
@@ -138,8 +146,11 @@ class Driver:
             self._update(state="finished")
         except Stopped:
             self._update(state="killed")
-        except (ClientError, ConfigError) as error:
-            self._update(state="failed", error=str(error), is_user_error=True)
+        except RayTaskError as error:
+            # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
+            self._update(state="failed", error=str(error.cause if isinstance(error.cause, ClientError) else error))
+        except ConfigError as error:
+            self._update(state="failed", error=str(error))
         except Exception:
             self._update(state="failed", error=traceback.format_exc())
 
@@ -164,8 +175,10 @@ class Study:
         with _closing(self._tracker, parent):
             self._tracker.log_text(parent, dump(config), "config.yaml")
             for i, spec in enumerate(self._job.runs):
-                self._say(run=i)
+                self._say(run=i, report=None)
                 self._run(spec, parent)
+            from raysim.plots import plot_comparison
+
             history = pd.concat([r.history for r in self._shared.results], ignore_index=True)
             self._tracker.log_figure(parent, plot_comparison(history, title(config)), "comparison.png")
             self._tracker.log_table(parent, compare(history), "comparison.csv")
@@ -179,7 +192,11 @@ class Study:
             run_id = self._tracker.start(
                 config.name,
                 {**config.flat(), **_sizes(spec.layout)},
-                {**self._tags(config, machine), "raysim.entry": spec.entry, "raysim.dataset_digest": spec.dataset_digest},
+                {
+                    **self._tags(config, machine),
+                    "raysim.entry": spec.entry,
+                    "raysim.dataset_digest": spec.dataset_digest,
+                },
                 parent,
             )
             with _closing(self._tracker, run_id):
@@ -190,7 +207,11 @@ class Study:
     def _rounds(self, spec: RunSpec, setup: RunSetup, run_id: str) -> None:
         config = spec.config
         self._tracker.log_text(run_id, dump(config), "config.yaml")
-        figure = plot_partition(spec.class_counts, spec.class_names, f"{config.data.name}: samples per client and class")
+        from raysim.plots import plot_partition  # not at the top: actors start while matplotlib is imported
+
+        figure = plot_partition(
+            spec.class_counts, spec.class_names, f"{config.data.name}: samples per client and class"
+        )
         self._tracker.log_figure(run_id, figure, "partition.png")
         run = Run(setup, spec.layout, self._pool, spec.domains, self._report)
         try:
@@ -198,7 +219,9 @@ class Study:
                 self._tracker.log_round(run_id, round, run.round(round))
             self._tracker.log_table(run_id, run.clients, "clients.csv")
             if run.rejections:
-                self._tracker.log_table(run_id, pd.DataFrame(run.rejections, columns=["round", "client"]), "rejected.csv")
+                self._tracker.log_table(
+                    run_id, pd.DataFrame(run.rejections, columns=["round", "client"]), "rejected.csv"
+                )
             checksums = run.checksums()
             self._tracker.set_tags(run_id, {f"checksum.{name}": value for name, value in checksums.items()})
         finally:
@@ -234,10 +257,8 @@ class Study:
 
     def _report(self, report: RoundReport) -> None:
         self._say(report=report)
-        if report.rejected:
-            ids = ", ".join(map(str, report.rejected))
-            line = f"round {report.round}: rejected client {ids}: its parameters were not finite or out of range"
-            self._say(log=(*self._shared.status.log, line))
+        if report.metrics is not None:
+            self._shared.finished.append((self._shared.status.run, report))
 
     def _say(self, **changes: Any) -> None:
         self._shared.status = replace(self._shared.status, state="running", **changes)

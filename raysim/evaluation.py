@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from raysim.data.partitions import Partition
-from raysim.training import Evaluation
+from raysim.tasks import Evaluation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -74,5 +73,7 @@ def auc_micro(probabilities: NDArray[np.float32], labels: Ints) -> float:
     ``probabilities`` (n, classes) against one-hot ``labels`` (n,). Every sample has one positive and at least one negative
     pair, so it is always defined.
     """
+    from sklearn.metrics import roc_auc_score  # takes over a second to import, which the first round need not wait for
+
     one_hot = labels[:, None] == np.arange(probabilities.shape[1])
     return float(roc_auc_score(one_hot.ravel(), probabilities.ravel()))

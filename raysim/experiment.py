@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
-from raysim.client_actor import RunSetup
 from raysim.compare import compare
 from raysim.config import Config, DataConfig, ResourcesConfig
 from raysim.config_file import children
 from raysim.data.partitions import Partition, make_partition
 from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
-from raysim.errors import ConfigError
-from raysim.models import build_model, tokens_per_image
+from raysim.models.build import build_model, tokens_per_image
 from raysim.parameters import ParameterLayout
 from raysim.resources import clients_per_batch, connect, place, same_resources
+from raysim.tasks import RunSetup
 from raysim.tracking import git_commit, resolve_uri
 
 POLL_SECONDS = 0.2
@@ -145,8 +144,9 @@ def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str
     job = Job(_resolved(config, placement.resources, uri), _specs(runs, placement.resources, uri), uri, _commit())
     assert isinstance(placement.resources.num_actors, int)
     import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
-    driver: Any = Driver.options(**placement.driver_options).remote(
-        job, placement.resources.num_actors, placement.actor_options, import_path
+    actor_class: Any = Driver  # Ray's decorator adds `options`
+    driver = actor_class.options(**placement.driver_options).remote(
+        [ray.put(job)], placement.resources.num_actors, placement.actor_options, import_path
     )
     try:
         status = _watch(driver, [spec.config.name for spec in job.runs], watch)
@@ -202,10 +202,11 @@ def _commit() -> str | None:
 
 def _watch(driver: Any, names: list[str], watch: Callable[[Status, list[str]], None] | None) -> Status:
     """Poll the driver until it is done; on Ctrl-C ask it to stop and wait until its MLflow run is closed."""
-    deadline = None
+    deadline, seen = None, 0
     while True:
         try:
-            status: Status = ray.get(driver.status.remote())
+            status: Status = ray.get(driver.status.remote(seen))
+            seen += len(status.finished)
             if watch:
                 watch(status, names)
             if status.state in ("finished", "failed", "killed"):

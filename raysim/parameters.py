@@ -27,8 +27,7 @@ def matches(name: str, pattern: str) -> bool:
     """
     have, want = name.split("."), pattern.split(".")
     return any(
-        all(fnmatchcase(h, w) for h, w in zip(have[i:], want, strict=False))
-        for i in range(len(have) - len(want) + 1)
+        all(fnmatchcase(h, w) for h, w in zip(have[i:], want, strict=False)) for i in range(len(have) - len(want) + 1)
     )
 
 

@@ -34,7 +34,9 @@ class StateLayout:
     @classmethod
     def of(cls, state: dict[str, Tensor]) -> StateLayout:
         for name, vector in state.items():
-            assert vector.dim() == 1, f"client state {name!r} has shape {tuple(vector.shape)}; each entry must be a vector"
+            assert vector.dim() == 1, (
+                f"client state {name!r} has shape {tuple(vector.shape)}; each entry must be a vector"
+            )
         return cls(tuple(state), tuple(v.numel() for v in state.values()))
 
     @property
@@ -67,14 +69,14 @@ class SlotFile:
             if slot == NEVER_TRAINED:
                 row[:] = initial
                 continue
-            count = os.preadv(self._fd, [row], slot * self._row_bytes)
+            count = os.preadv(self._fd, [row.data], slot * self._row_bytes)
             assert count == self._row_bytes, f"slot {slot} is {count} bytes long, not {self._row_bytes}"
         return rows
 
     def write(self, slots: Ints, rows: Floats) -> None:
         """Write states (K, slot_size), C-contiguous, to fresh slots."""
         for row, slot in zip(rows, slots.tolist(), strict=True):
-            count = os.pwritev(self._fd, [row], slot * self._row_bytes)
+            count = os.pwritev(self._fd, [row.data], slot * self._row_bytes)
             if count != self._row_bytes:
                 raise OSError(f"disk full: {count} of {self._row_bytes} bytes of a client's state were written")
 

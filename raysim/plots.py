@@ -29,9 +29,7 @@ def plot_partition(counts: NDArray[np.int64], class_names: tuple[str, ...], titl
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, num_classes))
     bottom = np.zeros(num_clients)
     for label in range(num_classes):
-        axes.bar(
-            np.arange(num_clients), counts[:, label], 0.86, bottom, color=colours[label], label=class_names[label]
-        )
+        axes.bar(np.arange(num_clients), counts[:, label], 0.86, bottom, color=colours[label], label=class_names[label])
         bottom += counts[:, label]
     axes.set(xlabel="client", ylabel="samples", title=title)
     axes.set_xlim(-0.7, num_clients - 0.3)
@@ -52,7 +50,12 @@ def _partition_heat_map(counts: NDArray[np.int64], title: str) -> Figure:
     figure = _figure(10, 4.2)
     axes = figure.subplots()
     image = axes.imshow(
-        shares.T, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest", extent=(0, len(counts), len(counts.T), 0)
+        shares.T,
+        aspect="auto",
+        cmap="viridis",
+        vmin=0,
+        interpolation="nearest",
+        extent=(0, len(counts), len(counts.T), 0),
     )
     figure.colorbar(image, ax=axes, label="share of a client's samples")
     axes.set(xlabel="clients, sorted by their most frequent class", ylabel="class", title=title)

@@ -32,8 +32,6 @@ class ProgressView:
             console=console,
         )
         self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")
-        self._said = 0
-        self._shown: tuple[int, int] | None = None
         self._start = time.monotonic()
 
     def __enter__(self) -> ProgressView:
@@ -48,29 +46,26 @@ class ProgressView:
 
     def __call__(self, status: Status, names: list[str], rounds: list[int]) -> None:
         """``names`` and numbers of ``rounds`` of all runs, in the order in which they run."""
-        for line in status.log[self._said :]:
-            self._console.print(line, style="yellow")
-        self._said = len(status.log)
-        if status.report is None:
-            return
-        done = sum(rounds[: status.run]) + status.report.round + (status.report.metrics is not None)
-        if self._console.is_terminal:
-            self._update_live(status, names, done, sum(rounds))
-        elif status.report.metrics is not None and self._shown != (status.run, status.report.round):
-            self._shown = (status.run, status.report.round)
-            self._console.print(
-                f"[{time.monotonic() - self._start:6.1f} s] {names[status.run]}: round {status.report.round + 1} of "
-                f"{rounds[status.run]}: {summary(status.report.metrics)}",
-                highlight=False,
-            )
+        for run, report in status.finished:
+            assert report.metrics is not None
+            where = f"{names[run]}: round {report.round + 1} of {rounds[run]}"
+            if report.rejected:
+                ids = ", ".join(map(str, report.rejected))
+                line = f"{where}: rejected client {ids}: its parameters were not finite or out of range"
+                self._console.print(line, style="yellow", highlight=False)
+            if not self._console.is_terminal:
+                passed = time.monotonic() - self._start
+                self._console.print(f"[{passed:6.1f} s] {where}: {summary(report.metrics)}", highlight=False)
+        if status.finished:
+            self._bars.update(self._task, note=summary(status.finished[-1][1].metrics or {}))
+        if self._console.is_terminal and status.report is not None:
+            done = sum(rounds[: status.run]) + status.report.round + (status.report.metrics is not None)
+            self._update_live(status, names[status.run], done, sum(rounds))
 
-    def _update_live(self, status: Status, names: list[str], done: int, total: int) -> None:
+    def _update_live(self, status: Status, name: str, done: int, total: int) -> None:
         report = status.report
         assert report is not None
-        if report.metrics is not None:
-            self._bars.update(self._task, note=summary(report.metrics))
-        self._bars.update(self._task, description=f"{names[status.run]} · round {report.round + 1}", completed=done)
-        self._bars.update(self._task, total=total)
+        self._bars.update(self._task, description=f"{name} · round {report.round + 1}", completed=done, total=total)
         batches = Text(f"client batches {report.tasks_done} of {report.tasks}", style="dim")
         running = [Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for line in report.running[:8]]
         self._live.update(Group(self._bars, batches, *running))
@@ -91,9 +86,9 @@ def summary(metrics: dict[str, float]) -> str:
 
 def as_rich(table: pd.DataFrame, title: str) -> Table:
     """A data frame for the console."""
-    rich = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    rich = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(table.columns):
-        rich.add_column(str(column), justify="left" if i == 0 else "right", no_wrap=True)
+        rich.add_column(str(column), justify="left" if i == 0 else "right")
     for row in table.itertuples(index=False):
         rich.add_row(*(str(value) for value in row))
     return rich

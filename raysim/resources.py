@@ -92,13 +92,10 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
     device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:
         raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU on this node")
-    actors = resources.num_actors
-    if actors == "auto":
-        actors = int(gpus if device == "cuda" else cpus // resources.num_cpus_per_actor)
-        actors = max(1, min(actors, most_batches))
-    share = resources.num_gpus_per_actor
-    if share == "auto":
-        share = min(1.0, int(gpus / actors * 1e4) / 1e4) if device == "cuda" else 0.0
+    room = int(gpus if device == "cuda" else cpus // resources.num_cpus_per_actor)
+    actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
+    even = min(1.0, int(gpus / actors * 1e4) / 1e4) if device == "cuda" else 0.0
+    share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
     if device == "cpu" and share:
         raise ConfigError(f"resources.num_gpus_per_actor: {share:g} asked with device 'cpu', which uses no GPU")
     if device == "cuda" and not share:
@@ -112,7 +109,7 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
                 f"{have.get(kind, 0.0):g}. Lower resources.num_actors or resources.num_{kind.lower()}s_per_actor"
             )
     resolved = ResourcesConfig(
-        device=device,  # type: ignore[arg-type]
+        device=device,
         num_actors=actors,
         num_cpus_per_actor=resources.num_cpus_per_actor,
         num_gpus_per_actor=share,

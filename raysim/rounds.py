@@ -21,7 +21,6 @@ from torch import Tensor
 
 from raysim import seeds
 from raysim.aggregation import combine
-from raysim.client_actor import RunSetup, Task, TaskResult
 from raysim.config import Config
 from raysim.context import Tensors
 from raysim.data.partitions import Partition
@@ -29,6 +28,7 @@ from raysim.evaluation import ClientResults
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import SlotFile, SlotIndex, StateLayout, check_space
 from raysim.scheduling import ActorPool, cut
+from raysim.tasks import RunSetup, Task, TaskResult
 
 Ints = NDArray[np.int64]
 

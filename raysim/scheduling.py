@@ -26,7 +26,8 @@ from ray.exceptions import (
 )
 
 from raysim.aggregation import PartialSum
-from raysim.client_actor import ClientActor, RunSetup, Task, TaskResult
+from raysim.client_actor import ClientActor
+from raysim.tasks import RunSetup, Task, TaskResult
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class ActorPool:
         self._setup: ray.ObjectRef | None = None
 
     def _start(self) -> Any:
-        return ClientActor.options(**self._options).remote(self._import_path)
+        actor_class: Any = ClientActor  # Ray's decorator adds `options`
+        return actor_class.options(**self._options).remote(self._import_path)
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get every actor ready for a run; waits for actors that Ray can't place yet. Returns what they compute on."""
@@ -120,7 +122,9 @@ class ActorPool:
 
         def lost(worker: Worker, error: Exception) -> None:
             again = [*worker.running.values(), *worker.summed]
-            log.warning("client actor %d was lost (%s); %d tasks run again", worker.name, type(error).__name__, len(again))
+            log.warning(
+                "client actor %d was lost (%s); %d tasks run again", worker.name, type(error).__name__, len(again)
+            )
             for task in again:
                 attempts[task.index] = attempts.get(task.index, 0) + 1
                 results.pop(task.index, None)

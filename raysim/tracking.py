@@ -12,13 +12,15 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
 
@@ -56,17 +58,19 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, create: bool = True) -> None:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         try:
             self._client = MlflowClient(uri)
             found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
-                raise ConfigError(f"tracking.experiment: {experiment!r} was deleted in {uri}; restore it or choose another")
+                raise ConfigError(
+                    f"tracking.experiment: {experiment!r} was deleted in {uri}; restore it or choose another"
+                )
             if found is None and not create:
                 names = ", ".join(e.name for e in self._client.search_experiments())
                 raise ConfigError(f"there is no experiment {experiment!r} in {uri}; it has: {names}")
@@ -80,7 +84,9 @@ class Tracker:
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
         return str(self._client.create_experiment(experiment, artifact_location=location))
 
-    def start(self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None) -> str:
+    def start(
+        self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
+    ) -> str:
         """Start a run; returns its id."""
         from mlflow.entities import Param
 

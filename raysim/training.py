@@ -25,25 +25,15 @@ from raysim.context import ClientContext, Optimizer, Tensors
 from raysim.data.batching import Order, Pool, batches, draw_order
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
-from raysim.models import set_fused_attention
+from raysim.models.build import set_fused_attention
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import StateLayout
+from raysim.tasks import Evaluation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 # Samples per forward pass of an evaluation, over all clients of the batch: bounds its memory.
 EVALUATION_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them."""
-
-    clients: Ints
-    correct: Ints
-    num_test: Ints
-    probabilities: NDArray[np.float32]
-    """(sum of num_test, classes), client after client."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,7 @@ class Pool(NamedTuple):
         padded = np.zeros((len(indices), counts.max()), np.int64)
         for row, index in zip(padded, indices, strict=True):
             row[: len(index)] = index
-        return cls(
-            torch.from_numpy(images[padded]).to(device), torch.from_numpy(labels[padded]).to(device), counts
-        )
+        return cls(torch.from_numpy(images[padded]).to(device), torch.from_numpy(labels[padded]).to(device), counts)
 
 
 class Order(NamedTuple):

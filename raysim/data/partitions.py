@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from raysim import seeds
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raysim.config import DataConfig
     from raysim.data.sources import Dataset
 
@@ -73,6 +74,8 @@ class Partition:
 
 def client_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.DataFrame:
     """A row per client (of the first ``most``, and a row for the rest): samples, classes, domain."""
+    import pandas as pd  # not at the top: actors import this module and have no use for it
+
     counts = partition.class_counts(dataset.labels, dataset.num_classes)
     domains = partition.client_domains(dataset)
     rows = []
@@ -256,7 +259,9 @@ def _from_file(path: Path, num_clients: int, num_samples: int) -> Partition:
     """``train_<i>`` and ``test_<i>`` of every client i from an npz."""
     where = f"data.partition.path: {path}"
     if not path.is_file():
-        raise ConfigError(f"{where}: there is no such file; it should be an npz with train_<i> and test_<i> of every client")
+        raise ConfigError(
+            f"{where}: there is no such file; it should be an npz with train_<i> and test_<i> of every client"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)

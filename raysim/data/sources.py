@@ -52,7 +52,7 @@ class Dataset:
         for array in (self.images, self.labels, self.domains):
             if array is not None:
                 sha.update(f"{array.dtype}{array.shape}".encode())
-                sha.update(np.ascontiguousarray(array))
+                sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()[:16]
 
 
@@ -245,7 +245,9 @@ def _image_folder(config: DataConfig, image_size: int) -> Dataset:
     for domain, folder in zip(domain_names, folders, strict=True):
         if folder.classes != folders[0].classes:
             odd = sorted(set(folder.classes) ^ set(folders[0].classes))
-            raise ConfigError(f"data.root: {root}: domains {domain_names[0]} and {domain} differ in classes: {', '.join(odd)}")
+            raise ConfigError(
+                f"data.root: {root}: domains {domain_names[0]} and {domain} differ in classes: {', '.join(odd)}"
+            )
     paths = [Path(path) for folder in folders for path, _ in folder.samples]
     labels = np.array([label for folder in folders for _, label in folder.samples], np.int64)
     domains = np.repeat(np.arange(len(folders)), [len(folder.samples) for folder in folders])

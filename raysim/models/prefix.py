@@ -60,4 +60,5 @@ def add_prefix(model: nn.Module, mid_dim: int, scale: float) -> None:
             "nowhere to go. vit_*, deit_* and other timm models whose blocks have `attn.qkv` do"
         )
     for module in layers:
+        assert isinstance(module.qkv, nn.Linear)
         module.qkv = PrefixedQKV(module.qkv, mid_dim, scale)

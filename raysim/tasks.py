@@ -1,0 +1,75 @@
+"""What travels between the driver and the client actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from raysim.config import Config
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
+
+    config: Config
+    images: ray.ObjectRef
+    labels: ray.ObjectRef
+    partition: ray.ObjectRef
+    initial: ray.ObjectRef
+    num_classes: int
+    in_channels: int
+    slot_file: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A client batch and what to do with it.
+
+    Attributes:
+        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients.
+        index: position among the round's tasks.
+        weights: planned shares (K,) by weighting.
+        read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
+        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
+    """
+
+    kind: Literal["train", "evaluate", "global"]
+    index: int
+    round: int
+    clients: Ints
+    read: Ints
+    write: Ints | None = None
+    weights: dict[str, Floats] | None = None
+    messages: dict[str, NDArray[np.float32]] | None = None
+    evaluate: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them."""
+
+    clients: Ints
+    correct: Ints
+    num_test: Ints
+    probabilities: NDArray[np.float32]
+    """(sum of num_test, classes), client after client."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What comes back to the driver: a few numbers per client; sums stay in the actor until the end of the round."""
+
+    task: Task
+    accepted: NDArray[np.bool_] | None
+    metrics: dict[str, Floats]
+    evaluation: Evaluation | None
+    seconds: float

@@ -1,0 +1,259 @@
+"""Methods of the literature in the shortest form that uses each part of the contract, and methods that misbehave.
+
+They show that the contract carries them without a change to the engine; ``docs/algorithms.md`` describes the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from algorithms.base import Batch, FederatedAlgorithm, Upload
+
+
+class FedProx(FederatedAlgorithm):
+    """Reads the round's shared parameters in every step. https://arxiv.org/abs/1812.06127"""
+
+    mu: float = Field(0.1, ge=0)
+
+    def client_step(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        gradient = gradient + self.mu * (carry["theta"] - ctx.broadcast["shared"])
+        theta, optimizer = ctx.optimizer.step(carry["theta"], gradient, carry["optimizer"])
+        return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
+
+
+class Scaffold(FederatedAlgorithm):
+    """An extra vector down, an extra vector up with uniform weights, server state. https://arxiv.org/abs/1910.06378"""
+
+    uploads = {"shared": Upload("uniform"), "control_change": Upload("uniform", scale_bits=48)}
+    participation: float = 0.5
+
+    def server_init(self, shared):
+        return {"control": torch.zeros_like(shared)}
+
+    def broadcast(self, shared, server_state):
+        return {"shared": shared, **server_state}
+
+    def server_step(self, shared, server_state, mean):
+        control = server_state["control"] + self.participation * mean["control_change"].float()
+        return mean["shared"], {"control": control}
+
+    def client_state(self, theta, layout):
+        return {"control": torch.zeros_like(theta)}
+
+    def client_init(self, state, ctx):
+        return {
+            "theta": ctx.broadcast["shared"].clone(),
+            "own": state["control"],
+            "steps": state["control"].new_zeros(()),
+        }
+
+    def client_step(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        theta = carry["theta"] - ctx.optimizer.lr * (gradient - carry["own"] + ctx.broadcast["control"])
+        return {**carry, "theta": theta, "steps": carry["steps"] + 1}, {"loss": loss}
+
+    def client_final(self, carry, ctx):
+        moved = (ctx.broadcast["shared"] - carry["theta"]) / (carry["steps"] * ctx.optimizer.lr)
+        control = carry["own"] - ctx.broadcast["control"] + moved
+        return {"shared": carry["theta"], "control_change": control - carry["own"]}, {"control": control}
+
+    def personalize(self, shared, state, ctx):
+        return shared
+
+
+class FedAvgM(FederatedAlgorithm):
+    """A server optimiser. https://arxiv.org/abs/1909.06335"""
+
+    beta: float = 0.9
+
+    def server_init(self, shared):
+        return {"momentum": torch.zeros_like(shared)}
+
+    def server_step(self, shared, server_state, mean):
+        momentum = self.beta * server_state["momentum"] + (shared - mean["shared"].float())
+        return shared - momentum, {"momentum": momentum}
+
+
+class FedRep(FederatedAlgorithm):
+    """Alternating: head epochs, then body epochs. https://arxiv.org/abs/2102.07078"""
+
+    def personal_patterns(self):
+        return ["head"]
+
+    def epochs(self, local_epochs):
+        return ["head"] * local_epochs + ["body"]
+
+    def client_step(self, carry, batch, ctx):
+        new, metrics = super().client_step(carry, batch, ctx)
+        trains = ctx.layout.mask(["head"]) == (ctx.phase == "head")
+        return {**new, "theta": torch.where(trains, new["theta"], carry["theta"])}, metrics
+
+
+class FedBABU(FederatedAlgorithm):
+    """The head keeps its initial value in training; fine-tuned for evaluation. https://arxiv.org/abs/2106.06042"""
+
+    adapt_steps = 1
+
+    def client_step(self, carry, batch, ctx):
+        new, metrics = super().client_step(carry, batch, ctx)
+        return {**new, "theta": torch.where(ctx.layout.mask(["head"]), carry["theta"], new["theta"])}, metrics
+
+
+class Ditto(FederatedAlgorithm):
+    """A personal model beside the shared one, drawn to it. https://arxiv.org/abs/2012.04221"""
+
+    strength: float = 0.5
+
+    def client_state(self, theta, layout):
+        return {"own": theta.clone()}
+
+    def client_init(self, state, ctx):
+        return {"theta": ctx.broadcast["shared"].clone(), "own": state["own"]}
+
+    def client_step(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        theta, _ = ctx.optimizer.step(carry["theta"], gradient, {})
+        gradient, _ = ctx.gradient(carry["own"], batch)
+        pull = self.strength * (carry["own"] - ctx.broadcast["shared"])
+        own, _ = ctx.optimizer.step(carry["own"], gradient + pull, {})
+        return {"theta": theta, "own": own}, {"loss": loss}
+
+    def client_final(self, carry, ctx):
+        return {"shared": carry["theta"]}, {"own": carry["own"]}
+
+    def personalize(self, shared, state, ctx):
+        return state["own"]
+
+
+class PerFedAvg(FederatedAlgorithm):
+    """First-order MAML: a two-batch meta step, adaptation at evaluation. https://arxiv.org/abs/2002.07948"""
+
+    batches_per_step = 2
+    adapt_steps = 1
+
+    def client_step(self, carry, batch, ctx):
+        first, second = (Batch(*(part[half::2] for part in batch)) for half in (0, 1))
+        gradient, loss = ctx.gradient(carry["theta"], first)
+        looked_ahead = carry["theta"] - ctx.optimizer.lr * gradient
+        gradient, _ = ctx.gradient(looked_ahead, second)
+        return {**carry, "theta": carry["theta"] - ctx.optimizer.lr * gradient}, {"loss": loss}
+
+
+class FedAMP(FederatedAlgorithm):
+    """A different model down for each client, from the models of the whole cohort. https://arxiv.org/abs/2007.03797"""
+
+    reads_cohort_states = True
+    self_weight: float = 0.5
+
+    def client_state(self, theta, layout):
+        return {"own": theta.clone()}
+
+    def server_messages(self, states):
+        own = states["own"]
+        others = (own.sum(dim=0) - own) / max(1, len(own) - 1)
+        return {"cloud": self.self_weight * own + (1 - self.self_weight) * others}
+
+    def client_init(self, state, ctx):
+        return {"theta": state["cloud"]}
+
+    def client_step(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        return {"theta": ctx.optimizer.step(carry["theta"], gradient, {})[0]}, {"loss": loss}
+
+    def client_final(self, carry, ctx):
+        return {"shared": carry["theta"]}, {"own": carry["theta"]}
+
+    def personalize(self, shared, state, ctx):
+        return state["own"]
+
+
+class Merge(FederatedAlgorithm):
+    """An epoch that learns element-wise merge weights before training starts, as FedALA. https://arxiv.org/abs/2212.01197"""
+
+    def client_state(self, theta, layout):
+        return {"own": theta.clone()}
+
+    def epochs(self, local_epochs):
+        return ["merge"] + ["train"] * local_epochs
+
+    def client_init(self, state, ctx):
+        shared = ctx.broadcast["shared"]
+        return {"theta": shared.clone(), "own": state["own"], "weight": torch.ones_like(shared)}
+
+    def client_step(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        if ctx.phase == "train":
+            return {**carry, "theta": ctx.optimizer.step(carry["theta"], gradient, {})[0]}, {"loss": loss}
+        difference = ctx.broadcast["shared"] - carry["own"]
+        weight = (carry["weight"] - gradient * difference).clamp(0, 1)
+        return {**carry, "weight": weight, "theta": carry["own"] + weight * difference}, {"loss": loss}
+
+    def client_final(self, carry, ctx):
+        return {"shared": carry["theta"]}, {"own": carry["theta"]}
+
+    def personalize(self, shared, state, ctx):
+        return shared
+
+
+CONTRACT = [FedProx, Scaffold, FedAvgM, FedRep, FedBABU, Ditto, PerFedAvg, FedAMP, Merge]
+
+
+# Methods that misbehave.
+
+
+class Poisoned(FederatedAlgorithm):
+    """Every client whose training set has an odd number of label 0 sends NaN; personal head."""
+
+    def personal_patterns(self):
+        return ["head"]
+
+    def client_init(self, state, ctx):
+        return {**super().client_init(state, ctx), "zeros": ctx.broadcast["shared"].new_zeros(())}
+
+    def client_step(self, carry, batch, ctx):
+        new, metrics = super().client_step(carry, batch, ctx)
+        zeros = carry["zeros"] + ((batch.labels == 0) * batch.mask).sum()
+        return {**new, "zeros": zeros}, metrics
+
+    def client_final(self, carry, ctx):
+        uploads, state = super().client_final(carry, ctx)
+        is_odd = torch.remainder(carry["zeros"], 2) == 1
+        return {"shared": torch.where(is_odd, torch.nan, uploads["shared"])}, state
+
+
+class Buggy(FederatedAlgorithm):
+    """Raises in training."""
+
+    def client_step(self, carry, batch, ctx):
+        raise ZeroDivisionError("a bug in my method")
+
+
+class Slow(FederatedAlgorithm):
+    """Takes its time."""
+
+    def client_step(self, carry, batch, ctx):
+        import time
+
+        time.sleep(0.05)
+        return super().client_step(carry, batch, ctx)
+
+
+class KillsItsActor(FederatedAlgorithm):
+    """Kills its worker process in the second round, as often as there are files to delete in ``folder``."""
+
+    folder: str
+
+    def personal_patterns(self):
+        return ["head"]
+
+    def client_final(self, carry, ctx):
+        for lives in Path(self.folder).glob("*") if ctx.round == 1 else ():
+            lives.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().client_final(carry, ctx)

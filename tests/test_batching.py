@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from raysim.data.batching import Pool, batches, draw_order
+from raysim.data.transforms import augment, draw_augmentation, to_model_input
+
+IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+LABELS = np.arange(10)
+CPU = torch.device("cpu")
+
+
+def epoch_of(indices, clients, batch_size=2, augmentation="none"):
+    pool = Pool.gather(IMAGES, LABELS, [np.array(i) for i in indices], CPU)
+    order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation, 2)
+    return list(batches(pool, order, 1, batch_size, 2))
+
+
+def test_every_sample_once_per_epoch_padding_masked():
+    got = epoch_of([[1, 2, 3, 4, 5], [6, 7]], [10, 11])
+    assert [batch.labels.shape for batch, _ in got] == [(2, 2), (2, 2), (2, 1)]
+    assert [everyone for _, everyone in got] == [True, False, False]
+    seen = [
+        sorted(
+            label
+            for batch, _ in got
+            for label, m in zip(batch.labels[k].tolist(), batch.mask[k].tolist(), strict=True)
+            if m
+        )
+        for k in range(2)
+    ]
+    assert seen == [[1, 2, 3, 4, 5], [6, 7]]
+    for batch, _ in got:  # images belong to their labels
+        torch.testing.assert_close(batch.images[..., 0, 0, 0], batch.labels * (2 / 255) - 1)
+
+
+def test_a_clients_order_does_not_depend_on_who_is_beside_it():
+    alone = [batch.labels[0].tolist() for batch, _ in epoch_of([[6, 7, 8]], [11])]
+    beside = [batch.labels[1].tolist() for batch, _ in epoch_of([[1, 2, 3, 4, 5], [6, 7, 8]], [10, 11])]
+    assert alone[0] == beside[0]
+    assert alone[1][:1] == beside[1][:1]
+
+
+def test_epochs_and_rounds_differ():
+    counts = np.array([10])
+    first = draw_order(0, "batches", 0, np.array([5]), counts, 2, "none", 2).positions
+    second = draw_order(0, "batches", 1, np.array([5]), counts, 2, "none", 2).positions
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_augment_by_hand():
+    image = torch.tensor([[[1], [2]], [[3], [4]]], dtype=torch.uint8)[None]  # rows 1 2 / 3 4
+    shift = torch.tensor([[1, 0]])
+    still, flipped = torch.tensor([False]), torch.tensor([True])
+    assert augment(image, still, torch.zeros_like(shift)).flatten().tolist() == [1, 2, 3, 4]
+    assert augment(image, flipped, torch.zeros_like(shift)).flatten().tolist() == [2, 1, 4, 3]
+    assert augment(image, still, shift).flatten().tolist() == [0, 0, 1, 2]
+    assert augment(image, still, torch.tensor([[0, -1]])).flatten().tolist() == [2, 0, 4, 0]
+
+
+@pytest.mark.parametrize(("name", "reach"), [("flip", 0), ("crop_flip", 4)])
+def test_augmentation_is_drawn_in_range(name, reach):
+    flips, shifts = draw_augmentation(name, 500, 32, np.random.default_rng(0))
+    assert 200 < flips.sum() < 300
+    assert (shifts.min(), shifts.max()) == (-reach, reach)
+
+
+def test_augmentation_is_the_clients_own():
+    counts = np.array([4, 6])
+    both = draw_order(0, "batches", 0, np.array([1, 2]), counts, 1, "crop_flip", 32)
+    alone = draw_order(0, "batches", 0, np.array([2]), counts[1:], 1, "crop_flip", 32)
+    assert np.array_equal(both.flips[:, 1], alone.flips[:, 0])
+    assert np.array_equal(both.shifts[:, 1], alone.shifts[:, 0])
+    assert len(epoch_of([[1, 2, 3]], [4], augmentation="flip")) == 2
+
+
+def test_model_input_is_normalised_and_resized_on_the_way():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 3, 4, 4, 1)
+    out = to_model_input(images, 8)
+    assert out.shape == (2, 3, 1, 8, 8)
+    torch.testing.assert_close(out, torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1).expand_as(out))
+    x = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    torch.testing.assert_close(to_model_input(x, 16)[0, 0], (x[0, :, :, 0].float() / 255 - 0.5) / 0.5)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import nn
+
+from raysim.context import Batch, ClientContext, Optimizer
+from raysim.parameters import ParameterLayout
+
+
+def make_context(optimizer=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    layout = ParameterLayout.of(net)
+    theta = layout.flatten(dict(net.named_parameters()))
+    return net, theta, ClientContext(net, layout, {}, optimizer or Optimizer("sgd", 0.1), 0)
+
+
+def make_batch(n=6, padded=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(n)
+    mask[n - padded :] = 0
+    images = torch.randn(n, 1, 2, 2, generator=generator)
+    return Batch(images, torch.randint(3, (n,), generator=generator), mask)
+
+
+def test_gradient_is_that_of_plain_autograd():
+    net, theta, ctx = make_context()
+    batch = make_batch()
+    gradient, loss = ctx.gradient(theta, batch)
+    expected = nn.functional.cross_entropy(net(batch.images), batch.labels)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, torch.cat([p.grad.flatten() for p in net.parameters()]))
+
+
+def test_padded_samples_have_no_part_in_it():
+    _, theta, ctx = make_context()
+    padded = make_batch(padded=2)
+    cut = Batch(*(part[:4] for part in padded))
+    for ours, expected in zip(ctx.gradient(theta, padded), ctx.gradient(theta, cut), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_vectorised_gradients_are_those_of_each_client():
+    _, theta, ctx = make_context()
+    thetas = torch.stack([theta, theta + 0.1, theta * 2])
+    parts = [make_batch(padded=k, seed=k) for k in range(3)]
+    batch = Batch(*(torch.stack(column) for column in zip(*parts, strict=True)))
+    gradients, losses = torch.func.vmap(ctx.gradient)(thetas, batch)
+    for k in range(3):
+        expected = ctx.gradient(thetas[k], parts[k])
+        torch.testing.assert_close((gradients[k], losses[k]), expected)
+    at_one_point, _ = torch.func.vmap(lambda b: ctx.gradient(theta, b))(batch)
+    torch.testing.assert_close(at_one_point[1], ctx.gradient(theta, parts[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Optimizer("sgd", 0.1), lambda p: torch.optim.SGD(p, 0.1)),
+        (
+            Optimizer("sgd", 0.1, momentum=0.9, weight_decay=0.01),
+            lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
+        ),
+        (Optimizer("adamw", 0.01, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)),
+    ],
+    ids=["sgd", "sgd momentum", "adamw"],
+)
+def test_optimizers_agree_with_torch(ours, theirs):
+    net, theta, ctx = make_context(ours)
+    optimizer, state = theirs(net.parameters()), ours.init(theta)
+    for step in range(5):
+        batch = make_batch(seed=step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
+        optimizer.step()
+        theta, state = ours.step(theta, ctx.gradient(theta, batch)[0], state)
+    torch.testing.assert_close(theta, ctx.layout.flatten(dict(net.named_parameters())), rtol=1e-5, atol=1e-6)

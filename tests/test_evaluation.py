@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from raysim.data.partitions import Partition
+from raysim.evaluation import ClientResults, auc_micro
+from raysim.tasks import Evaluation
+
+
+def evaluation(clients, correct, probabilities):
+    counts = [len(p) for p in probabilities]
+    return Evaluation(
+        np.array(clients), np.array(correct), np.array(counts), np.concatenate(probabilities).astype(np.float32)
+    )
+
+
+# Client 0 trains on sample 0 and tests on 1, 2; client 1 trains on 3 and tests on 4.
+PARTITION = Partition(np.array([0, 1, 2, 3, 4]), np.array([0, 3, 5]), np.array([1, 1]))
+LABELS = np.array([0, 0, 1, 0, 1])
+P0 = np.array([[0.9, 0.1], [0.6, 0.4]])  # right, wrong
+P1 = np.array([[0.2, 0.8]])  # right
+
+
+def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
+    parts = [evaluation([1], [1], [P1]), evaluation([0], [1], [P0])]
+    for arrived in (parts, parts[::-1]):
+        results = ClientResults.merge(arrived)
+        assert results.clients.tolist() == [0, 1]
+        metrics = results.metrics(LABELS, PARTITION)
+        assert metrics["personalized/accuracy_mean"] == 0.75
+        assert metrics["personalized/accuracy_std"] == 0.25
+        assert metrics["personalized/accuracy_weighted"] == pytest.approx(2 / 3)
+        assert metrics["personalized/accuracy_worst_decile"] == 0.5
+        # Positives score .9 .4 .8, negatives .1 .6 .2: of nine pairs only (.4, .6) is the wrong way round.
+        assert metrics["personalized/auc_micro"] == pytest.approx(8 / 9)
+    assert results.client_auc(LABELS, PARTITION).tolist() == [0.75, 1.0]
+
+
+def test_the_worst_decile_of_twenty_clients_is_two():
+    parts = [evaluation([c], [c % 11], [np.full((10, 2), 0.5)]) for c in range(20)]
+    partition = Partition(np.arange(220), np.arange(0, 221, 11), np.ones(20, int))
+    labels = np.zeros(220, int)
+    accuracies = sorted((c % 11) / 10 for c in range(20))
+    assert ClientResults.merge(parts).metrics(labels, partition)["personalized/accuracy_worst_decile"] == pytest.approx(
+        np.mean(accuracies[:2])
+    )
+
+
+def test_only_keeps_those_that_were_asked_for():
+    results = ClientResults.merge([evaluation([0, 1], [1, 1], [P0, P1])]).only(np.array([1]))
+    assert (results.clients.tolist(), results.correct.tolist(), len(results.probabilities)) == ([1], [1], 1)
+
+
+def test_a_client_twice_is_an_error():
+    with pytest.raises(AssertionError, match="twice"):
+        ClientResults.merge([evaluation([0], [1], [P0]), evaluation([0], [1], [P0])])
+
+
+def test_auc_of_constant_scores_is_one_half():
+    assert auc_micro(np.full((4, 3), 1 / 3, np.float32), np.array([0, 1, 2, 0])) == 0.5

@@ -1,0 +1,73 @@
+"""Numbers of the paper's original implementation; see data/README.md."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from raysim.aggregation import weighted_sum
+from raysim.context import Batch, ClientContext, Optimizer
+from raysim.models.prefix import add_prefix
+from raysim.parameters import ParameterLayout
+
+NUMBERS = np.load(Path(__file__).parent / "data" / "fedperfix_numbers.npz")
+
+
+def build(group, personal=()):
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5
+    )
+    if group == "prefix_-":
+        add_prefix(model, mid_dim=8, scale=1.5)
+    layout = ParameterLayout.of(model, personal)
+    return model, layout, ClientContext(model, layout, {}, Optimizer("sgd", 0.01), 0)
+
+
+def theta(layout, prefix):
+    """A vector in our layout from the original's names."""
+    return layout.flatten(
+        {name: torch.from_numpy(NUMBERS[f"{prefix}/{name.replace('qkv.adapter', 'adapter')}"]) for name in layout.names}
+    )
+
+
+BATCH = Batch(torch.from_numpy(NUMBERS["x"]), torch.from_numpy(NUMBERS["y"]), torch.ones(6))
+
+
+@pytest.mark.parametrize("group", ["prefix_-", "partial"])
+def test_logits(group):
+    _, layout, ctx = build(group)
+    logits = ctx.logits(theta(layout, f"{group}/init"), BATCH.images)
+    np.testing.assert_allclose(logits.detach(), NUMBERS[f"{group}/logits"], atol=1e-5)
+    assert abs(NUMBERS[f"{group}/logits"]).max() > 0.1
+
+
+@pytest.mark.parametrize("group", ["prefix_-", "partial"])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_three_steps_of_sgd(group, vectorised):
+    _, layout, ctx = build(group)
+    now, losses = theta(layout, f"{group}/init"), []
+    for _ in range(3):
+        if vectorised:
+            gradients, both = torch.func.vmap(lambda t: ctx.gradient(t, BATCH))(torch.stack([now, now]))
+            gradient, loss = gradients[1], both[1]
+        else:
+            gradient, loss = ctx.gradient(now, BATCH)
+        now, _ = ctx.optimizer.step(now, gradient, {})
+        losses.append(loss.item())
+    np.testing.assert_allclose(losses, NUMBERS[f"{group}/sgd3_losses"], atol=1e-5)
+    np.testing.assert_allclose(now, theta(layout, f"{group}/sgd3"), atol=1e-5)
+    np.testing.assert_allclose(ctx.logits(now, BATCH.images), NUMBERS[f"{group}/sgd3_logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "personal"), [("agg0", ["adapter", "head"]), ("agg3", ["blocks.1", "adapter", "head"])]
+)
+def test_the_weighted_mean_of_three_clients(key, personal):
+    _, layout, _ = build("prefix_-", personal)
+    clients = torch.stack([layout.split(theta(layout, f"prefix_-/client{i}"))[0] for i in range(3)])
+    sum_ = weighted_sum(clients, np.array([10, 20, 30]) / 60, np.ones(3, bool), 40)
+    shared = layout.names[: layout.num_shared_tensors]
+    expected = np.concatenate([NUMBERS[f"prefix_-/{key}/{name}"].ravel() for name in shared])
+    np.testing.assert_allclose(sum_.mean(40), expected, atol=1e-6)

@@ -1,0 +1,222 @@
+"""End to end on real Ray and real MLflow: equal bits on any number of actors, MLflow's contents, faults, clean stops."""
+
+import io
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY, tiny
+from mlflow.tracking import MlflowClient
+
+import raysim
+from raysim.config_file import load_config
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+def run(store, **changes):
+    return raysim.run(tiny(**changes, tracking={"uri": store}))
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    """Two methods, one with two seeds, in one study."""
+    entries = [
+        {"name": "perfix", "seeds": [0, 1]},
+        {"name": "avg", "algorithm": {"name": "fedavg"}, "evaluate": {"protocol": "aggregated"}},
+        {"name": "poisoned", "algorithm": {"name": "methods:Poisoned"}, "train": {"local_epochs": 1}},
+    ]
+    return run(store, study=entries)
+
+
+def text(client, run_id, name, tmp_path):
+    with open(client.download_artifacts(run_id, name, str(tmp_path))) as file:
+        return file.read()
+
+
+METRICS = {
+    "personalized/accuracy_mean",
+    "personalized/accuracy_std",
+    "personalized/accuracy_weighted",
+    "personalized/accuracy_worst_decile",
+    "personalized/auc_micro",
+    "train/loss",
+    "system/round_seconds",
+    "system/train_samples_per_second",
+    "communication/down_bytes",
+    "communication/up_bytes",
+    "cohort/size",
+    "cohort/rejected",
+}
+
+
+def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study, store, tmp_path):
+    client = MlflowClient(store)
+    parent = client.get_run(study.parent_run_id)
+    assert parent.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {
+        "config.yaml",
+        "comparison.png",
+        "comparison.csv",
+    }
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {r.info.run_name for r in children} == {
+        "perfix · seed 0",
+        "perfix · seed 1",
+        "avg · seed 0",
+        "poisoned · seed 0",
+    }
+    for child in children:
+        assert child.info.status == "FINISHED"
+        names = METRICS | ({"global/accuracy"} if child.info.run_name.startswith("avg") else set())
+        assert set(child.data.metrics) == names
+        for name in names:
+            points = client.get_metric_history(child.info.run_id, name)
+            assert [point.step for point in points] == [0, 1]
+        artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
+        assert artifacts >= {"config.yaml", "partition.png", "clients.csv"}
+        assert child.data.params["train.optimizer.lr"] == "0.1"
+        assert child.data.tags["raysim.dataset"] == "digits"
+        assert child.data.tags["raysim.device"] == "cpu"
+        assert {"version.ray", "version.torch", "raysim.algorithm", "checksum.shared"} <= set(child.data.tags)
+        clients = pd.read_csv(io.StringIO(text(client, child.info.run_id, "clients.csv", tmp_path)))
+        assert clients["client"].tolist() == list(range(8))
+        accuracy = child.data.metrics["personalized/accuracy_mean"]
+        assert clients["accuracy"].mean() == pytest.approx(accuracy)
+        assert 0 <= accuracy <= 1
+
+
+def test_the_result_is_what_mlflow_has(study, store):
+    assert [(r.entry, r.seed) for r in study.runs] == [("perfix", 0), ("perfix", 1), ("avg", 0), ("poisoned", 0)]
+    assert study.history["round"].tolist() == [0, 1] * 4
+    client = MlflowClient(store)
+    for result in study.runs:
+        logged = client.get_run(result.run_id).data.metrics
+        last = result.history.iloc[-1]
+        assert {name: last[name] for name in logged} == pytest.approx(logged)
+    table = study.table.set_index("name")
+    assert table.loc["perfix", "seeds"] == 2
+    assert "±" in table.loc["perfix", "accuracy"]
+
+
+def test_communication_is_what_a_federation_would_send(study):
+    for result in study.runs:
+        row = result.history.iloc[0]
+        assert row["communication/up_bytes"] == row["communication/down_bytes"] == 4 * 4 * len(result.shared)
+        assert row["cohort/size"] == 4
+
+
+def test_the_aggregated_protocol_evaluates_the_new_shared_model(study):
+    average = next(r for r in study.runs if r.entry == "avg").history
+    # Everything is shared, so after aggregation every client has the global model.
+    assert average["personalized/accuracy_weighted"].tolist() == average["global/accuracy"].tolist()
+
+
+def test_rejected_clients_are_counted_by_id_and_the_run_goes_on(study, store, tmp_path):
+    poisoned = next(r for r in study.runs if r.entry == "poisoned")
+    rejected = poisoned.history["cohort/rejected"]
+    assert 0 < rejected.sum() < 8
+    assert np.isfinite(poisoned.shared).all()
+    client = MlflowClient(store)
+    listed = pd.read_csv(io.StringIO(text(client, poisoned.run_id, "rejected.csv", tmp_path)))
+    assert len(listed) == rejected.sum()
+
+
+def test_the_configuration_that_mlflow_keeps_runs_again_with_the_same_bits(study, store, tmp_path):
+    first = study.runs[0]
+    path = tmp_path / "again.yaml"
+    path.write_text(text(MlflowClient(store), first.run_id, "config.yaml", tmp_path))
+    config = load_config(path)
+    assert config.resources.clients_per_batch == 2
+    again = raysim.run(config).runs[0]
+    assert again.checksums == first.checksums
+    assert load_config(path, ["rounds=1"]).rounds == 1
+
+
+@pytest.mark.parametrize("num_actors", [1, 4])
+def test_bits_do_not_depend_on_the_number_of_actors(study, store, num_actors):
+    result = run(store, resources={"num_actors": num_actors}).runs[0]
+    expected = study.runs[0]  # two actors
+    assert result.checksums == expected.checksums
+    assert np.array_equal(result.shared, expected.shared)
+    results = [c for c in result.history if not c.startswith("system/") and c != "run_id"]
+    pd.testing.assert_frame_equal(result.history[["round", *results[3:]]], expected.history[["round", *results[3:]]])
+
+
+def test_a_killed_actor_is_replaced_and_no_bit_changes(store, tmp_path):
+    method = {"name": "methods:KillsItsActor", "folder": str(tmp_path)}
+    undisturbed = run(store, algorithm=method).runs[0]
+    (tmp_path / "one life").touch()
+    assert run(store, algorithm=method).runs[0].checksums == undisturbed.checksums
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clients_that_always_kill_their_actor_end_the_run(store, tmp_path):
+    for i in range(20):
+        (tmp_path / str(i)).touch()
+    with pytest.raises(raysim.RunFailed, match=r"round 1: the actors that ran clients \[.*\] died 4 times"):
+        run(store, algorithm={"name": "methods:KillsItsActor", "folder": str(tmp_path)})
+
+
+def test_a_bug_in_an_algorithm_surfaces_once_with_client_and_traceback(store):
+    with pytest.raises(raysim.RunFailed) as caught:
+        run(store, name="buggy", algorithm={"name": "methods:Buggy"})
+    message = str(caught.value)
+    assert "train of client" in message
+    assert "round 0" in message
+    assert "ZeroDivisionError: a bug in my method" in message
+    assert "methods.py" in message
+    assert message.count("Traceback") == 1
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("buggy")
+    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"num_actors": 5}, r"5 actors with 1 CPUs each need 5 CPUs, this node has 4"),
+        ({"num_cpus_per_actor": 3}, r"2 actors with 3 CPUs each need 6 CPUs"),
+        ({"device": "cuda"}, r"'cuda' is asked for, but Ray sees no GPU"),
+        ({"num_gpus_per_actor": 2}, r"num_gpus_per_actor: 2 asked with device 'cpu'"),
+    ],
+)
+def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store, resources, message):
+    with pytest.raises(raysim.ConfigError, match=message):
+        run(store, resources=resources)
+
+
+def test_ctrl_c_closes_the_run_as_killed(tmp_path):
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 500, "algorithm": {"name": "methods:Slow"}}))
+    path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("tests")))}
+    import os
+
+    command = [sys.executable, "-m", "raysim", "run", "slow.yaml"]
+    environment = {**os.environ, **path}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if "round 1 of 500" in line:
+            break
+    assert seen, "the run printed nothing"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(seen) + output
+    assert "closed as KILLED" in output
+    assert "Traceback" not in output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["KILLED"]

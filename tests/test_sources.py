@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from raysim.config import DataConfig
+from raysim.data.sources import load_dataset
+from raysim.errors import ConfigError
+
+
+def load(**keys):
+    return load_dataset(DataConfig.model_validate(keys), image_size=16)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def test_digits():
+    digits = load(name="digits")
+    assert digits.images.shape == (1797, 8, 8, 1)
+    assert digits.images.dtype == np.uint8
+    assert (digits.images.max(), digits.num_classes, digits.domains) == (255, 10, None)
+
+
+def test_rotated_digits_are_the_same_images_in_four_equal_domains():
+    plain, rotated = load(name="digits"), load(name="digits", rotated_domains=True)
+    assert rotated.domain_names == ("0°", "90°", "180°", "270°")
+    for domain in range(4):
+        i = int(np.flatnonzero(rotated.domains == domain)[5])
+        assert np.array_equal(rotated.images[i], np.rot90(plain.images[i], domain))
+    per_class = np.stack([np.bincount(rotated.labels[rotated.domains == d], minlength=10) for d in range(4)])
+    assert (np.ptp(per_class, axis=0) <= 1).all()
+
+
+def test_subset_keeps_the_classes_in_proportion_and_draws_nothing():
+    first, again = load(name="digits", subset=200), load(name="digits", subset=200)
+    assert first.digest == again.digest
+    assert abs(len(first.labels) - 200) <= 5
+    counts = np.bincount(first.labels)
+    assert counts.min() >= 19
+    with pytest.raises(ConfigError, match="1798 samples asked, the data set has 1797"):
+        load(name="digits", subset=1798)
+
+
+def test_npz_with_domains(tmp_path):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, domains=np.array(list("ababab")))
+    dataset = load(name="npz", root=path)
+    assert dataset.images.shape == (6, 4, 4, 1)
+    assert np.array_equal(dataset.images[..., 0], IMAGES)
+    assert dataset.labels.tolist() == LABELS.tolist()
+    assert dataset.domain_names == ("a", "b")
+    assert dataset.domains.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, "has no array labels"),
+        ({"images": IMAGES.astype(float), "labels": LABELS}, r"are float64 \(6, 4, 4\), not uint8"),
+        ({"images": np.zeros((6, 4, 4, 5), np.uint8), "labels": LABELS}, "have 5 channels"),
+        ({"images": IMAGES, "labels": LABELS[:5]}, r"labels of .* are int64 \(5,\), not integers \(6,\)"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "out of range: the least is -1"),
+        (
+            {"images": IMAGES, "labels": np.array([0, 1, 2, 0, 1, 900])},
+            "go up to 900, but no sample has 3, 4, .* out of range",
+        ),
+        ({"images": IMAGES, "labels": LABELS, "domains": LABELS[:2]}, r"domains of .* have shape \(2,\)"),
+        ({"images": IMAGES, "labels": LABELS.astype(object)}, "damaged or not an npz of plain arrays"),
+    ],
+)
+def test_wrong_npz(tmp_path, arrays, message):
+    with pytest.raises(ConfigError, match=f"data.root: .*{message}"):
+        load(name="npz", root=save(tmp_path / "a.npz", **arrays))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "text"])
+def test_corrupt_npz(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(
+        path, images=np.random.default_rng(0).integers(0, 255, (50, 8, 8), np.uint8), labels=np.arange(50) % 2
+    )
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[len(data) // 3] ^= 0xFF
+    else:
+        data = bytearray(b"not an archive")
+    path.write_bytes(bytes(data))
+    with pytest.raises(ConfigError, match="data.root: .*a.npz is damaged or not an npz"):
+        load(name="npz", root=str(path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "npz", "root": "none.npz"}, "there is no file none.npz; it should be an npz with images"),
+        ({"name": "npz"}, "needs the path of an npz"),
+        ({"name": "image_folder", "root": "none"}, "none is not a folder with <domain>/<class>"),
+        ({"name": "cifar1000"}, "there is no data set 'cifar1000'; did you mean 'cifar100'"),
+        ({"name": "chestmnist"}, "there is no data set 'chestmnist'"),  # multi-label
+    ],
+)
+def test_missing_data(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load(**keys)
+
+
+def test_what_can_not_be_downloaded_says_where_to_get_it(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
+    with pytest.raises(ConfigError, match=r"cifar-100-python\.tar\.gz from https://www\.cs\.toronto\.edu"):
+        load(name="cifar100", root=str(tmp_path))
+    monkeypatch.setattr("medmnist.dataset.MedMNIST.download", offline)
+    with pytest.raises(ConfigError, match=r"organamnist\.npz is not in .* Get it from https://zenodo\.org"):
+        load(name="organamnist", root=str(tmp_path))
+
+
+def test_medmnist_pools_its_three_splits(tmp_path):
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 5), ("val", 3), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 255, (n, 28, 28), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n)[:, None] % 2
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    dataset = load(name="pneumoniamnist", root=str(tmp_path))
+    assert dataset.images.shape == (12, 28, 28, 1)
+    assert np.array_equal(dataset.images[5:8, :, :, 0], arrays["val_images"])
+    assert dataset.labels.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 1]
+    assert dataset.class_names == ("normal", "pneumonia")
+    (tmp_path / "pneumoniamnist.npz").write_bytes(b"no")
+    with pytest.raises(ConfigError, match=r"pneumoniamnist\.npz is damaged"):
+        load(name="pneumoniamnist", root=str(tmp_path))
+
+
+def test_cifar_pools_train_and_test_from_torchvisions_own_format(tmp_path, monkeypatch):
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        batch = {"data": rng.integers(0, 255, (2, 3072), np.uint8), "labels": [3, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    dataset = load(name="cifar10", root=str(tmp_path))
+    assert dataset.images.shape == (12, 32, 32, 3)
+    assert dataset.labels.tolist() == [3, 9] * 6
+    assert dataset.class_names == tuple("abcdefghij")
+
+
+def write_image(path, size, value=128):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 255 - value)).save(path)
+
+
+def test_image_folder_keeps_images_of_one_size_as_they_are(tmp_path):
+    for d, domain in enumerate(("photo", "sketch")):
+        for c, name in enumerate(("cat", "dog", "owl")):
+            write_image(tmp_path / domain / name / "a.png", (10, 12), value=10 * d + c)
+    dataset = load(name="image_folder", root=str(tmp_path))
+    assert dataset.images.shape == (6, 12, 10, 3)
+    assert dataset.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.domains.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (dataset.class_names, dataset.domain_names) == (("cat", "dog", "owl"), ("photo", "sketch"))
+
+
+def test_image_folder_resizes_images_of_several_sizes(tmp_path):
+    write_image(tmp_path / "photo" / "cat" / "a.png", (10, 12))
+    write_image(tmp_path / "photo" / "dog" / "b.jpg", (30, 20))
+    assert load(name="image_folder", root=str(tmp_path)).images.shape == (2, 16, 16, 3)
+
+
+def test_wrong_image_folders(tmp_path):
+    archive = tmp_path / "data.tar"
+    archive.write_bytes(b"")
+    with pytest.raises(ConfigError, match="unpack the archive first"):
+        load(name="image_folder", root=str(archive))
+    write_image(tmp_path / "photo" / "cat" / "a.png", (4, 4))
+    write_image(tmp_path / "sketch" / "dog" / "a.png", (4, 4))
+    with pytest.raises(ConfigError, match="photo and sketch differ in classes: cat, dog"):
+        load(name="image_folder", root=str(tmp_path))
+    (tmp_path / "sketch" / "dog").rename(tmp_path / "sketch" / "cat")
+    (tmp_path / "sketch" / "cat" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"a\.png is not a readable image"):
+        load(name="image_folder", root=str(tmp_path))

@@ -1,0 +1,219 @@
+"""The engine without Ray: vectorised and one by one, padding, rejection, evaluation, and the contract."""
+
+import methods
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from raysim.aggregation import PartialSum, combine
+from raysim.data.partitions import make_partition
+from raysim.data.sources import load_dataset
+from raysim.models.build import build_model
+from raysim.parameters import ParameterLayout
+from raysim.training import ClientEngine
+
+
+class Simulation:
+    """One round at a time, in this process; what the driver and the actors do, without them."""
+
+    def __init__(self, **changes):
+        self.config = tiny(**changes)
+        dataset = load_dataset(self.config.data, self.config.model.image_size)
+        partition = make_partition(self.config.data, dataset, 0)
+        self.algorithm = self.config.algorithm
+        model = build_model(self.config.model, self.algorithm, 10, 1, 0)
+        layout = ParameterLayout.of(model, self.algorithm.personal_patterns())
+        self.initial = layout.flatten(dict(model.named_parameters()))
+        self.engine = ClientEngine(self.config, model, self.initial, dataset.images, dataset.labels, partition, "cpu")
+        self.shared = layout.split(self.initial)[0].clone()
+        self.server_state = self.algorithm.server_init(self.shared)
+        self.states = np.tile(self.engine.initial_state, (self.config.data.num_clients, 1))
+
+    @property
+    def broadcast(self):
+        return self.algorithm.broadcast(self.shared, self.server_state)
+
+    def round(self, round_, groups):
+        cohort = np.concatenate(groups)
+        sizes, parts, trained = self.engine.partition.num_train, PartialSum(round_), []
+        messages = {}
+        if self.algorithm.reads_cohort_states:
+            rows = self.engine.state_layout.unpack(torch.from_numpy(self.states[np.sort(cohort)]))
+            messages = self.algorithm.server_messages(rows)
+        for i, group in enumerate(map(np.array, groups)):
+            weights = {"samples": sizes[group] / sizes[cohort].sum(), "uniform": np.full(len(group), 1 / len(cohort))}
+            rows = {k: v[np.searchsorted(np.sort(cohort), group)] for k, v in messages.items()}
+            trained.append(self.engine.train(round_, group, weights, self.broadcast, self.states[group], rows))
+            parts.add(i, trained[-1].sums)
+        sums = combine([parts], round_, set(range(len(groups))))
+        means = {k: sums[k].mean(up.scale_bits) for k, up in self.algorithm.uploads.items()}
+        if all(mean is not None for mean in means.values()):
+            shared, self.server_state = self.algorithm.server_step(self.shared, self.server_state, means)
+            self.shared = shared.float()
+        for result in trained:
+            self.states[result.clients] = result.states
+        return trained
+
+
+TOGETHER, ALONE = [[0, 1, 2, 3]], [[0], [1], [2], [3]]
+
+
+def by_client(trained, field):
+    rows = {int(c): v for r in trained for c, v in zip(r.clients, field(r), strict=True)}
+    return np.stack([rows[c] for c in sorted(rows)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"algorithm": {"name": "fedavg"}},
+        {"algorithm": {"name": "local"}},
+        {"train": {"optimizer": {"momentum": 0.9, "weight_decay": 0.01}}},
+        {"train": {"optimizer": {"name": "adamw", "lr": 0.01}, "schedule": "cosine"}},
+        {"data": {"augment": "crop_flip"}},
+        {"model": {"image_size": 16}},
+        *({"algorithm": {"name": f"methods:{cls.__name__}"}} for cls in methods.CONTRACT),
+    ],
+    ids=str,
+)
+def test_vectorised_equals_one_by_one(changes):
+    vectorised, single = Simulation(**changes), Simulation(**changes)
+    before = vectorised.shared.clone(), vectorised.states.copy()
+    # Attention does not depend on the keys' bias: its gradient is rounding noise, which AdamW scales up to the step size.
+    noise = 50 if "adamw" in str(changes) else 1
+    for round_ in range(2):
+        a, b = vectorised.round(round_, TOGETHER), single.round(round_, ALONE)
+        np.testing.assert_allclose(vectorised.shared, single.shared, atol=noise * 2e-5)
+        np.testing.assert_allclose(vectorised.states, single.states, atol=noise * 2e-4)
+        for pick in (lambda r: r.metrics["loss"], lambda r: r.evaluation.correct):
+            np.testing.assert_allclose(by_client(a, pick), by_client(b, pick), atol=1e-4)
+    assert not (torch.equal(before[0], vectorised.shared) and np.array_equal(before[1], vectorised.states))
+
+
+def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
+    simulation = Simulation(algorithm={"name": "fedavg"})
+    engine, config = simulation.engine, simulation.config
+    from raysim import seeds
+    from raysim.data.transforms import to_model_input
+
+    expected, sizes = 0.0, engine.partition.num_train[:2]
+    for client in (0, 1):
+        model = build_model(config.model, config.algorithm, 10, 1, 0)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        index = engine.partition.train(client)
+        rng = seeds.stream(0, "batches", 0, client)
+        for order in rng.permuted(np.tile(np.arange(len(index)), (2, 1)), axis=1):
+            for chunk in torch.from_numpy(index[order]).split(8):
+                images = to_model_input(torch.from_numpy(engine._images[chunk]), 8)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(images), torch.from_numpy(engine._labels[chunk])).backward()
+                optimizer.step()
+        theta = engine.layout.flatten(dict(model.named_parameters()))
+        expected = expected + theta.double() * sizes[client] / sizes.sum()
+    simulation.round(0, [[0, 1]])
+    np.testing.assert_allclose(simulation.shared, expected, atol=1e-6)
+
+
+def test_local_shares_nothing_and_only_the_cohort_changes():
+    simulation = Simulation(algorithm={"name": "local"})
+    before = simulation.states.copy()
+    simulation.round(0, [[2, 5]])
+    changed = (simulation.states != before).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [2, 5]
+    assert len(simulation.shared) == 0
+
+
+def test_fedperfix_keeps_plugin_and_head():
+    engine = Simulation().engine
+    personal = engine.layout.names[engine.layout.num_shared_tensors :]
+    assert all("adapter" in name or name.startswith("head") for name in personal)
+    assert len(personal) == 2 * 4 + 2  # down and up with biases in two blocks; the head
+
+
+def test_order_of_batches_and_grouping_of_evaluation_change_no_bit():
+    first, second = Simulation(), Simulation()
+    first.round(0, [[0, 1], [2, 3]])
+    second.round(0, [[2, 3], [0, 1]])
+    assert torch.equal(first.shared, second.shared)
+    assert np.array_equal(first.states, second.states)
+
+
+def test_a_client_with_nan_is_rejected_keeps_its_state_and_is_evaluated_as_untrained():
+    simulation = Simulation(algorithm={"name": "methods:Poisoned"})
+    (result,) = simulation.round(0, [[0, 1, 2, 3]])
+    labels, partition = simulation.engine._labels, simulation.engine.partition
+    odd = [2 * int((labels[partition.train(c)] == 0).sum()) for c in range(4)]  # two epochs: always even
+    assert odd == [n for n in odd if n % 2 == 0]
+    assert result.accepted.all()
+    simulation = Simulation(algorithm={"name": "methods:Poisoned"}, train={"local_epochs": 1})
+    incoming = simulation.broadcast
+    (result,) = simulation.round(0, [[0, 1, 2, 3]])
+    expected = np.array([(labels[partition.train(c)] == 0).sum() % 2 == 0 for c in range(4)])
+    assert 0 < expected.sum() < 4
+    assert result.accepted.tolist() == expected.tolist()
+    initial = simulation.engine.initial_state
+    assert ((result.states == initial).all(axis=1) == ~expected).all()
+    rejected = np.flatnonzero(~expected)
+    untrained = simulation.engine.evaluate(0, rejected, incoming, np.tile(initial, (len(rejected), 1)))
+    assert result.evaluation.correct[rejected].tolist() == untrained.correct.tolist()
+    assert torch.isfinite(simulation.shared).all()
+
+
+def test_all_clients_rejected_leaves_the_server_as_it_was():
+    simulation = Simulation(algorithm={"name": "fedavg"}, train={"optimizer": {"lr": 1e30}})
+    before = simulation.shared.clone()
+    (result,) = simulation.round(0, [[0, 1]])
+    assert not result.accepted.any()
+    assert torch.equal(simulation.shared, before)
+
+
+def test_adaptation_for_evaluation_leaves_no_trace():
+    simulation = Simulation(algorithm={"name": "methods:FedBABU"})
+    with_evaluation = simulation.round(0, [[0, 1]])[0]
+    again = Simulation(algorithm={"name": "methods:FedBABU"})
+    weights = {"samples": np.array([0.5, 0.5]), "uniform": np.array([0.5, 0.5])}
+    without = again.engine.train(0, np.array([0, 1]), weights, again.broadcast, again.states[:2], evaluate=False)
+    assert np.array_equal(with_evaluation.states, without.states)
+    head = simulation.engine.layout.mask(["head"])
+    assert torch.equal(simulation.shared[head], simulation.initial[head])  # trained with the initial head
+    theta = simulation.broadcast["shared"]
+    plain = again.engine._evaluate_one(np.array([0, 1]), theta)
+    adapted = simulation.engine.evaluate(1, np.array([0, 1]), simulation.broadcast, simulation.states[:2])
+    assert not np.allclose(plain.probabilities, adapted.probabilities)
+
+
+def test_evaluation_of_equal_models_in_one_pass_equals_client_by_client():
+    simulation = Simulation(algorithm={"name": "fedavg"})
+    clients = np.arange(8)
+    at_once = simulation.engine.evaluate(0, clients, simulation.broadcast, simulation.states)
+    shared = simulation.shared.expand(8, -1)
+    state = simulation.engine._state(simulation.states)
+    context = simulation.engine._context(0, simulation.broadcast, training=False)
+    with torch.no_grad():
+        one_by_one = simulation.engine._evaluate(0, clients, shared, state, context)
+    assert at_once.correct.tolist() == one_by_one.correct.tolist()
+    np.testing.assert_allclose(at_once.probabilities, one_by_one.probabilities, atol=1e-5)
+    assert at_once.num_test.tolist() == simulation.engine.partition.num_test.tolist()
+
+
+def test_dropout_is_seeded_by_round_and_client():
+    kwargs = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.3}
+    runs = [Simulation(model={"kwargs": kwargs}) for _ in range(2)]
+    torch.manual_seed(1)
+    runs[0].round(0, [[0, 1], [2]])
+    torch.manual_seed(2)
+    runs[1].round(0, [[2], [0, 1]])
+    assert torch.equal(runs[0].shared, runs[1].shared)
+    without = Simulation()
+    without.round(0, [[0, 1], [2]])
+    assert not torch.equal(runs[0].shared, without.shared)
+
+
+def test_messages_reach_their_clients():
+    simulation = Simulation(algorithm={"name": "methods:FedAMP", "self_weight": 1.0}, train={"optimizer": {"lr": 1e-9}})
+    simulation.states += np.arange(8, dtype=np.float32)[:, None]
+    before = simulation.states.copy()
+    simulation.round(0, [[5, 1], [3]])
+    np.testing.assert_allclose(simulation.states, before, atol=1e-5)
