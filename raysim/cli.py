@@ -76,7 +76,11 @@ def _print_result(result: Result, is_study: bool) -> None:
 
     console.print(as_rich(result.table, _caption(result.experiment)))
     run_id = result.parent_run_id if is_study else result.runs[0].run_id
-    console.print(f"run {run_id} in experiment {result.experiment!r}; compare again: ", end="", highlight=False)
+    pictures = "comparison.png" if is_study else "partition.png"
+    console.print(
+        f"run {run_id} in experiment {result.experiment!r}, with {pictures} among its artifacts", highlight=False
+    )
+    console.print("compare again: ", end="")
     console.print(f"raysim compare {result.experiment}", style="bold", highlight=False)
     console.print("dashboard: ", end="")
     console.print(dashboard_command(result.tracking_uri), style="bold", highlight=False, soft_wrap=True)

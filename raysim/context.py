@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +90,10 @@ class ClientContext:
     epoch: int = 0
     phase: str = "train"
 
+    def mask(self, *patterns: str) -> Tensor:
+        """A boolean vector (P,), true where a parameter matches one of the patterns: ``ctx.mask("head")``."""
+        return _mask(self.layout, patterns, self.broadcast["shared"].device)
+
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images (B, C, H, W): logits (B, classes)."""
         return torch.func.functional_call(self.model, self.layout.unflatten(theta), (images,))
@@ -102,6 +107,11 @@ class ClientContext:
         """The gradient (P,) of the loss at ``theta``, and the loss, a scalar."""
         gradient, loss = _Gradient.apply(theta, *batch, lambda t, *b: self.loss(t, Batch(*b)))
         return gradient, loss
+
+
+@lru_cache(maxsize=16)
+def _mask(layout: ParameterLayout, patterns: tuple[str, ...], device: torch.device) -> Tensor:
+    return layout.mask(patterns).to(device)
 
 
 class _Gradient(torch.autograd.Function):

@@ -91,7 +91,7 @@ class FedRep(FederatedAlgorithm):
 
     def client_step(self, carry, batch, ctx):
         new, metrics = super().client_step(carry, batch, ctx)
-        trains = ctx.layout.mask(["head"]) == (ctx.phase == "head")
+        trains = ctx.mask("head") == (ctx.phase == "head")
         return {**new, "theta": torch.where(trains, new["theta"], carry["theta"])}, metrics
 
 
@@ -102,7 +102,7 @@ class FedBABU(FederatedAlgorithm):
 
     def client_step(self, carry, batch, ctx):
         new, metrics = super().client_step(carry, batch, ctx)
-        return {**new, "theta": torch.where(ctx.layout.mask(["head"]), carry["theta"], new["theta"])}, metrics
+        return {**new, "theta": torch.where(ctx.mask("head"), carry["theta"], new["theta"])}, metrics
 
 
 class Ditto(FederatedAlgorithm):
