@@ -97,6 +97,8 @@ class Status:
     """Index of the run that ``report`` is about."""
     finished: tuple[tuple[int, RoundReport], ...] = ()
     """(run, report) of the rounds that were completed since the caller last asked."""
+    note: str = ""
+    """What is waited for."""
     error: str | None = None
 
 
@@ -149,7 +151,7 @@ class Driver:
         except RayTaskError as error:
             # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
             self._update(state="failed", error=str(error.cause if isinstance(error.cause, ClientError) else error))
-        except ConfigError as error:
+        except (ClientError, ConfigError) as error:
             self._update(state="failed", error=str(error))
         except Exception:
             self._update(state="failed", error=traceback.format_exc())
@@ -188,7 +190,7 @@ class Study:
         folder = Path(tempfile.mkdtemp(prefix="raysim-"))
         try:
             setup = replace(spec.setup, slot_file=folder / "personal_state")
-            machine = self._pool.configure(setup)
+            machine = self._pool.configure(setup, lambda note: self._say(note=note))
             run_id = self._tracker.start(
                 config.name,
                 {**config.flat(), **_sizes(spec.layout)},

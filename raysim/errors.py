@@ -12,4 +12,4 @@ class ConfigError(ValueError):
 
 
 class ClientError(RuntimeError):
-    """An algorithm raised an exception while it trained or evaluated clients; carries the original traceback."""
+    """Training or evaluating clients failed: their algorithm raised (with its traceback), or kills its workers."""

@@ -32,7 +32,7 @@ class ProgressView:
             console=console,
         )
         self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")
-        self._start = time.monotonic()
+        self._start, self._note = time.monotonic(), ""
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
@@ -46,6 +46,9 @@ class ProgressView:
 
     def __call__(self, status: Status, names: list[str], rounds: list[int]) -> None:
         """``names`` and numbers of ``rounds`` of all runs, in the order in which they run."""
+        if status.note and status.note != self._note:
+            self._note = status.note
+            self._console.print(status.note, style="yellow", highlight=False)
         for run, report in status.finished:
             assert report.metrics is not None
             where = f"{names[run]}: round {report.round + 1} of {rounds[run]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from ray.exceptions import (
 
 from raysim.aggregation import PartialSum
 from raysim.client_actor import ClientActor
+from raysim.errors import ClientError
 from raysim.tasks import RunSetup, Task, TaskResult
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ ACTOR_LOST = (
     WorkerCrashedError,
 )
 IN_FLIGHT = 2  # tasks per actor, so that none waits for the driver
+PATIENCE_SECONDS = 60  # for actors to start, before the user is told
 MAX_RETRIES = 3  # of a task, after which its clients are taken to kill their actor
 
 
@@ -49,10 +52,11 @@ class Stopped(Exception):
 
 @dataclass
 class Worker:
-    """An actor of the pool, the tasks that it was given, and those that are in its partial sum of the round."""
+    """An actor of the pool, its last call to ``configure``, the tasks that it runs, and those in its partial sum."""
 
     name: int
     handle: Any
+    configured: ray.ObjectRef = None
     running: dict[ray.ObjectRef, Task] = field(default_factory=dict)
     summed: list[Task] = field(default_factory=list)
 
@@ -78,21 +82,30 @@ class ActorPool:
 
     def __init__(self, size: int, options: dict[str, Any], import_path: list[str], stop: threading.Event) -> None:
         self._options, self._import_path, self._stop = options, import_path, stop
-        self._workers = [Worker(i, self._start()) for i in range(size)]
+        self.workers = [Worker(i, self._start()) for i in range(size)]
         self._setup: ray.ObjectRef | None = None
 
     def _start(self) -> Any:
         actor_class: Any = ClientActor  # Ray's decorator adds `options`
         return actor_class.options(**self._options).remote(self._import_path)
 
-    def configure(self, setup: RunSetup) -> dict[str, str]:
-        """Get every actor ready for a run; waits for actors that Ray can't place yet. Returns what they compute on."""
+    def configure(self, setup: RunSetup, say: Callable[[str], None]) -> dict[str, str]:
+        """Get every actor ready for a run; returns what they compute on.
+
+        Actors that Ray can't place yet, because others use the cluster, are waited for; ``say`` is told so.
+        """
         self._setup = ray.put(setup)
-        waiting = {worker.handle.configure.remote(self._setup): worker for worker in self._workers}
+        for worker in self.workers:
+            worker.configured = worker.handle.configure.remote(self._setup)
+        waiting = {worker.configured: worker for worker in self.workers}
         machines: list[dict[str, str]] = []
         tries: dict[int, int] = {}
+        patience = time.monotonic() + PATIENCE_SECONDS
         while waiting:
-            for ref in self._wait(list(waiting)):
+            if time.monotonic() > patience:
+                patience = float("inf")
+                say(f"waiting for Ray to start {len(waiting)} of {len(self.workers)} actors; is the cluster busy?")
+            for ref in self.wait(list(waiting), timeout=1.0):
                 worker = waiting.pop(ref)
                 try:
                     machines.append(ray.get(ref))
@@ -100,8 +113,8 @@ class ActorPool:
                     tries[worker.name] = tries.get(worker.name, 0) + 1
                     if tries[worker.name] > MAX_RETRIES:
                         raise
-                    self._replace(worker)
-                    waiting[worker.handle.configure.remote(self._setup)] = worker
+                    self.replace(worker)
+                    waiting[worker.configured] = worker
         return machines[0]
 
     def run(
@@ -116,97 +129,110 @@ class ActorPool:
 
         ``retry`` makes a task ready to run again (with fresh slots); ``report`` is told (done, total, what is running).
         """
-        round = tasks[0].round
-        queue, results = deque(tasks), dict[int, TaskResult]()
-        attempts: dict[int, int] = {}
+        return _Dispatch(self, tasks, version, broadcast, retry, report).run()
 
-        def lost(worker: Worker, error: Exception) -> None:
-            again = [*worker.running.values(), *worker.summed]
-            log.warning(
-                "client actor %d was lost (%s); %d tasks run again", worker.name, type(error).__name__, len(again)
-            )
-            for task in again:
-                attempts[task.index] = attempts.get(task.index, 0) + 1
-                results.pop(task.index, None)
-                if attempts[task.index] > MAX_RETRIES:
-                    raise RuntimeError(
-                        f"round {round}: the actors that ran clients {task.clients.tolist()} died {MAX_RETRIES + 1} times"
-                    ) from error
-            self._replace(worker)
-            self._configure_one(worker)
-            queue.extendleft(retry(task) for task in again)
+    def replace(self, worker: Worker) -> None:
+        """Put a new actor in the place of one that was lost, ready for the same run."""
+        ray.kill(worker.handle)
+        worker.handle, worker.running, worker.summed = self._start(), {}, []
+        # Not waited for: an actor's calls run in order, and one that can't be configured fails its first task.
+        worker.configured = worker.handle.configure.remote(self._setup)
 
-        while True:
-            self._drain(queue, results, version, broadcast, lost, report, len(tasks))
-            parts = self._collect(round, lost)
-            if not queue:
-                break
-        for worker in self._workers:
-            worker.summed.clear()
-        return [results[task.index] for task in tasks], parts
+    def wait(self, refs: list[ray.ObjectRef], timeout: float = 0.5) -> list[ray.ObjectRef]:
+        """Those that are ready, maybe none; raises ``Stopped`` when asked to."""
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+        if self._stop.is_set():
+            raise Stopped
+        return ready
 
-    def _drain(
+
+class _Dispatch:
+    """The tasks of one round on their way through a pool; see ``ActorPool.run``."""
+
+    def __init__(
         self,
-        queue: deque[Task],
-        results: dict[int, TaskResult],
+        pool: ActorPool,
+        tasks: Sequence[Task],
         version: int,
         broadcast: ray.ObjectRef,
-        lost: Callable[[Worker, Exception], None],
+        retry: Callable[[Task], Task],
         report: Callable[[int, int, list[str]], None],
-        total: int,
     ) -> None:
-        while queue or any(worker.running for worker in self._workers):
-            while queue:
-                worker = min(self._workers, key=lambda w: len(w.running))
-                if len(worker.running) == IN_FLIGHT:
-                    break
-                task = queue.popleft()
-                worker.running[worker.handle.run.remote(task, version, broadcast)] = task
-            report(len(results), total, [_describe(w, t) for w in self._workers for t in [*w.running.values()][:1]])
-            for ref in self._wait([ref for worker in self._workers for ref in worker.running]):
-                owner = next((w for w in self._workers if ref in w.running), None)
-                if owner is None:
-                    continue  # its actor was lost while this list was worked through
-                try:
-                    result: TaskResult = ray.get(ref)
-                except ACTOR_LOST as error:
-                    lost(owner, error)
-                    continue
-                task = owner.running.pop(ref)
-                results[task.index] = result
-                if task.kind == "train":
-                    owner.summed.append(task)
-        report(len(results), total, [])
+        self._pool, self._tasks, self._version, self._broadcast = pool, tasks, version, broadcast
+        self._retry, self._report = retry, report
+        self._round = tasks[0].round
+        self._queue = deque(tasks)
+        self._results: dict[int, TaskResult] = {}
+        self._losses: dict[int, int] = {}  # by task: how many actors died with it
 
-    def _collect(self, round: int, lost: Callable[[Worker, Exception], None]) -> list[PartialSum]:
-        """The partial sum of every actor that trained; an actor that is lost now puts its tasks back into the queue."""
-        refs = [(w, w.handle.partial_sum.remote(round)) for w in self._workers if w.summed]
+    def run(self) -> tuple[list[TaskResult], list[PartialSum]]:
+        while True:
+            while self._queue or any(worker.running for worker in self._pool.workers):
+                self._hand_out()
+                for ref in self._pool.wait([ref for worker in self._pool.workers for ref in worker.running]):
+                    self._take(ref)
+            parts = self._collect()
+            if not self._queue:  # an actor may have been lost with its sum at the very end
+                break
+        self._tell()
+        for worker in self._pool.workers:
+            worker.summed.clear()
+        return [self._results[task.index] for task in self._tasks], parts
+
+    def _hand_out(self) -> None:
+        while self._queue:
+            worker = min(self._pool.workers, key=lambda w: len(w.running))
+            if len(worker.running) == IN_FLIGHT:
+                break
+            task = self._queue.popleft()
+            worker.running[worker.handle.run.remote(task, self._version, self._broadcast)] = task
+        self._tell()
+
+    def _take(self, ref: ray.ObjectRef) -> None:
+        worker = next((w for w in self._pool.workers if ref in w.running), None)
+        if worker is None:
+            return  # its actor was lost a moment ago
+        try:
+            result: TaskResult = ray.get(ref)
+        except ACTOR_LOST as error:
+            self._lost(worker, error)
+            return
+        task = worker.running.pop(ref)
+        self._results[task.index] = result
+        if task.kind == "train":
+            worker.summed.append(task)
+
+    def _collect(self) -> list[PartialSum]:
+        """The partial sum of every actor that trained."""
+        refs = [(w, w.handle.partial_sum.remote(self._round)) for w in self._pool.workers if w.summed]
         parts = []
         for worker, ref in refs:
             try:
                 parts.append(ray.get(ref))
             except ACTOR_LOST as error:
-                lost(worker, error)
+                self._lost(worker, error)
         return parts
 
-    def _replace(self, worker: Worker) -> None:
-        ray.kill(worker.handle)
-        worker.handle, worker.running, worker.summed = self._start(), {}, []
+    def _lost(self, worker: Worker, error: Exception) -> None:
+        """Replace the actor; what it was running and what only its sum knew goes back into the queue."""
+        again = [*worker.running.values(), *worker.summed]
+        log.warning("client actor %d was lost (%s); %d tasks run again", worker.name, type(error).__name__, len(again))
+        for task in again:
+            self._results.pop(task.index, None)
+            self._losses[task.index] = self._losses.get(task.index, 0) + 1
+            if self._losses[task.index] > MAX_RETRIES:
+                raise ClientError(
+                    f"round {self._round}: the actors that ran clients {task.clients.tolist()} died {MAX_RETRIES + 1} times "
+                    f"(the last: {error})"
+                ) from error
+        self._pool.replace(worker)
+        self._queue.extendleft(self._retry(task) for task in again)
 
-    def _configure_one(self, worker: Worker) -> None:
-        # Not waited for: an actor's calls run in order, and one that can't be configured fails its first task.
-        worker.handle.configure.remote(self._setup)
-
-    def _wait(self, refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """Those that are ready, at least one; raises ``Stopped`` when asked to."""
-        while True:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-            if not ready:
-                ready, _ = ray.wait(refs, num_returns=1, timeout=0.5)
-            if self._stop.is_set():
-                raise Stopped
-            if ready:
-                return ready
+    def _tell(self) -> None:
+        running = [_describe(w, task) for w in self._pool.workers for task in [*w.running.values()][:1]]
+        self._report(len(self._results), len(self._tasks), running)
 
 
 def _describe(worker: Worker, task: Task) -> str:

@@ -204,9 +204,9 @@ class ClientEngine:
         chunk = max(1, EVALUATION_SAMPLES // len(clients))
         logits = for_each(lambda theta, images: context.logits(theta, images))
         parts = [logits(theta, self._input(images)) for images in pool.images.split(chunk, dim=1)]
-        probabilities = torch.cat(parts, dim=1).float().softmax(dim=-1)
+        probabilities, hits = _classified(torch.cat(parts, dim=1), pool.labels)
         own = torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]).to(self.device)
-        correct = ((probabilities.argmax(dim=-1) == pool.labels) & own).sum(dim=1)
+        correct = (hits & own).sum(dim=1)
         return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
 
     def _adapted(self, for_each: Any, theta: Tensor, round: int, clients: Ints, context: ClientContext) -> Tensor:
@@ -232,10 +232,10 @@ class ClientEngine:
         for start in range(0, len(index), EVALUATION_SAMPLES):
             images = torch.from_numpy(self._images[index[start : start + EVALUATION_SAMPLES]]).to(self.device)
             parts.append(torch.func.functional_call(self._model, parameters, (self._input(images),)))
-        probabilities = torch.cat(parts).float().softmax(dim=-1).cpu().numpy()
+        probabilities, hits = _classified(torch.cat(parts), torch.from_numpy(self._labels[index]).to(self.device))
         counts = np.array([len(test) for test in tests])
-        hits = (probabilities.argmax(axis=-1) == self._labels[index]).astype(np.int64)
-        return Evaluation(clients, np.add.reduceat(hits, np.cumsum(counts) - counts), counts, probabilities)
+        correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
+        return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
 
     @property
     def _step_size(self) -> int:
@@ -252,6 +252,16 @@ class ClientEngine:
         return draw_order(
             self.config.seed, purpose, round, clients, pool.counts, epochs, self.config.data.augment, side
         )
+
+
+def _classified(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (..., classes), and which samples are classified correctly (...).
+
+    A model whose parameters are finite but huge may give NaN: that is a wrong answer with no confidence in any class.
+    """
+    probabilities = logits.float().softmax(dim=-1)
+    hits = (probabilities.argmax(dim=-1) == labels) & probabilities.isfinite().all(dim=-1)
+    return probabilities.nan_to_num(0.0), hits
 
 
 def _select(active: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -217,3 +217,14 @@ def test_messages_reach_their_clients():
     before = simulation.states.copy()
     simulation.round(0, [[5, 1], [3]])
     np.testing.assert_allclose(simulation.states, before, atol=1e-5)
+
+
+def test_a_diverged_model_is_wrong_and_does_not_end_the_run():
+    simulation = Simulation(algorithm={"name": "fedavg"})
+    simulation.shared = torch.full_like(simulation.shared, 1e30)
+    (result,) = simulation.round(0, [[0, 1]])
+    assert not result.accepted.any()
+    assert result.evaluation.correct.tolist() == [0, 0]
+    assert not result.evaluation.probabilities.any()
+    others = simulation.engine.evaluate(0, np.array([2]), simulation.broadcast, simulation.states[[2]])
+    assert others.correct.tolist() == [0]
