@@ -14,7 +14,7 @@ A round, for a client with parameters ``theta = join(shared, personal)``::
     for phase in epochs(local_epochs), for each batch:
         carry, metrics = client_step(carry, batch, ctx)       trains,
     uploads, state = client_final(carry, ctx)                 sends uploads, keeps state
-    shared, server_state = server_step(shared, server_state, mean of the uploads)
+    shared, server_state = server_step(shared, server_state, mean of the uploads, ctx)
 
 ``docs/algorithms.md`` shows how fifteen methods of the literature fit.
 """
@@ -28,7 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raysim.context import Batch, ClientContext, Optimizer, Tensors
+from raysim.context import Batch, ClientContext, Optimizer, ServerContext, Tensors
 from raysim.parameters import ParameterLayout
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "FederatedAlgorithm",
     "Optimizer",
     "ParameterLayout",
+    "ServerContext",
     "Tensor",
     "Tensors",
     "Upload",
@@ -110,7 +111,9 @@ class FederatedAlgorithm(BaseModel):
         """
         raise NotImplementedError(f"{type(self).__name__} sets reads_cohort_states but has no server_messages")
 
-    def server_step(self, shared: Tensor, server_state: Tensors, mean: Tensors) -> tuple[Tensor, Tensors]:
+    def server_step(
+        self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext
+    ) -> tuple[Tensor, Tensors]:
         """The next shared vector and server state from the exact mean of each upload (float64)."""
         return mean["shared"], server_state
 

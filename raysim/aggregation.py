@@ -42,6 +42,9 @@ def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declar
     """(K,) bool: clients whose uploads fit into fixed point, and whose uploads and state are finite. Each is (K, n)."""
     checks = []
     for name, values in uploads.items():
+        assert values.dim() == 2, (
+            f"the upload {name!r} must be a vector per client, not of shape {tuple(values.shape)[1:]}"
+        )
         limit = 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
         checks.append((values.abs() < limit).all(dim=-1))  # false for NaN, too
     checks += [values.isfinite().all(dim=-1) for values in kept.values()]

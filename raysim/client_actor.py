@@ -7,7 +7,6 @@ the one thing that is mutable, the partial sum of the round.
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,6 @@ class ClientActor:
         Raises:
             ClientError: the algorithm raised; names the client.
         """
-        start = time.perf_counter()
         assert self._engine is not None
         assert self._slots is not None
         if self._broadcast is None or self._broadcast[0] != version:
@@ -80,7 +78,7 @@ class ClientActor:
         if self._partial.round != task.round and task.kind == "train":
             self._partial = PartialSum(task.round)
         try:
-            return TaskResult(task, *self._run(task), time.perf_counter() - start)
+            return TaskResult(task, *self._run(task))
         except Exception as error:
             failure = error
         raise self._client_error(task, failure)
@@ -110,7 +108,10 @@ class ClientActor:
     def _client_error(self, task: Task, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
         culprits = task.clients.tolist()
-        if len(culprits) > 1 and not isinstance(error, torch.OutOfMemoryError):
+        is_device_error = isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(
+            error
+        )  # says nothing of a client
+        if len(culprits) > 1 and task.kind != "global" and not is_device_error:
             for i, client in enumerate(culprits):
                 if (alone := self._error_alone(task, i)) is not None:
                     culprits, error = [client], alone

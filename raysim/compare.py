@@ -26,7 +26,7 @@ def compare(history: pd.DataFrame) -> pd.DataFrame:
         for metric, column in COLUMNS.items():
             if metric in last and last[metric].notna().any():
                 row[column] = percent(last[metric])
-        sent = last["communication/down_bytes"] + last["communication/up_bytes"]
+        sent = runs["communication/down_bytes"] + runs["communication/up_bytes"]
         row["MB/round"] = f"{sent.mean() / 1e6:.2f}"
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)

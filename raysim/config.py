@@ -93,9 +93,11 @@ class DataConfig(Section):
     partition: PartitionConfig = PartitionConfig()
 
     @model_validator(mode="after")
-    def _rotation_is_for_digits(self) -> DataConfig:
+    def _options_fit_the_source(self) -> DataConfig:
         if self.rotated_domains and self.name != "digits":
             raise ValueError(f"'rotated_domains' is an option of 'digits', not of {self.name!r}")
+        if self.root is not None and self.name == "digits":
+            raise ValueError("'root' is not used by 'digits', which come with scikit-learn")
         return self
 
 
@@ -117,6 +119,8 @@ class ModelConfig(Section):
     def _one_source_of_weights(self) -> ModelConfig:
         if self.pretrained and self.weights is not None:
             raise ValueError("give 'pretrained: true' or 'weights', not both")
+        if taken := sorted({"num_classes", "in_chans", "img_size", "pretrained"} & self.kwargs.keys()):
+            raise ValueError(f"kwargs can't set {taken[0]!r}: the data set, image_size and pretrained decide it")
         return self
 
 

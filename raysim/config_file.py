@@ -99,8 +99,8 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
         if seeds is not None and "seed" in entry:
             raise ConfigError(f"{at}: give 'seed' or 'seeds', not both")
         changes = {key: value for key, value in entry.items() if key not in ("name", "seeds")}
-        if "study" in changes:
-            raise ConfigError(f"{at}.study: a study inside a study")
+        if taken := {"study", "tracking"} & changes.keys():
+            raise ConfigError(f"{at}.{min(taken)}: belongs to the whole study, not to an entry")
         for seed in seeds if seeds is not None else [changes.get("seed", config.seed)]:
             merged = _merge(base, {**changes, "seed": seed}, entry=True)
             result.append((name, _validate({**merged, "name": f"{name} · seed {seed}"}, at)))
@@ -155,7 +155,7 @@ def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
         varied = [k for k, _ in flatten(entry) if k != "name"] + (["seed"] if "seeds" in entry else [])
         for dotted in given:
             for key in varied:
-                inside = "algorithm" if key.startswith("algorithm.") else key  # the block is replaced as a whole
+                inside = _replaced_block(key, entry)
                 if dotted != "study" and (
                     f"{dotted}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{dotted}.")
                 ):
@@ -163,6 +163,16 @@ def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
                         f"command line: {dotted}: study[{i}] ({entry.get('name')}) sets {key} itself, so the override would "
                         "not reach it. Change the entry, or run without the study: study=null"
                     )
+
+
+def _replaced_block(key: str, entry: Mapping[str, Any]) -> str:
+    """What of the file a study entry that sets ``key`` replaces, as ``_merge`` does it."""
+    for block in ("algorithm", "cohort"):
+        if key.startswith(f"{block}."):
+            return block
+    if key.startswith("data.partition.") and "name" in entry["data"]["partition"]:
+        return "data.partition"
+    return key
 
 
 def _validate(raw: Mapping[str, Any], where: str) -> Config:
@@ -212,7 +222,7 @@ def _dotted(loc: Sequence[str | int]) -> str:
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif re.fullmatch(r"[A-Za-z_]\w*", part) and part not in ("int", "float", "str"):
+        elif not re.fullmatch(r"int|float|str|bool|literal\[.*\]|(constrained|function|list|dict)-?.*\[?.*", part):
             path += f".{part}" if path else part
     return path
 
@@ -220,7 +230,7 @@ def _dotted(loc: Sequence[str | int]) -> str:
 def _suggestion(loc: Sequence[str | int], schema: type[BaseModel]) -> str:
     """The nearest valid key, and all valid keys of the block."""
     for part in loc[:-1]:
-        annotation = schema.model_fields[str(part)].annotation
+        annotation = schema.model_fields[str(part)].annotation if str(part) in schema.model_fields else None
         found = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
         if not found:
             return ""

@@ -70,6 +70,16 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class ServerContext:
+    """The round as the server sees it."""
+
+    layout: ParameterLayout
+    round: int
+    cohort_size: int
+    num_clients: int
+
+
+@dataclass(frozen=True)
 class ClientContext:
     """The round as a client sees it. Everything here is the same for all clients of a round.
 
@@ -133,8 +143,8 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, theta: Tensor, *args: Any) -> Any:
         *batch, f = args
-        if in_dims[0] is None:
-            theta = theta.expand(info.batch_size, *theta.shape)
+        has_axis = in_dims[0] is not None
+        theta = theta.movedim(in_dims[0], 0) if has_axis else theta.expand(info.batch_size, *theta.shape)
         over_clients = torch.func.vmap(f, in_dims=(0, *in_dims[1:-1]), randomness="different")
         return _backward(theta, lambda t: over_clients(t, *batch)), (0, 0)
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import ray
+import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
@@ -120,9 +121,9 @@ class Driver:
         self, job: list[ray.ObjectRef], num_actors: int, actor_options: dict[str, Any], import_path: list[str]
     ) -> None:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
-        self._job: Job = ray.get(job)[
-            0
-        ]  # in a list, so that it is unpickled only now: it may hold a user's own classes
+        # In a list, so that it is unpickled only now: it may hold classes of the user's own modules.
+        self._job: Job = ray.get(job[0])
+        torch.set_num_threads(1)  # as in the client actors: the server step is part of the result
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a bug is told once, not once for every task in flight
         self._stop = threading.Event()
         self._shared = _Shared()
@@ -239,10 +240,8 @@ class Study:
     def _tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""
         import timm
-        import torch
 
         tags = {
-            "raysim.algorithm": config.algorithm.name,
             "raysim.dataset": config.data.name,
             "raysim.model": config.model.name,
             "version.raysim": __version__,
@@ -252,6 +251,7 @@ class Study:
             "version.python": platform.python_version(),
         }
         if machine is not None:
+            tags["raysim.algorithm"] = config.algorithm.name
             tags |= {"raysim.device": machine["device"], "raysim.device_name": machine["device_name"]}
         if self._job.git_commit:
             tags["mlflow.source.git.commit"] = self._job.git_commit

@@ -138,10 +138,11 @@ def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None
 
 
 def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str]], None] | None) -> Result:
-    most_batches = max(-(-r.config.cohort_size // int(r.config.resources.clients_per_batch)) for r in runs)
+    most_batches = max(_most_batches(r.config) for r in runs)
     placement = place(same_resources([r.config for r in runs]), most_batches)
     uri = resolve_uri(config.tracking)
-    job = Job(_resolved(config, placement.resources, uri), _specs(runs, placement.resources, uri), uri, _commit())
+    specs = _specs(runs, placement.resources, uri)
+    job = Job(_resolved(config, placement.resources, uri), specs, uri, git_commit(Path.cwd()))
     assert isinstance(placement.resources.num_actors, int)
     import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
     actor_class: Any = Driver  # Ray's decorator adds `options`
@@ -159,6 +160,13 @@ def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str
         ray.kill(driver)
     history = pd.concat([result.history for result in results], ignore_index=True)
     return Result(results, history, uri, job.experiment, parent)
+
+
+def _most_batches(config: Config) -> int:
+    """Client batches of a round, of training or of evaluation, whichever are more."""
+    asked = config.evaluate.clients
+    evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
+    return -(-max(config.cohort_size, evaluated) // int(config.resources.clients_per_batch))
 
 
 def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
@@ -194,10 +202,6 @@ def _specs(runs: list[Prepared], resources: ResourcesConfig, uri: str) -> list[R
         domains = partition.client_domains(data)
         specs.append(RunSpec(prepared.entry, setup, prepared.layout, data.digest, data.class_names, counts, domains))
     return specs
-
-
-def _commit() -> str | None:
-    return git_commit(Path.cwd())
 
 
 def _watch(driver: Any, names: list[str], watch: Callable[[Status, list[str]], None] | None) -> Status:

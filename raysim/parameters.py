@@ -97,7 +97,7 @@ class ParameterLayout:
         return torch.repeat_interleave(torch.tensor(chosen), torch.tensor(self.sizes))
 
     def rows(self) -> list[tuple[str, str, int, int]]:
-        """What ``raysim partition`` and the log show: (group, shared or personal, tensors, parameters) per part."""
+        """What ``table`` shows: (group, shared or personal, tensors, parameters) per part."""
         totals: dict[tuple[str, str], list[int]] = {}
         for i, (name, size) in enumerate(zip(self.names, self.sizes, strict=True)):
             part = ".".join(c for c in name.split(".")[:-1] if not c.isdigit()) or name

@@ -119,11 +119,6 @@ class SlotIndex:
         unused = np.where(accepted, old, slots)
         self._free.append(unused[unused != NEVER_TRAINED])
 
-    @property
-    def num_stored(self) -> int:
-        """Clients that hold state."""
-        return int((self.slots != NEVER_TRAINED).sum())
-
 
 def check_space(folder: Path, slot_size: int, num_slots: int) -> None:
     """Refuse a run whose personal states can't fit on the disk; the file is sparse, so it would fail late otherwise.

@@ -62,14 +62,14 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return False, None
-    cpus, asked, warning = usable_cpus(), 0.0, None
-    if resources.num_actors != "auto":
-        asked = resources.num_actors * resources.num_cpus_per_actor
-        if asked > cpus:
-            warning = (
-                f"resources: {resources.num_actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with "
-                f"{cpus}; they will take turns"
-            )
+    cpus, warning = usable_cpus(), None
+    actors = 1 if resources.num_actors == "auto" else resources.num_actors
+    asked = actors * resources.num_cpus_per_actor
+    if asked > cpus:
+        warning = (
+            f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with {cpus}; "
+            "they will take turns"
+        )
     ray.init(
         address="local",
         num_cpus=max(cpus, -int(-asked // 1)),
@@ -81,7 +81,7 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
 
 
 def place(resources: ResourcesConfig, most_batches: int) -> Placement:
-    """Resolve ``auto`` against this node; ``most_batches`` is the largest number of client batches in a round.
+    """Resolve ``auto`` against this node; ``most_batches`` is the largest number of tasks in a round.
 
     Raises:
         ConfigError: the node can't satisfy what is asked; says what was asked and what exists.
@@ -90,24 +90,18 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
     have = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
     device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
-    if device == "cuda" and not gpus:
-        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU on this node")
     room = int(gpus if device == "cuda" else cpus // resources.num_cpus_per_actor)
     actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
-    even = min(1.0, int(gpus / actors * 1e4) / 1e4) if device == "cuda" else 0.0
+    per_gpu = -(-actors // int(gpus)) if gpus else 1
+    even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
     share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
-    if device == "cpu" and share:
-        raise ConfigError(f"resources.num_gpus_per_actor: {share:g} asked with device 'cpu', which uses no GPU")
-    if device == "cuda" and not share:
-        raise ConfigError("resources.num_gpus_per_actor: 0 asked with device 'cuda'")
-    wanted = {"CPU": actors * resources.num_cpus_per_actor, "GPU": actors * share}
-    for kind, amount in wanted.items():
-        if amount > have.get(kind, 0.0) + 1e-6:
-            each = resources.num_cpus_per_actor if kind == "CPU" else share
-            raise ConfigError(
-                f"resources: {actors} actors with {each:g} {kind}s each need {amount:g} {kind}s, this node has "
-                f"{have.get(kind, 0.0):g}. Lower resources.num_actors or resources.num_{kind.lower()}s_per_actor"
-            )
+    _check_gpus(resources, device, actors, share, int(gpus))
+    if actors * resources.num_cpus_per_actor > cpus + 1e-6:
+        raise ConfigError(
+            f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each need "
+            f"{actors * resources.num_cpus_per_actor:g} CPUs, this node has {cpus:g}. Lower resources.num_actors or "
+            "resources.num_cpus_per_actor"
+        )
     resolved = ResourcesConfig(
         device=device,
         num_actors=actors,
@@ -120,6 +114,27 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
     if device == "cuda":
         options["runtime_env"] = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}
     return Placement(resolved, options, {"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float, gpus: int) -> None:
+    """An actor's share lies on one GPU, so it is not only the sum that must fit; Ray would wait for ever."""
+    where = "resources.num_gpus_per_actor"
+    if device == "cuda" and not gpus:
+        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU on this node")
+    if share and not gpus:
+        raise ConfigError(f"{where}: {share:g} asked, this node has 0 GPUs")
+    if device == "cpu" and share:
+        raise ConfigError(f"{where}: {share:g} asked with device 'cpu', which uses no GPU")
+    if device == "cuda" and not share:
+        raise ConfigError(f"{where}: 0 asked with device 'cuda'")
+    if share > 1 and share != int(share):
+        raise ConfigError(f"{where}: {share:g} is not possible: a share above 1 must be a whole number of GPUs")
+    room = int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else actors
+    if actors > room:
+        raise ConfigError(
+            f"resources: {actors} actors with {share:g} of a GPU each do not fit on this node's {gpus} GPUs, which have room "
+            f"for {room}. Lower resources.num_actors or {where}"
+        )
 
 
 def same_resources(configs: Sequence[Config]) -> ResourcesConfig:

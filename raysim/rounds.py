@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim import seeds
-from raysim.aggregation import combine
+from raysim.aggregation import FixedPoint, combine
 from raysim.config import Config
-from raysim.context import Tensors
+from raysim.context import ServerContext
 from raysim.data.partitions import Partition
 from raysim.evaluation import ClientResults
 from raysim.parameters import ParameterLayout
@@ -116,7 +116,9 @@ class Run:
         self._round = round
         cohort = sample_cohort(self.config, round)
         evaluating = (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
-        evaluated = evaluated_clients(self.config, cohort) if evaluating else np.array([], np.int64)
+        everyone = np.arange(self.config.data.num_clients)
+        asked = evaluated_clients(self.config, cohort) if evaluating else np.array([], np.int64)
+        evaluated = everyone if round + 1 == self.config.rounds else asked  # the last round's table has every client
         before = self.config.evaluate.protocol == "paper"
         messages = self._messages(cohort)
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
@@ -126,17 +128,18 @@ class Run:
         results, parts = self._run_tasks(tasks)
         trained = [result for result in results if result.task.kind == "train"]
         sums = combine(parts, round, {result.task.index for result in trained})
-        self._server_step(sums)
+        self._server_step(sums, len(cohort))
         self._commit(trained)
         metrics = self._training_metrics(trained)
         if evaluating:
             if not before:
                 results, _ = self._run_tasks(self._tasks("evaluate", evaluated))
-            metrics |= self._evaluation_metrics(results, evaluated)
+            metrics |= self._evaluation_metrics(results, asked)
         received = sum(4 * len(s.total) for s in sums.values())
         metrics |= self._communication(sent, received, len(cohort))
         seconds = time.perf_counter() - start
-        samples = int(self._partition.num_train[cohort].sum()) * len(self._algorithm.epochs(self._epochs))
+        epochs = len(self._algorithm.epochs(self.config.train.local_epochs))
+        samples = epochs * int(self._partition.num_train[cohort].sum())
         metrics |= {"system/round_seconds": seconds, "system/train_samples_per_second": samples / seconds}
         self.history.append({"round": float(round), **metrics})
         self._report(RoundReport(round, len(tasks), len(tasks), [], metrics, self._rejected))
@@ -158,16 +161,7 @@ class Run:
         named = {"shared": shared, "personal": personal, "metrics": metrics}
         return {name: sha.hexdigest() for name, sha in named.items()}
 
-    def client_state(self, client: int) -> Tensors:
-        """What a client keeps, by name; the initial state if it never trained."""
-        row = self._slots.read(self._index.slots[[client]], self._initial_state)[0]
-        return self._state_layout.unpack(torch.from_numpy(row))
-
     # Tasks.
-
-    @property
-    def _epochs(self) -> int:
-        return self.config.train.local_epochs
 
     def _tasks(self, kind: Any, clients: Ints, first: int = 0) -> list[Task]:
         """Evaluation of clients, as batches with indices from ``first``."""
@@ -221,11 +215,12 @@ class Run:
         self._version += 1
         self._broadcast = ray.put({name: tensor.float().numpy() for name, tensor in broadcast.items()})
 
-    def _server_step(self, sums: dict[str, Any]) -> None:
+    def _server_step(self, sums: dict[str, FixedPoint], cohort_size: int) -> None:
+        context = ServerContext(self._layout, self._round, cohort_size, self.config.data.num_clients)
         means = {name: sums[name].mean(up.scale_bits) for name, up in self._algorithm.uploads.items()}
         arrived = {name: mean for name, mean in means.items() if mean is not None}
         if len(arrived) == len(means):  # otherwise every client was rejected, and the server has nothing to go by
-            shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived)
+            shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived, context)
             self.shared = shared.float().clone()
         self._send()
 
@@ -253,14 +248,14 @@ class Run:
 
     def _evaluation_metrics(self, results: list[TaskResult], evaluated: Ints) -> dict[str, float]:
         parts = [result.evaluation for result in results if result.evaluation is not None]
-        merged = ClientResults.merge(parts).only(evaluated)
-        metrics = merged.metrics(self._labels, self._partition)
+        everyone = ClientResults.merge(parts)
+        metrics = everyone.only(evaluated).metrics(self._labels, self._partition)
         if self._layout.num_personal == 0:
             shared, _ = self._run_tasks(self._tasks("global", evaluated))
-            everyone = ClientResults.merge([r.evaluation for r in shared if r.evaluation is not None])
-            metrics["global/accuracy"] = float(everyone.correct.sum() / everyone.num_test.sum())
+            merged = ClientResults.merge([r.evaluation for r in shared if r.evaluation is not None])
+            metrics["global/accuracy"] = float(merged.correct.sum() / merged.num_test.sum())
         if self._round + 1 == self.config.rounds:
-            self.clients = self._client_table(merged)
+            self.clients = self._client_table(everyone)
         return metrics
 
     def _client_table(self, results: ClientResults) -> pd.DataFrame:

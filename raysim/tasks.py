@@ -72,4 +72,3 @@ class TaskResult:
     accepted: NDArray[np.bool_] | None
     metrics: dict[str, Floats]
     evaluation: Evaluation | None
-    seconds: float

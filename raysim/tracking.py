@@ -64,6 +64,8 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
+        if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+            raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:
             self._client = MlflowClient(uri)
             found = self._client.get_experiment_by_name(experiment)
@@ -93,8 +95,12 @@ class Tracker:
         all_tags = {"mlflow.runName": name, **tags, **({"mlflow.parentRunId": parent} if parent else {})}
         run_id = str(self._client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
         values = [Param(key, str(value)[:MAX_PARAMETER]) for key, value in parameters.items()]
-        for i in range(0, len(values), 100):
-            self._client.log_batch(run_id, params=values[i : i + 100])
+        try:
+            for i in range(0, len(values), 100):
+                self._client.log_batch(run_id, params=values[i : i + 100])
+        except BaseException:
+            self.end(run_id, "FAILED")
+            raise
         return run_id
 
     def log_round(self, run_id: str, round: int, metrics: Mapping[str, float]) -> None:
@@ -126,19 +132,22 @@ class Tracker:
     # Reading, for comparisons.
 
     def latest_study(self) -> pd.DataFrame:
-        """The history of every run of the experiment's latest study (or of its latest single run), as ``Result.history``.
+        """The history of the finished runs of the latest study (or of the latest single run), as ``Result.history``.
 
         Raises:
             ConfigError: the experiment has no finished run.
         """
-        order = ["attributes.start_time DESC"]
-        runs = self._client.search_runs([self.experiment_id], "attributes.status = 'FINISHED'", order_by=order)
-        if not runs:
+        runs = self._client.search_runs(
+            [self.experiment_id], order_by=["attributes.start_time ASC"], max_results=50_000
+        )
+        groups: dict[str, list[Any]] = {}
+        for run in runs:
+            if run.info.status == "FINISHED" and run.data.tags.get("raysim.kind") != "study":
+                groups.setdefault(run.data.tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
+        if not groups:
             raise ConfigError(f"the experiment {self.experiment!r} has no finished run")
-        top = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-        members = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == top.info.run_id] or [top]
-        members.sort(key=lambda run: run.info.start_time)
-        return pd.concat([self._history(run) for run in members], ignore_index=True)
+        latest = next(run.info.run_id for run in reversed(runs) if run.info.run_id in groups)
+        return pd.concat([self._history(run) for run in groups[latest]], ignore_index=True)
 
     def _history(self, run: Any) -> pd.DataFrame:
         columns = {}

@@ -176,7 +176,7 @@ class ClientEngine:
         pool = self._pool(self.partition.train, clients)
         order = self._order("batches", context.round, clients, pool, len(phases))
         totals: Tensors = {}
-        seen = torch.zeros(len(clients), device=self.device)
+        seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
@@ -185,11 +185,10 @@ class ClientEngine:
                 count = batch.mask.sum(dim=1)
                 active = count > 0
                 carry = new if everyone else tree_map(lambda n, o, a=active: _select(a, n, o), new, carry)
-                seen += count
                 for name, value in metrics.items():
-                    weighted = torch.where(active, value * count, 0.0)
-                    totals[name] = totals[name] + weighted if name in totals else weighted
-        return carry, {name: total / seen for name, total in totals.items()}
+                    totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
+                    seen[name] = seen.get(name, 0.0) + count
+        return carry, {name: total / seen[name] for name, total in totals.items()}
 
     def _evaluate(
         self, round: int, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext

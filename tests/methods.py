@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -31,7 +32,6 @@ class Scaffold(FederatedAlgorithm):
     """An extra vector down, an extra vector up with uniform weights, server state. https://arxiv.org/abs/1910.06378"""
 
     uploads = {"shared": Upload("uniform"), "control_change": Upload("uniform", scale_bits=48)}
-    participation: float = 0.5
 
     def server_init(self, shared):
         return {"control": torch.zeros_like(shared)}
@@ -39,8 +39,9 @@ class Scaffold(FederatedAlgorithm):
     def broadcast(self, shared, server_state):
         return {"shared": shared, **server_state}
 
-    def server_step(self, shared, server_state, mean):
-        control = server_state["control"] + self.participation * mean["control_change"].float()
+    def server_step(self, shared, server_state, mean, ctx):
+        participation = ctx.cohort_size / ctx.num_clients
+        control = server_state["control"] + participation * mean["control_change"].float()
         return mean["shared"], {"control": control}
 
     def client_state(self, theta, layout):
@@ -75,9 +76,16 @@ class FedAvgM(FederatedAlgorithm):
     def server_init(self, shared):
         return {"momentum": torch.zeros_like(shared)}
 
-    def server_step(self, shared, server_state, mean):
+    def server_step(self, shared, server_state, mean, ctx):
         momentum = self.beta * server_state["momentum"] + (shared - mean["shared"].float())
         return shared - momentum, {"momentum": momentum}
+
+
+def masked_step(trains, carry, batch, ctx):
+    """A step of the parameters that a mask (P,) chooses; the others move neither now nor later through the optimiser."""
+    gradient, loss = ctx.gradient(carry["theta"], batch)
+    theta, optimizer = ctx.optimizer.step(carry["theta"], gradient * trains, carry["optimizer"])
+    return {"theta": torch.where(trains, theta, carry["theta"]), "optimizer": optimizer}, {"loss": loss}
 
 
 class FedRep(FederatedAlgorithm):
@@ -90,9 +98,8 @@ class FedRep(FederatedAlgorithm):
         return ["head"] * local_epochs + ["body"]
 
     def client_step(self, carry, batch, ctx):
-        new, metrics = super().client_step(carry, batch, ctx)
         trains = ctx.mask("head") == (ctx.phase == "head")
-        return {**new, "theta": torch.where(trains, new["theta"], carry["theta"])}, metrics
+        return masked_step(trains, carry, batch, ctx)
 
 
 class FedBABU(FederatedAlgorithm):
@@ -101,8 +108,7 @@ class FedBABU(FederatedAlgorithm):
     adapt_steps = 1
 
     def client_step(self, carry, batch, ctx):
-        new, metrics = super().client_step(carry, batch, ctx)
-        return {**new, "theta": torch.where(ctx.mask("head"), carry["theta"], new["theta"])}, metrics
+        return masked_step(~ctx.mask("head"), carry, batch, ctx)
 
 
 class Ditto(FederatedAlgorithm):
@@ -234,6 +240,21 @@ class Buggy(FederatedAlgorithm):
         raise ZeroDivisionError("a bug in my method")
 
 
+class OneInTraining(Merge):
+    """Reports a metric in one of its phases only."""
+
+    def client_step(self, carry, batch, ctx):
+        carry, metrics = super().client_step(carry, batch, ctx)
+        return carry, metrics | ({"one": torch.ones(())} if ctx.phase == "train" else {})
+
+
+class Scalar(FederatedAlgorithm):
+    """Uploads a number in place of a vector."""
+
+    def client_final(self, carry, ctx):
+        return {"shared": carry["theta"].sum()}, {"personal": carry["theta"][:0]}
+
+
 class Slow(FederatedAlgorithm):
     """Takes its time."""
 
@@ -245,15 +266,21 @@ class Slow(FederatedAlgorithm):
 
 
 class KillsItsActor(FederatedAlgorithm):
-    """Kills its worker process in the second round, as often as there are files to delete in ``folder``."""
+    """Kills its process at its ``at``-th client of the second round, as often as there are files in ``folder``."""
 
     folder: str
+    at: int = 1
 
     def personal_patterns(self):
         return ["head"]
 
     def client_final(self, carry, ctx):
-        for lives in Path(self.folder).glob("*") if ctx.round == 1 else ():
-            lives.unlink()
+        if ctx.round == 1:
+            TRAINED[self.folder] += 1
+        for lives in Path(self.folder).glob("*") if TRAINED[self.folder] == self.at else ():
+            lives.unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().client_final(carry, ctx)
+
+
+TRAINED: Counter[str] = Counter()  # by folder, in this process

@@ -45,7 +45,7 @@ def test_partition_prints_tables_and_draws(invoke, tmp_path):
         (["run", "tiny.yaml", "data.num_clients=300"], "300 clients need at least 600 samples"),
         (["run", "tiny.yaml", "data.name=npz", "data.root=none.npz"], "there is no file none.npz"),
         (["partition", "tiny.yaml", "round=3"], "round: unknown key; did you mean 'rounds'?"),
-        (["compare", "nothing"], "there is no experiment 'nothing'"),
+        (["compare", "nothing"], "tracking.uri: there is no store sqlite:"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(invoke, arguments, message):
@@ -64,6 +64,7 @@ def test_run_and_compare(invoke, tmp_path):
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}" in result.output
     assert "raysim compare tiny" in result.output
     row = next(line for line in result.output.splitlines() if line.split()[:2] == ["tiny", "1"])
+    assert "there is no experiment 'nothing' in sqlite:" in invoke("compare", "nothing").output
     again = invoke("compare", "tiny", "--plot", "c.png")
     assert again.exit_code == 0, again.output
     assert row in again.output.splitlines()

@@ -94,6 +94,9 @@ def load(tmp_path):
             "algorithm: {name: fedavg}\nmodel: {pretrained: true, weights: x}",
             r"model: give 'pretrained: true' or 'weights'",
         ),
+        ("algorithm: {name: fedavg}\ndata: {root: x}", r"data: 'root' is not used by 'digits'"),
+        ("algorithm: {name: fedavg}\nmodel: {kwargs: {num_classes: 3}}", r"model: kwargs can't set 'num_classes'"),
+        ("algorithm: {name: fedavg}\n'study[0]': 1", r"study\[0\]: unknown key; did you mean 'study'"),
         (
             "algorithm: {name: fedavg}\nseed: 1\nseed: 2",
             r"run\.yaml: not valid YAML: the key 'seed' appears twice.*line 3",
@@ -175,6 +178,25 @@ def test_an_override_of_what_the_entries_vary_is_an_error(load, override):
 
 
 @pytest.mark.parametrize(
+    ("entry", "override"),
+    [
+        ({"cohort": {"size": 4}}, "cohort.fraction=0.25"),
+        ({"data": {"partition": {"name": "dirichlet", "alpha": 1.0}}}, "data.partition.min_samples=5"),
+    ],
+)
+def test_an_override_of_a_block_that_an_entry_replaces_is_an_error(load, entry, override):
+    content = {**TINY, "study": [{"name": "a", **entry}]}
+    with pytest.raises(ConfigError, match=r"command line: .*study\[0\]"):
+        load(content, override)
+
+
+def test_an_override_beside_what_an_entry_changes_reaches_it(load):
+    content = {**TINY, "study": [{"name": "a", "data": {"partition": {"alpha": 1.0}}}]}
+    ((_, child),) = children(load(content, "data.partition.min_samples=5"))
+    assert (child.data.partition.alpha, child.data.partition.min_samples) == (1.0, 5)
+
+
+@pytest.mark.parametrize(
     ("entries", "message"),
     [
         ([{"algorithm": {"name": "fedavg"}}], r"study\[0\]\.name: every entry needs a name"),
@@ -183,6 +205,7 @@ def test_an_override_of_what_the_entries_vary_is_an_error(load, override):
         ([{"name": "a", "seeds": [1, 1]}], r"study\[0\]\.seeds: .*twice"),
         ([{"name": "a"}, {"name": "b", "algoritm": {}}], r"study\[1\]: algoritm: unknown key"),
         ([{"name": "a", "algorithm": {"scale": 2.0}}], r"study\[0\]: algorithm\.name: None is not a name"),
+        ([{"name": "a", "tracking": {"uri": "x"}}], r"study\[0\]\.tracking: belongs to the whole study"),
         ([], r"study: has no entries"),
     ],
 )

@@ -51,6 +51,9 @@ def test_vectorised_gradients_are_those_of_each_client():
         torch.testing.assert_close((gradients[k], losses[k]), expected)
     at_one_point, _ = torch.func.vmap(lambda b: ctx.gradient(theta, b))(batch)
     torch.testing.assert_close(at_one_point[1], ctx.gradient(theta, parts[1])[0])
+    # theta may be the result of an operation that puts vmap's axis elsewhere
+    mixed, _ = torch.func.vmap(lambda c, b: ctx.gradient(thetas.T @ c, b))(torch.eye(3), batch)
+    torch.testing.assert_close(mixed, gradients)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ def test_the_prefix_changes_keys_and_values_only():
             {"name": "vit_tinny_patch16_224"},
             "timm has no model 'vit_tinny_patch16_224'; the nearest are vit_tiny_patch16_224",
         ),
+        (
+            {"name": "vit_tiny_patch16_224.augreg_in21k_", "kwargs": KWARGS},
+            "timm can't build vit_tiny_patch16_224.augreg_in21k_ .*[Tt]ag",
+        ),
         ({"kwargs": {"embed_dims": 3}}, "model: timm can't build vit_tiny_patch16_224 .*embed_dims"),
         ({"image_size": 8, "kwargs": {"num_heads": 7}}, "model: timm can't build"),
         ({"name": "resnet18", "kwargs": {}}, "model: timm can't build resnet18 .*img_size"),
@@ -77,7 +81,9 @@ def test_weights_that_can_not_be_fetched_say_what_to_download(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
-    with pytest.raises(ConfigError, match=r"huggingface\.co/timm/vit_tiny_patch16_224.*model\.weights="):
+    with pytest.raises(
+        ConfigError, match=r"no network[\s\S]*huggingface\.co/timm/vit_tiny_patch16_224\.augreg[\s\S]*model\.weights="
+    ):
         build(pretrained=True)
 
 
@@ -111,6 +117,19 @@ def test_wrong_weights(tmp_path):
     safetensors.torch.save_file({"blocks.0.other": torch.zeros(1)}, path)
     with pytest.raises(ConfigError, match=r"Only in the file: blocks\.0\.other\. Only in the model: blocks\.0\.attn"):
         build(weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_model_that_never_calls_the_plugin_is_refused(name):
+    patch = 16 if "16" in name else 14
+    kwargs = {"patch_size": patch, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    with pytest.raises(ConfigError, match="never calls the plugin's"):
+        build(FEDPERFIX, name=name, image_size=2 * patch, kwargs=kwargs)
+
+
+def test_a_model_that_can_not_take_the_images():
+    with pytest.raises(ConfigError, match="can't take images of 8 pixels|can't build"):
+        build(image_size=8, kwargs={"patch_size": 16})
 
 
 def test_tokens():

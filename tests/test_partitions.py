@@ -40,6 +40,10 @@ def test_every_sample_belongs_to_one_client_and_the_seed_decides(digits, keys):
         assert len(first.train(client)) + len(first.test(client)) == sizes[client]
 
 
+def test_a_tiny_test_fraction_still_leaves_a_test_sample(digits):
+    assert (divide(digits, name="iid", test_fraction=1e-12).num_test == 1).all()
+
+
 def test_iid_is_even(digits):
     assert set(np.diff(divide(digits, name="iid").offsets).tolist()) == {179, 180}
 

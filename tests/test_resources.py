@@ -1,8 +1,9 @@
 import pytest
 from conftest import tiny
 
+from raysim.config import ResourcesConfig
 from raysim.errors import ConfigError
-from raysim.resources import clients_per_batch, same_resources
+from raysim.resources import clients_per_batch, connect, place, same_resources
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,77 @@ def test_the_runs_of_a_study_share_one_pool():
     same_resources([tiny(), tiny(resources={"clients_per_batch": 4})])
     with pytest.raises(ConfigError, match="share one pool"):
         same_resources([tiny(), tiny(resources={"num_actors": 4})])
+
+
+NODE = "ab" * 28
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """This node with so many CPUs and GPUs, as Ray would tell it."""
+
+    def have(**resources):
+        context = type("Context", (), {"get_node_id": lambda self: NODE})()
+        monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+        monkeypatch.setattr(
+            "ray.nodes", lambda: [{"NodeID": NODE, "Resources": {k: float(v) for k, v in resources.items()}}]
+        )
+
+    return have
+
+
+def asked(**keys):
+    return ResourcesConfig.model_validate(keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "actors", "share"),
+    [
+        ({}, 2, 1.0),
+        ({"num_actors": 3}, 3, 0.5),  # three thirds of two GPUs would leave one actor without a place
+        ({"num_actors": 5}, 5, 0.3333),
+        ({"num_actors": 4, "num_gpus_per_actor": 0.5}, 4, 0.5),
+        ({"device": "cpu"}, 6, 0.0),
+    ],
+)
+def test_auto_on_two_gpus(node, keys, actors, share):
+    node(CPU=8, GPU=2)
+    placement = place(asked(**keys), most_batches=6)
+    assert (placement.resources.num_actors, placement.resources.num_gpus_per_actor) == (actors, share)
+    assert placement.actor_options["num_gpus"] == share
+    is_cuda = keys.get("device") != "cpu"
+    assert placement.resources.device == ("cuda" if is_cuda else "cpu")
+    assert ("runtime_env" in placement.actor_options) == is_cuda  # cuBLAS's workspace, for equal bits
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpus", "message"),
+    [
+        ({"num_gpus_per_actor": 0.5}, 0, r"num_gpus_per_actor: 0\.5 asked, this node has 0 GPUs"),
+        ({"device": "cuda"}, 0, r"'cuda' is asked for, but Ray sees no GPU"),
+        ({"device": "cpu", "num_gpus_per_actor": 0.5}, 2, r"0\.5 asked with device 'cpu'"),
+        ({"num_gpus_per_actor": 0}, 2, r"0 asked with device 'cuda'"),
+        ({"num_gpus_per_actor": 1.5}, 2, r"1\.5 is not possible"),
+        ({"num_actors": 3, "num_gpus_per_actor": 0.6}, 2, r"3 actors with 0\.6 of a GPU each do not fit .* room for 2"),
+        ({"num_actors": 2, "num_gpus_per_actor": 2}, 2, r"2 actors with 2 of a GPU each do not fit .* room for 1"),
+        ({"num_actors": 9}, 0, r"9 actors with 1 CPUs each need 9 CPUs, this node has 8"),
+    ],
+)
+def test_more_than_there_is(node, keys, gpus, message):
+    node(CPU=8, GPU=gpus)
+    with pytest.raises(ConfigError, match=message):
+        place(asked(**keys), most_batches=6)
+
+
+def test_a_local_cluster_gets_as_many_cpus_as_asked_for_with_a_warning(monkeypatch):
+    started = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **keys: started.update(keys))
+    monkeypatch.setattr("raysim.resources.usable_cpus", lambda: 4)
+    was_started, warning = connect(asked(num_actors=3, num_cpus_per_actor=2))
+    assert was_started
+    assert started["num_cpus"] == 6
+    assert started["address"] == "local"
+    assert "3 actors with 2 CPUs each on a machine with 4; they will take turns" in warning
+    assert connect(asked(num_actors=4)) == (True, None)

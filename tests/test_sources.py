@@ -102,6 +102,7 @@ def test_corrupt_npz(tmp_path, damage):
         ({"name": "npz", "root": "none.npz"}, "there is no file none.npz; it should be an npz with images"),
         ({"name": "npz"}, "needs the path of an npz"),
         ({"name": "image_folder", "root": "none"}, "none is not a folder with <domain>/<class>"),
+        ({"name": "pneumoniamnist", "root": __file__}, "must be a folder for pneumoniamnist"),
         ({"name": "cifar1000"}, "there is no data set 'cifar1000'; did you mean 'cifar100'"),
         ({"name": "chestmnist"}, "there is no data set 'chestmnist'"),  # multi-label
     ],

@@ -246,7 +246,7 @@ def _split(owner: Ints, num_clients: int, test_fraction: float, rng: np.random.G
     """A random train/test split of every client, the test part rounded up as in scikit-learn."""
     indices = np.lexsort((rng.random(len(owner)), owner)).astype(np.int64)
     counts = np.bincount(owner, minlength=num_clients)
-    num_train = counts - np.ceil(test_fraction * counts - 1e-9).astype(np.int64)
+    num_train = counts - np.maximum(1, np.ceil(test_fraction * counts - 1e-9)).astype(np.int64)
     if len(bad := np.flatnonzero(num_train < 1)):
         raise ConfigError(
             f"data.test_fraction: client {bad[0]} has {counts[bad[0]]} samples and keeps none to train at a test_fraction of "

@@ -164,7 +164,13 @@ def _some(values: list[int]) -> str:
 
 
 def _root(config: DataConfig) -> Path:
-    return Path(config.root).expanduser() if config.root is not None else DEFAULT_ROOT.expanduser()
+    """The folder of a data set that is downloaded once."""
+    root = (Path(config.root) if config.root is not None else DEFAULT_ROOT).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data.root: {root} must be a folder for {config.name}: {error}") from error
+    return root
 
 
 def _cifar(config: DataConfig, image_size: int) -> Dataset:
@@ -176,7 +182,6 @@ def _cifar(config: DataConfig, image_size: int) -> Dataset:
         "cifar100": (datasets.CIFAR100, "cifar-100-python"),
     }[config.name]
     root = _root(config)
-    root.mkdir(parents=True, exist_ok=True)
     try:
         parts = [cls(str(root), train=train, download=True) for train in (True, False)]
     except Exception as error:  # urllib, hashing and unpacking each have their own
@@ -207,7 +212,6 @@ def _medmnist(config: DataConfig) -> Dataset:
     info = medmnist.INFO[config.name]
     cls = getattr(medmnist, info["python_class"])
     root = _root(config)
-    root.mkdir(parents=True, exist_ok=True)
     missing = not (root / f"{config.name}.npz").exists()
     try:
         parts = [cls(split=split, root=str(root), download=missing) for split in ("train", "val", "test")]

@@ -32,6 +32,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.torch_seed(seed, "model"))
         model = _timm_model(config, num_classes, in_channels)
+        before = set(model.modules())
         algorithm.add_plugin(model)
     if config.weights is not None:
         _load_weights(model, Path(config.weights))
@@ -39,11 +40,37 @@ def build_model(
         raise ConfigError(
             f"model.name: {config.name} has BatchNorm layers, which raysim does not train yet; take a ViT"
         )
+    _try_forward(model, config, in_channels, [module for module in model.modules() if module not in before])
     return model
 
 
+def _try_forward(model: nn.Module, config: ModelConfig, in_channels: int, added: list[nn.Module]) -> None:
+    """One blank image through the model: it must fit, and must pass through every module that the plugin added.
+
+    Some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``: a plugin inside it would do nothing, unsaid.
+    """
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda m, *_: called.add(m)) for module in added]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, in_channels, config.image_size, config.image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model: {config.name} can't take images of {config.image_size} pixels with kwargs {config.kwargs}: {error}"
+        ) from error
+    finally:
+        model.train()
+        for hook in hooks:
+            hook.remove()
+    if unused := [type(module).__name__ for module in added if module not in called]:
+        raise ConfigError(
+            f"model.name: {config.name} never calls the plugin's {unused[0]}: its attention reads the weights of `qkv` "
+            "directly. vit_*, deit_* and swin_* models call it"
+        )
+
+
 def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
-    if config.name not in timm.list_models():
+    if not timm.is_model(config.name):
         from difflib import get_close_matches
 
         close = get_close_matches(config.name, timm.list_models(), n=3)
@@ -53,18 +80,21 @@ def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     arguments = {"num_classes": num_classes, "in_chans": in_channels, "img_size": config.image_size, **config.kwargs}
     try:
         return timm.create_model(config.name, pretrained=config.pretrained, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
+        if config.pretrained and isinstance(error, (RuntimeError, OSError)):
+            raise _no_weights(config.name, error) from error
         raise ConfigError(
             f"model: timm can't build {config.name} at image_size {config.image_size} with kwargs {config.kwargs}: {error}"
         ) from error
-    except (OSError, RuntimeError) as error:
-        if not config.pretrained:
-            raise
-        raise ConfigError(
-            f"model.pretrained: the weights of {config.name} can't be fetched ({type(error).__name__}). On a machine with "
-            f"internet download model.safetensors from huggingface.co/timm/{config.name}, copy it here, and set "
-            "model.pretrained=false model.weights=<path of the file>"
-        ) from error
+
+
+def _no_weights(name: str, error: Exception) -> ConfigError:
+    hub = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or f"timm/{name}"
+    return ConfigError(
+        f"model.pretrained: the weights of {name} can't be fetched or don't fit: {error}\nIf this machine has no internet, "
+        f"download model.safetensors from https://huggingface.co/{hub} elsewhere, copy it here, and set "
+        "model.pretrained=false model.weights=<path of the file>"
+    )
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
