@@ -84,26 +84,35 @@ def prepare(config: Config) -> list[Prepared]:
     Raises:
         ConfigError: see its message.
     """
-    datasets: dict[str, Dataset] = {}
-    partitions: dict[str, Partition] = {}
+    cache: dict[str, Any] = {}
     prepared = []
     for entry, child in children(config):
-        key = _source_key(child.data, child.model.image_size)
-        if key not in datasets:
-            datasets[key] = load_dataset(child.data, child.model.image_size)
-        dataset = datasets[key]
-        split = child.data.model_dump_json() + f"{child.model.image_size} {child.seed}"
-        if split not in partitions:
-            partitions[split] = make_partition(child.data, dataset, child.seed)
-        model = build_model(child.model, child.algorithm, dataset.num_classes, dataset.images.shape[3], child.seed)
-        layout = ParameterLayout.of(model, child.algorithm.personal_patterns())
-        initial = layout.flatten(dict(model.named_parameters())).numpy()
-        size = clients_per_batch(child, layout.num_parameters, tokens_per_image(model, child.model.image_size))
-        resources = child.resources.model_copy(update={"clients_per_batch": size})
-        resolved = child.model_copy(update={"resources": resources})
-        prepared.append(Prepared(entry, resolved, dataset, partitions[split], layout, initial))
+        try:
+            prepared.append(_prepare_one(entry, child, cache))
+        except ConfigError as error:
+            if config.study is None:
+                raise
+            raise ConfigError(*(f"study entry {child.name!r}: {problem}" for problem in error.problems)) from error
     same_resources([run.config for run in prepared])
     return prepared
+
+
+def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
+    """``cache`` has the data sets and partitions of earlier runs."""
+    source, image_size = _source_key(config.data, config.model.image_size), config.model.image_size
+    if source not in cache:
+        cache[source] = load_dataset(config.data, image_size)
+    dataset: Dataset = cache[source]
+    split = f"{source} {config.data.model_dump_json()} {config.seed}"
+    if split not in cache:
+        cache[split] = make_partition(config.data, dataset, config.seed)
+    model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
+    layout = ParameterLayout.of(model, config.algorithm.personal_patterns())
+    initial = layout.flatten(dict(model.named_parameters())).numpy()
+    size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, image_size))
+    resources = config.resources.model_copy(update={"clients_per_batch": size})
+    resolved = config.model_copy(update={"resources": resources})
+    return Prepared(entry, resolved, dataset, cache[split], layout, initial)
 
 
 def _source_key(data: DataConfig, image_size: int) -> str:
