@@ -25,6 +25,7 @@ from raysim.config_file import children
 from raysim.data.partitions import Partition, make_partition
 from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
+from raysim.errors import ConfigError
 from raysim.models.build import build_model, tokens_per_image
 from raysim.parameters import ParameterLayout
 from raysim.resources import clients_per_batch, connect, place, same_resources

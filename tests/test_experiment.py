@@ -1,6 +1,6 @@
 import pytest
-
 from conftest import tiny
+
 from raysim.errors import ConfigError
 from raysim.experiment import prepare
 
