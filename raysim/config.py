@@ -184,7 +184,8 @@ class EvaluateConfig(Section):
     every: Positive = 1
     """Evaluate in every so many rounds, and in the last."""
     clients: Literal["all", "cohort"] | Positive = "all"
-    """All clients, the round's cohort, or a fixed random sample of this size."""
+    """All clients, the round's cohort, or a fixed random sample of this size. The last round evaluates all, for the table of
+    clients; its metrics are still about those asked for here."""
     protocol: Literal["paper", "aggregated"] = "paper"
     """``paper``: a client that has just trained with its own parameters before aggregation, any other with the round's
     incoming shared parameters and its personal ones. ``aggregated``: everyone after the server step, with the new shared

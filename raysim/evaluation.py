@@ -62,9 +62,18 @@ class ClientResults:
         }
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
-        """(E,): micro-averaged AUC of each client's own test samples."""
-        true = (labels[partition.test(c)] for c in self.clients.tolist())
-        return np.array([auc_micro(p, y) for p, y in zip(self.probabilities, true, strict=True)])
+        """(E,): micro-averaged AUC of each client's own test samples, from ranks, for all clients at once."""
+        import pandas as pd
+
+        scores = np.concatenate(self.probabilities)
+        num_classes = scores.shape[1]
+        true = np.concatenate([labels[partition.test(c)] for c in self.clients.tolist()])
+        owner = np.repeat(np.arange(len(self.clients)), self.num_test)
+        ranks = pd.Series(scores.ravel()).groupby(np.repeat(owner, num_classes)).rank().to_numpy()
+        ranks_of_positives = ranks.reshape(scores.shape)[np.arange(len(true)), true]
+        positives, negatives = self.num_test, self.num_test * (num_classes - 1)
+        above = np.bincount(owner, ranks_of_positives) - positives * (positives + 1) / 2
+        return above / (positives * negatives)
 
 
 def auc_micro(probabilities: NDArray[np.float32], labels: Ints) -> float:

@@ -57,3 +57,15 @@ def test_a_client_twice_is_an_error():
 
 def test_auc_of_constant_scores_is_one_half():
     assert auc_micro(np.full((4, 3), 1 / 3, np.float32), np.array([0, 1, 2, 0])) == 0.5
+
+
+def test_auc_of_many_clients_at_once_is_that_of_each():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 6, 30)
+    probabilities = [np.round(rng.dirichlet(np.ones(4), n), 1) for n in counts]  # rounded: ties
+    parts = [evaluation([c], [0], [p]) for c, p in enumerate(probabilities)]
+    offsets = np.concatenate([[0], np.cumsum(counts + 1)])
+    partition = Partition(np.arange(offsets[-1]), offsets, np.ones(30, int))
+    labels = rng.integers(0, 4, offsets[-1])
+    each = [auc_micro(p.astype(np.float32), labels[partition.test(c)]) for c, p in enumerate(probabilities)]
+    np.testing.assert_allclose(ClientResults.merge(parts).client_auc(labels, partition), each, atol=1e-12)
