@@ -76,7 +76,8 @@ def test_an_impossible_dirichlet_says_what_would_work(digits):
 
 
 def test_a_tiny_alpha_does_not_divide_by_zero(digits):
-    divide(digits, name="dirichlet", alpha=1e-4, min_samples=2, num_clients=4)
+    partition = divide(digits, name="dirichlet", alpha=1e-4, min_samples=2, num_clients=4)
+    assert np.diff(partition.offsets).min() >= 2
 
 
 def test_pathological_gives_each_client_k_classes_used_evenly(digits):
