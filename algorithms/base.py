@@ -74,7 +74,9 @@ class FederatedAlgorithm(BaseModel):
         reads_cohort_states: ``server_messages`` is called (costs the driver the states of the whole cohort).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}

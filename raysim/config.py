@@ -20,7 +20,9 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A block of the file: frozen, strict types, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _allow_only(section: Section, owner: str, allowed: set[str], conditional: set[str]) -> None:
@@ -238,9 +240,9 @@ class AlgorithmBlockError(ValueError):
 class Config(Section):
     """A run, or a study of several."""
 
-    name: str = "raysim"
+    name: str = Field("raysim", min_length=1)
     """Name of the run or study; the MLflow experiment unless ``tracking.experiment`` is given."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Every random draw follows from it."""
     rounds: Positive = 20
     """Federated rounds."""

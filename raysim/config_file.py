@@ -201,9 +201,8 @@ def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") 
         elif problem["type"] == "value_error":
             lines.append(f"{path}: {cause}" if path else str(cause))
         else:
-            lines.append(
-                f"{path}: {problem['input']!r} is not allowed: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-            )
+            allowed = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys", problem["msg"])
+            lines.append(f"{path}: {problem['input']!r} is not allowed: {allowed[0].lower()}{allowed[1:]}")
     return _merge_unions(lines)
 
 

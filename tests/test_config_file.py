@@ -41,6 +41,11 @@ def load(tmp_path):
             "algorithm: {name: fedavg}\ntrain: {optimizer: {lr: fast}}",
             r"train\.optimizer\.lr: 'fast' is not allowed: .*number",
         ),
+        ("algorithm: fedavg", r"algorithm: 'fedavg' is not allowed: input should be a mapping of keys"),
+        ("algorithm: {name: fedavg}\ndata: null", r"data: None is not allowed: input should be a mapping of keys"),
+        ("algorithm: {name: fedavg}\ntrain: {optimizer: {lr: .inf}}", r"train\.optimizer\.lr: inf .*finite"),
+        ("algorithm: {name: fedperfix, scale: .nan}", r"algorithm\.scale: nan is not allowed: .*finite"),
+        ("algorithm: {name: fedavg}\n1: 2", r"\[1\]: 1 is not allowed: keys should be strings"),
         ("algorithm: {name: fedavg}\nrounds: 0", r"rounds: 0 is not allowed: .*greater than or equal to 1"),
         ("algorithm: {name: fedavg}\nrounds: true", r"rounds: True is not allowed: .*integer"),
         (
