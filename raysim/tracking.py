@@ -10,7 +10,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,19 @@ def git_commit(folder: Path) -> str | None:
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """MLflow tries an unreachable server for minutes; at first contact the address is more likely wrong."""
+    key = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(key)
+    os.environ[key] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+
+
 class Tracker:
     """An MLflow experiment at a tracking URI.
 
@@ -60,6 +74,7 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, create: bool = True) -> None:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
+        from sqlalchemy.exc import SQLAlchemyError
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -68,7 +83,8 @@ class Tracker:
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:
             self._client = MlflowClient(uri)
-            found = self._client.get_experiment_by_name(experiment)
+            with _few_retries():
+                found = self._client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise ConfigError(
                     f"tracking.experiment: {experiment!r} was deleted in {uri}; restore it or choose another"
@@ -77,7 +93,7 @@ class Tracker:
                 names = ", ".join(e.name for e in self._client.search_experiments())
                 raise ConfigError(f"there is no experiment {experiment!r} in {uri}; it has: {names}")
             self.experiment_id = found.experiment_id if found else self._create(experiment)
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise ConfigError(f"tracking.uri: {uri} can't be used: {error}") from error
 
     def _create(self, experiment: str) -> str:

@@ -1,0 +1,49 @@
+import os
+
+import pytest
+
+from raysim.config import TrackingConfig
+from raysim.errors import ConfigError
+from raysim.tracking import Tracker, dashboard_command, git_commit, resolve_uri
+
+
+def test_the_default_store_lies_where_the_command_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri(TrackingConfig(uri="sqlite:///sub/a.db")) == f"sqlite:///{tmp_path}/sub/a.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert resolve_uri(TrackingConfig()) == "http://tracking:5000"
+    assert resolve_uri(TrackingConfig(uri="sqlite:////a.db")) == "sqlite:////a.db"
+
+
+def test_the_dashboard_command():
+    assert dashboard_command("sqlite:////a.db") == "mlflow ui --backend-store-uri sqlite:////a.db"
+    assert dashboard_command("http://tracking:5000") == "open http://tracking:5000"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "http://127.0.0.1:9"])
+def test_a_store_that_can_not_be_used_is_said_soon(uri):
+    with pytest.raises(ConfigError, match="tracking.uri: .* can't be used"):
+        Tracker(uri, "experiment")
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ  # later, an outage is waited out
+
+
+def test_an_interrupted_study_is_compared_by_its_finished_runs(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    with pytest.raises(ConfigError, match="has no finished run"):
+        tracker.latest_study()
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for seed, status in enumerate(["FINISHED", "KILLED"]):
+        child = tracker.start(f"a · seed {seed}", {"seed": seed}, {"raysim.entry": "a"}, parent)
+        for round_ in range(2):
+            tracker.log_round(child, round_, {"personalized/accuracy_mean": 0.1 * round_})
+        tracker.end(child, status)
+    tracker.end(parent, "KILLED")
+    history = tracker.latest_study()
+    assert history[["name", "seed", "round"]].values.tolist() == [["a", 0, 0], ["a", 0, 1]]
+    assert history["personalized/accuracy_mean"].tolist() == [0.0, 0.1]
+
+
+def test_no_repository_no_commit(tmp_path):
+    assert git_commit(tmp_path) is None
