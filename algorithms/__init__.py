@@ -7,17 +7,33 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from algorithms.apfl import APFL
 from algorithms.base import FederatedAlgorithm, Upload
+from algorithms.centralized import Centralized
 from algorithms.fedavg import FedAvg
+from algorithms.fedbabu import FedBABU
+from algorithms.fedbn import FedBN
+from algorithms.fedper import FedPer
 from algorithms.fedperfix import FedPerfix
+from algorithms.fedrep import FedRep
 from algorithms.local import Local
+from algorithms.perfedavg import PerFedAvg
+from algorithms.vanilla import Vanilla
 from raysim.errors import ConfigError
 
 __all__ = ["ALGORITHMS", "FederatedAlgorithm", "Upload", "algorithm_class"]
 
 ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
-    "fedavg": FedAvg,
     "local": Local,
+    "centralized": Centralized,
+    "fedavg": FedAvg,
+    "fedbn": FedBN,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "fedbabu": FedBABU,
+    "perfedavg": PerFedAvg,
+    "apfl": APFL,
+    "vanilla": Vanilla,
     "fedperfix": FedPerfix,
 }
 

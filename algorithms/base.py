@@ -16,7 +16,7 @@ A round, for a client with parameters ``theta = join(shared, personal)``::
     uploads, state = client_final(carry, ctx)                 sends uploads, keeps state
     shared, server_state = server_step(shared, server_state, mean of the uploads, ctx)
 
-``docs/algorithms.md`` shows how fifteen methods of the literature fit.
+``docs/algorithms.md`` shows how fifteen methods of the literature fit, ``docs/write_your_own.md`` builds one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from raysim.parameters import ParameterLayout
 
 __all__ = [
     "Batch",
+    "Carry",
     "ClientContext",
     "FederatedAlgorithm",
     "Optimizer",
@@ -41,6 +42,7 @@ __all__ = [
     "Tensor",
     "Tensors",
     "Upload",
+    "masked_step",
     "nn",
     "torch",
 ]
@@ -70,7 +72,7 @@ class FederatedAlgorithm(BaseModel):
         paper: a link, shown by ``raysim algorithms``.
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
-        adapt_steps: training batches on which ``adapt`` is called, once each, before a client is evaluated.
+        pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
         reads_cohort_states: ``server_messages`` is called (costs the driver the states of the whole cohort).
     """
 
@@ -81,7 +83,7 @@ class FederatedAlgorithm(BaseModel):
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
     batches_per_step: ClassVar[int] = 1
-    adapt_steps: ClassVar[int] = 0
+    pooled: ClassVar[bool] = False
     reads_cohort_states: ClassVar[bool] = False
 
     name: str = ""
@@ -92,6 +94,10 @@ class FederatedAlgorithm(BaseModel):
     def personal_patterns(self) -> list[str]:
         """Patterns of the parameters that stay with their client; matched as ``raysim.parameters.matches`` does."""
         return []
+
+    def trainable_patterns(self) -> list[str]:
+        """Patterns of the parameters that train. The others are frozen: not in ``theta``, never sent or kept."""
+        return ["*"]
 
     def add_plugin(self, model: nn.Module) -> None:
         """Change the model in place before anything else sees it (add a plugin); called once per process."""
@@ -155,7 +161,21 @@ class FederatedAlgorithm(BaseModel):
         """
         return ctx.layout.join(shared, state["personal"])
 
+    def adapt_steps(self) -> int:
+        """Training batches on which ``adapt`` is called, once each, before a client is evaluated."""
+        return 0
+
     def adapt(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensor:
         """One step of adaptation before evaluation, on a training batch; what comes out is evaluated and forgotten."""
         gradient, _ = ctx.gradient(theta, batch)
         return ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))[0]
+
+
+def masked_step(trains: Tensor, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+    """A ``client_step`` of the parameters that a boolean vector (P,) chooses.
+
+    The others move neither now nor later: not by their gradient, nor by what the optimiser makes of it (decay, momentum).
+    """
+    gradient, loss = ctx.gradient(carry["theta"], batch)
+    theta, optimizer = ctx.optimizer.step(carry["theta"], gradient * trains, carry["optimizer"])
+    return {"theta": torch.where(trains, theta, carry["theta"]), "optimizer": optimizer}, {"loss": loss}

@@ -6,15 +6,20 @@ G. Sun, M. Mendieta, J. Luo, S. Wu, C. Chen. ICCV 2023. https://arxiv.org/abs/23
     client i:                    (w_i, p_i) = (w, p_i) after local epochs of SGD on its own loss
     server:                      w = sum_i n_i w_i / sum_i n_i
 
-Down and up: the shared part w. Kept by a client: the plugin (``down``, ``up``) and the head, p_i.
+Down and up: the shared part w. Kept by a client: the plugin (``down``, ``up``) and the head, p_i. With another ``plugin`` and
+other ``personal`` patterns this is any method of a ViT with a plugin: ``plugin: lora, personal: [head], freeze_backbone:
+true`` is federated LoRA, in which w is the LoRA alone.
 """
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from algorithms.base import FederatedAlgorithm, nn
-from raysim.models.prefix import add_prefix
+from raysim.models.plugins import PLUGINS
 
 
 class FedPerfix(FederatedAlgorithm):
@@ -22,15 +27,42 @@ class FedPerfix(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2308.09160"
 
-    personal: list[str] = ["adapter", "head"]
-    """Patterns of the personal parameters. The paper adds the last block on CIFAR-100: ``blocks.11`` for depth 12."""
-    mid_dim: int = Field(256, ge=1)
-    """Width of the plugin's hidden layer."""
-    scale: float = 1.5
-    """Factor on the plugin's output."""
+    plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] = "prefix"
+    """``prefix``: FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer in its place, zero or random at the start;
+    ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. See ``raysim/models/plugins``."""
+    mid_dim: int | None = Field(None, ge=1)
+    """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
+    scale: float | None = None
+    """Factor on the plugin's output: default 1.5, lora 1.0; prompts have none."""
+    plugin_depth: int | None = Field(None, ge=1)
+    """Only the last so many blocks get the plugin. null: all."""
+    personal: list[str] = []
+    """Patterns of the personal parameters. Default: the plugin and the head, ``[adapter, head]`` for the prefix. The paper
+    adds the last block on CIFAR-100: ``blocks.11`` for depth 12. ``[]`` shares everything, the plugin too."""
+    freeze_backbone: bool = False
+    """Train the plugin and the head only; the rest keeps its initial (pretrained) values and is never sent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, raw: Any) -> Any:
+        plugin = PLUGINS.get(raw.get("plugin", "prefix")) if isinstance(raw, Mapping) else None
+        if plugin is None:
+            return raw
+        filled = {"mid_dim": plugin.mid_dim, "scale": plugin.scale, "personal": [plugin.component, "head"]}
+        return {**raw, **{key: value for key, value in filled.items() if raw.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> FedPerfix:
+        for key in ("mid_dim", "scale"):
+            if getattr(self, key) is not None and getattr(PLUGINS[self.plugin], key) is None:
+                raise ValueError(f"{key!r} is not used by the plugin {self.plugin!r}")
+        return self
+
+    def add_plugin(self, model: nn.Module) -> None:
+        PLUGINS[self.plugin].add(model, self.mid_dim, self.scale, self.plugin_depth)
 
     def personal_patterns(self) -> list[str]:
         return self.personal
 
-    def add_plugin(self, model: nn.Module) -> None:
-        add_prefix(model, self.mid_dim, self.scale)
+    def trainable_patterns(self) -> list[str]:
+        return [PLUGINS[self.plugin].component, "head"] if self.freeze_backbone else ["*"]

@@ -53,8 +53,9 @@ class ClientActor:
             setup.in_channels,
             config.seed,
         )
-        refs = [setup.images, setup.labels, setup.partition, setup.initial]
-        images, labels, partition, initial = ray.get(refs)
+        refs = [setup.images, setup.labels, setup.partition, setup.initial, setup.frozen]
+        images, labels, partition, initial, frozen = ray.get(refs)
+        model.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in frozen.items()}, strict=False)
         theta = torch.from_numpy(initial.copy())  # torch ignores that a shared array is read-only
         self._engine = ClientEngine(config, model, theta, images, labels, partition, device)
         if self._slots is not None:
@@ -87,23 +88,33 @@ class ClientActor:
         """The sum of the client batches that this actor trained in the round."""
         return self._partial if self._partial.round == round else PartialSum(round)
 
-    def _run(self, task: Task) -> tuple[Any, Any, Any]:
+    def _run(self, task: Task) -> tuple[Any, Any, Any, Any]:
         assert self._engine is not None
         assert self._slots is not None
         assert self._broadcast is not None
         _, broadcast = self._broadcast
         if task.kind == "global":
-            return None, {}, self._engine.evaluate_global(task.round, task.clients, broadcast)
+            return None, {}, {}, self._engine.evaluate_global(task.round, task.clients, broadcast)
         states = self._slots.read(task.read, self._engine.initial_state)
         if task.kind == "evaluate":
-            return None, {}, self._engine.evaluate(task.round, task.clients, broadcast, states)
+            return None, {}, {}, self._engine.evaluate(task.round, task.clients, broadcast, states)
         assert task.write is not None
         assert task.weights is not None
         messages = {k: torch.from_numpy(v).to(self._engine.device) for k, v in (task.messages or {}).items()}
-        trained = self._engine.train(task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate)
+        trained = self._engine.train(
+            task.round,
+            task.clients,
+            task.weights,
+            broadcast,
+            states,
+            messages,
+            task.evaluate,
+            task.sensitivity,
+            task.pooled,
+        )
         self._slots.write(task.write, trained.states)
         self._partial.add(task.index, trained.sums)
-        return trained.accepted, trained.metrics, trained.evaluation
+        return trained.accepted, trained.metrics, trained.squared_updates, trained.evaluation
 
     def _client_error(self, task: Task, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""

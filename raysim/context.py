@@ -33,12 +33,17 @@ class Optimizer:
     """SGD or AdamW as pure functions on the flat vector; the arithmetic is that of ``torch.optim``.
 
     A fresh state per client and round, as in the paper: what an optimiser remembers is never sent or kept.
+
+    Attributes:
+        statistics: a boolean vector (P,) of the entries that are running statistics of BatchNorm, or None. Their
+            "gradient" is the change that the batch made, which is applied as it is.
     """
 
     name: str
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    statistics: Tensor | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -50,8 +55,10 @@ class Optimizer:
 
     def step(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """Parameters (P,), gradient (P,) and state to the next parameters and state."""
-        if self.name == "adamw":
-            return self._adamw(theta, gradient, state)
+        new, state = (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
+        return new if self.statistics is None else torch.where(self.statistics, theta - gradient, new), state
+
+    def _sgd(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         if self.weight_decay:
             gradient = gradient + self.weight_decay * theta
         if self.momentum:
@@ -87,6 +94,7 @@ class ClientContext:
         layout: where each tensor lies in ``theta``.
         broadcast: what the server sent down, by name; ``broadcast["shared"]`` is the round's shared vector. Read only.
         optimizer: the local optimiser at this round's learning rate.
+        batch_size: ``train.batch_size``; a step has up to ``batches_per_step`` times as many samples.
         round: counted from 0.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
@@ -96,6 +104,7 @@ class ClientContext:
     layout: ParameterLayout
     broadcast: Tensors
     optimizer: Optimizer
+    batch_size: int
     round: int
     epoch: int = 0
     phase: str = "train"
@@ -106,17 +115,46 @@ class ClientContext:
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images (B, C, H, W): logits (B, classes)."""
-        return torch.func.functional_call(self.model, self.layout.unflatten(theta), (images,))
+        tensors = self.layout.unflatten(theta)
+        return torch.func.functional_call(self.model, tensors | self._statistics(tensors), (images,))
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over the unpadded samples of a batch, a scalar."""
-        losses = F.cross_entropy(self.logits(theta, batch.images), batch.labels, reduction="none")
-        return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)  # half of a split batch may be empty
+        return _mean_loss(self.logits(theta, batch.images), batch)
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The gradient (P,) of the loss at ``theta``, and the loss, a scalar."""
+        """The gradient (P,) of the loss at ``theta``, and the loss, a scalar.
+
+        Entries of BatchNorm's running statistics have the change that the batch made, old minus new.
+        """
+        if self.layout.statistics:
+            return self._gradient_and_statistics(theta, batch)
         gradient, loss = _Gradient.apply(theta, *batch, lambda t, *b: self.loss(t, Batch(*b)))
         return gradient, loss
+
+    def _statistics(self, tensors: Tensors) -> Tensors:
+        """Copies of the running statistics: BatchNorm in training mode writes into what it is given."""
+        return {name: tensors[name].detach().clone() for name in self.layout.statistics}
+
+    def _gradient_and_statistics(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Only for one client: the engine never vectorises a model with BatchNorm."""
+        updated: Tensors = {}
+
+        def loss(theta: Tensor) -> Tensor:
+            tensors = self.layout.unflatten(theta)
+            updated.update(self._statistics(tensors))
+            return _mean_loss(torch.func.functional_call(self.model, tensors | updated, (batch.images,)), batch)
+
+        gradient, value = _backward(theta, loss)
+        before, pieces = self.layout.unflatten(theta), self.layout.unflatten(gradient)
+        for name, after in updated.items():
+            pieces[name].copy_(before[name] - after)
+        return gradient, value
+
+
+def _mean_loss(logits: Tensor, batch: Batch) -> Tensor:
+    losses = F.cross_entropy(logits, batch.labels, reduction="none")
+    return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1)  # half of a split batch may be empty
 
 
 @lru_cache(maxsize=16)

@@ -26,11 +26,12 @@ from raysim.data.partitions import Partition, make_partition
 from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
 from raysim.errors import ConfigError
-from raysim.models.build import build_model, tokens_per_image
+from raysim.models.build import build_model, has_batch_norm, tokens_per_image
 from raysim.parameters import ParameterLayout
 from raysim.resources import clients_per_batch, connect, place, same_resources
 from raysim.tasks import RunSetup
 from raysim.tracking import git_commit, resolve_uri
+from raysim.training import layout_of
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
@@ -77,6 +78,8 @@ class Prepared:
     layout: ParameterLayout
     initial: NDArray[np.float32]
     """(P,), the initial parameters."""
+    frozen: dict[str, NDArray[np.float32]]
+    """Parameters that are not among them."""
 
 
 def prepare(config: Config) -> list[Prepared]:
@@ -108,12 +111,30 @@ def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
     if split not in cache:
         cache[split] = make_partition(config.data, dataset, config.seed)
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
-    layout = ParameterLayout.of(model, config.algorithm.personal_patterns())
-    initial = layout.flatten(dict(model.named_parameters())).numpy()
-    size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, image_size))
+    layout, tensors = layout_of(model, config.algorithm), model.state_dict()
+    initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
+    if has_batch_norm(model):
+        size = _one_by_one(config, cache[split])
+    else:
+        size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, image_size))
     resources = config.resources.model_copy(update={"clients_per_batch": size})
     resolved = config.model_copy(update={"resources": resources})
-    return Prepared(entry, resolved, dataset, cache[split], layout, initial)
+    return Prepared(entry, resolved, dataset, cache[split], layout, initial, frozen)
+
+
+def _one_by_one(config: Config, partition: Partition) -> int:
+    """``clients_per_batch`` of a model with BatchNorm: padding or other clients' samples would change its statistics."""
+    if config.resources.clients_per_batch not in ("auto", 1):
+        raise ConfigError(
+            f"resources.clients_per_batch: {config.model.name} has BatchNorm layers, so its clients train one by one: "
+            f"take 1 or auto, not {config.resources.clients_per_batch}"
+        )
+    if len(few := np.flatnonzero(partition.num_train < 2)):
+        raise ConfigError(
+            f"data: client {few[0]} has one training sample, of which the BatchNorm layers of {config.model.name} can't take "
+            "statistics. Raise data.partition.min_samples"
+        )
+    return 1
 
 
 def _source_key(data: DataConfig, image_size: int) -> str:
@@ -204,6 +225,7 @@ def _specs(runs: list[Prepared], resources: ResourcesConfig, uri: str) -> list[R
             put(data.labels),
             put(partition),
             ray.put(prepared.initial),
+            ray.put(prepared.frozen),
             data.num_classes,
             data.images.shape[3],
             Path(),

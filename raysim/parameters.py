@@ -3,12 +3,16 @@
 All of a client's parameters are one float32 vector ``theta`` of length P. The shared tensors come first, the personal
 ones last, each group in the model's own order, so that ``theta = join(shared, personal)``. Algorithms, aggregation and
 storage work on these vectors; only this module knows how to cut them.
+
+The running statistics of BatchNorm layers are entries of ``theta`` like any parameter (``bn1.running_mean``), so they are
+shared or personal by pattern and never leak between clients. Frozen parameters are not in ``theta`` at all: they are
+neither trained nor sent nor kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -33,29 +37,47 @@ def matches(name: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names, shapes and order of a model's parameters in its flat vector; the first ``num_shared_tensors`` are shared."""
+    """Names, shapes and order of a model's parameters in its flat vector.
+
+    Attributes:
+        names, shapes: of the tensors in ``theta``; the first ``num_shared_tensors`` are shared.
+        statistics: those of ``names`` that are running statistics of BatchNorm, which no gradient reaches.
+        frozen: parameters that keep their initial values and are not in ``theta``.
+        head: what a pattern ``head`` stands for: the name of timm's classifier (``fc`` in a ResNet).
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     num_shared_tensors: int
+    statistics: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    head: str = "head"
 
     @classmethod
-    def of(cls, model: nn.Module, personal: Sequence[str] = ()) -> ParameterLayout:
-        """The layout of a model in which the parameters that match one of the patterns ``personal`` are personal.
+    def of(cls, model: nn.Module, personal: Sequence[str] = (), trainable: Sequence[str] = ("*",)) -> ParameterLayout:
+        """The layout of a model in which parameters that match one of the patterns ``personal`` are personal.
+
+        Parameters that match none of the patterns ``trainable`` are frozen.
 
         Raises:
             ConfigError: a pattern matches no parameter.
         """
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        for pattern in personal:
-            if not any(matches(name, pattern) for name in shapes):
-                raise ConfigError(
-                    f"algorithm.personal: the pattern {pattern!r} matches no parameter of the model. Its components are: "
-                    + ", ".join(_components(shapes))
-                )
-        is_personal = {name: any(matches(name, p) for p in personal) for name in shapes}
+        statistics = _running_statistics(model)
+        head = classifier_name(model)
+        for key, patterns in (("personal", personal), ("trainable", trainable)):
+            for pattern in patterns:
+                if not any(matches(name, _renamed(pattern, head)) for name in (*shapes, *statistics)):
+                    raise ConfigError(
+                        f"algorithm.{key}: the pattern {pattern!r} matches no parameter of the model. Its components are: "
+                        + ", ".join(_components((*shapes, *statistics)))
+                    )
+        frozen = tuple(n for n in shapes if not any(matches(n, _renamed(p, head)) for p in trainable))
+        shapes = {n: shape for n, shape in shapes.items() if n not in set(frozen)} | statistics
+        is_personal = {name: any(matches(name, _renamed(p, head)) for p in personal) for name in shapes}
         names = sorted(shapes, key=lambda name: is_personal[name])  # a stable sort keeps the model's order
-        return cls(tuple(names), tuple(shapes[n] for n in names), len(names) - sum(is_personal.values()))
+        num_shared = len(names) - sum(is_personal.values())
+        return cls(tuple(names), tuple(shapes[n] for n in names), num_shared, tuple(statistics), frozen, head)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -75,7 +97,7 @@ class ParameterLayout:
         return self.num_parameters - self.num_shared
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Named tensors to one vector (P,), float32, a copy."""
+        """Named tensors (a ``state_dict``) to one vector (P,), float32, a copy."""
         return torch.cat([tensors[name].detach().reshape(-1).float() for name in self.names])
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
@@ -93,7 +115,7 @@ class ParameterLayout:
 
     def mask(self, patterns: Sequence[str]) -> Tensor:
         """A boolean vector (P,) that is true where a parameter matches one of the patterns."""
-        chosen = [any(matches(name, p) for p in patterns) for name in self.names]
+        chosen = [any(matches(name, _renamed(p, self.head)) for p in patterns) for name in self.names]
         return torch.repeat_interleave(torch.tensor(chosen), torch.tensor(self.sizes))
 
     def rows(self) -> list[tuple[str, str, int, int]]:
@@ -111,15 +133,38 @@ class ParameterLayout:
         rows = [("part", "", "tensors", "parameters"), *((p, k, str(t), f"{s:,}") for p, k, t, s in self.rows())]
         width = max(len(row[0]) for row in rows)
         lines = [f"{p:<{width}}  {kind:<8}  {tensors:>7}  {size:>12}" for p, kind, tensors, size in rows]
+        frozen = f"frozen tensors {len(self.frozen)} · " if self.frozen else ""
         lines.append(
-            f"shared {self.num_shared:,} · personal {self.num_personal:,} · "
+            f"{frozen}shared {self.num_shared:,} · personal {self.num_personal:,} · "
             f"{4 * self.num_shared:,} bytes down and as many up per client and round"
         )
         return "\n".join(lines)
 
 
-def _components(names: Mapping[str, object]) -> list[str]:
+def _running_statistics(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the running means and variances of all BatchNorm layers."""
+    return {
+        f"{path}.{name}": tuple(buffer.shape)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The name of the classification head, as timm tells it; ``head`` for a model that is not timm's."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    return name if isinstance(name, str) and not name.startswith("head") else "head"
+
+
+def _renamed(pattern: str, head: str) -> str:
+    """A pattern with its component ``head`` replaced by the model's own name for it."""
+    return ".".join(head if component == "head" else component for component in pattern.split("."))
+
+
+def _components(names: Iterable[str]) -> list[str]:
     """The distinct dotted components, in order of appearance, numbers as one range."""
     seen = dict.fromkeys(c for name in names for c in name.split(".") if not c.isdigit())
     numbers = [int(c) for name in names for c in name.split(".") if c.isdigit()]
-    return list(seen) + ([f"blocks.0 to blocks.{max(numbers)}"] if numbers else [])
+    return list(seen) + ([f"blocks.0 to blocks.{max(numbers)}"] if "blocks" in seen else [])

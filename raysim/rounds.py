@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysim import seeds
+from raysim import seeds, sensitivity
 from raysim.aggregation import FixedPoint, combine
-from raysim.config import Config
-from raysim.context import ServerContext
+from raysim.cohort import TrainedCohort, evaluated_clients, sample_cohort
+from raysim.context import ServerContext, Tensors
 from raysim.data.partitions import Partition
 from raysim.evaluation import ClientResults
 from raysim.parameters import ParameterLayout
@@ -45,25 +45,6 @@ class RoundReport:
     """The round's metrics, once, when it is complete."""
     rejected: tuple[int, ...] = ()
     """Clients of the complete round whose result was not finite or out of range."""
-
-
-def sample_cohort(config: Config, round: int) -> Ints:
-    """The ids of the clients that train in a round, ascending."""
-    if config.cohort.schedule is not None:
-        return np.sort(np.array(config.cohort.schedule[round], np.int64))
-    rng = seeds.stream(config.seed, "cohort", round)
-    return np.sort(rng.choice(config.data.num_clients, config.cohort_size, replace=False))
-
-
-def evaluated_clients(config: Config, cohort: Ints) -> Ints:
-    """The ids of the clients that are evaluated in a round, ascending."""
-    if config.evaluate.clients == "cohort":
-        return cohort
-    everyone = np.arange(config.data.num_clients)
-    if config.evaluate.clients == "all":
-        return everyone
-    rng = seeds.stream(config.seed, "evaluate")  # the same sample in every round, so that rounds can be compared
-    return np.sort(rng.choice(everyone, config.evaluate.clients, replace=False))
 
 
 class Run:
@@ -119,24 +100,29 @@ class Run:
         everyone = np.arange(self.config.data.num_clients)
         asked = evaluated_clients(self.config, cohort) if evaluating else np.array([], np.int64)
         evaluated = everyone if round + 1 == self.config.rounds else asked  # the last round's table has every client
-        before = self.config.evaluate.protocol == "paper"
+        pooled = self._algorithm.pooled
+        before = self.config.evaluate.protocol == "paper" and not pooled  # a pooled model belongs to no client
         messages = self._messages(cohort)
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
-        tasks = self._training_tasks(cohort, messages, evaluate=evaluating and before)
+        if pooled:
+            tasks = [self._pooled_task(cohort)]
+        else:
+            tasks = self._training_tasks(cohort, messages, evaluating, evaluating and before)
         if before:
             tasks += self._tasks("evaluate", np.setdiff1d(evaluated, cohort), first=len(tasks))
         results, parts = self._run_tasks(tasks)
         trained = [result for result in results if result.task.kind == "train"]
         sums = combine(parts, round, {result.task.index for result in trained})
-        self._server_step(sums, len(cohort))
+        directions, incoming = sums.pop(sensitivity.DIRECTIONS, None), self.shared
+        means = self._server_step(sums, len(cohort))
         self._commit(trained)
-        metrics = self._training_metrics(trained)
+        metrics = self._training_metrics(TrainedCohort(trained, self._partition.num_train), incoming, means, directions)
         if evaluating:
             if not before:
                 results, _ = self._run_tasks(self._tasks("evaluate", evaluated))
             metrics |= self._evaluation_metrics(results, asked)
         received = sum(4 * len(s.total) for s in sums.values())
-        metrics |= self._communication(sent, received, len(cohort))
+        metrics |= self._communication(sent, received, 0 if pooled else len(cohort))
         seconds = time.perf_counter() - start
         epochs = len(self._algorithm.epochs(self.config.train.local_epochs))
         samples = epochs * int(self._partition.num_train[cohort].sum())
@@ -169,7 +155,19 @@ class Run:
         batches = cut(clients, self._partition.num_test[clients], self.config.resources.clients_per_batch)
         return [Task(kind, first + i, self._round, ids, self._index.slots[ids]) for i, ids in enumerate(batches)]
 
-    def _training_tasks(self, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool) -> list[Task]:
+    def _pooled_task(self, cohort: Ints) -> Task:
+        """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
+        partition, one = self._partition, cohort[:1] * 0
+        everyone = np.concatenate([partition.train(client) for client in range(partition.num_clients)])
+        rng = seeds.stream(self.config.seed, "pooled", self._round)
+        drawn = rng.choice(everyone, int(partition.num_train[cohort].sum()), replace=False)
+        weights = {"samples": np.ones(1), "uniform": np.ones(1)}
+        slot = self._index.allocate(1)
+        return Task("train", 0, self._round, one, self._index.slots[one], slot, weights, {}, pooled=drawn)
+
+    def _training_tasks(
+        self, cohort: Ints, messages: dict[str, NDArray[np.float32]], measure: bool, evaluate: bool
+    ) -> list[Task]:
         assert isinstance(self.config.resources.clients_per_batch, int)
         sizes = self._partition.num_train
         batches = cut(cohort, sizes[cohort], self.config.resources.clients_per_batch)
@@ -184,7 +182,8 @@ class Run:
                 self._index.allocate(len(ids)),
                 {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
                 {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
-                evaluate,
+                evaluate=evaluate,
+                sensitivity=measure,
             )
             for i, ids in enumerate(batches)
         ]
@@ -215,14 +214,17 @@ class Run:
         self._version += 1
         self._broadcast = ray.put({name: tensor.float().numpy() for name, tensor in broadcast.items()})
 
-    def _server_step(self, sums: dict[str, FixedPoint], cohort_size: int) -> None:
+    def _server_step(self, sums: dict[str, FixedPoint], cohort_size: int) -> Tensors:
+        """Takes the step and sends its result; returns the mean uploads, or nothing if every client was rejected."""
         context = ServerContext(self._layout, self._round, cohort_size, self.config.data.num_clients)
         means = {name: sums[name].mean(up.scale_bits) for name, up in self._algorithm.uploads.items()}
         arrived = {name: mean for name, mean in means.items() if mean is not None}
-        if len(arrived) == len(means):  # otherwise every client was rejected, and the server has nothing to go by
-            shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived, context)
-            self.shared = shared.float().clone()
+        if len(arrived) < len(means):
+            return {}
+        shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived, context)
+        self.shared = shared.float().clone()
         self._send()
+        return arrived
 
     def _commit(self, trained: list[TaskResult]) -> None:
         for result in trained:
@@ -232,19 +234,16 @@ class Run:
 
     # Metrics.
 
-    def _training_metrics(self, trained: list[TaskResult]) -> dict[str, float]:
-        """Means over the samples of the cohort's accepted clients, in client-id order."""
-        clients = np.concatenate([result.task.clients for result in trained])
-        order = np.argsort(clients)
-        accepted = np.concatenate([np.asarray(result.accepted) for result in trained])[order]
-        weights = self._partition.num_train[clients[order]][accepted]
-        metrics = {"cohort/size": float(len(clients)), "cohort/rejected": float((~accepted).sum())}
-        self._rejected = tuple(clients[order][~accepted].tolist())
+    def _training_metrics(
+        self, cohort: TrainedCohort, incoming: Tensor, means: Tensors, directions: FixedPoint | None
+    ) -> dict[str, float]:
+        self._rejected = tuple(cohort.rejected)
         self.rejections += [(self._round, client) for client in self._rejected]
-        for name in trained[0].metrics if accepted.any() else ():
-            values = np.concatenate([result.metrics[name] for result in trained]).astype(np.float64)[order][accepted]
-            metrics[f"train/{name}"] = float((values * weights).sum() / weights.sum())
-        return metrics
+        direction = directions.mean(sensitivity.SCALE_BITS) if directions is not None else None
+        if direction is None or not means:
+            return cohort.metrics()
+        update = means["shared"] - incoming
+        return cohort.metrics() | sensitivity.metrics(update, direction, cohort.squared_updates(), self._layout)
 
     def _evaluation_metrics(self, results: list[TaskResult], evaluated: Ints) -> dict[str, float]:
         parts = [result.evaluation for result in results if result.evaluation is not None]

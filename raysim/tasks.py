@@ -25,6 +25,8 @@ class RunSetup:
     labels: ray.ObjectRef
     partition: ray.ObjectRef
     initial: ray.ObjectRef
+    frozen: ray.ObjectRef
+    """Name to array, of the parameters that are not in ``initial``."""
     num_classes: int
     in_channels: int
     slot_file: Path
@@ -40,6 +42,8 @@ class Task:
         weights: planned shares (K,) by weighting.
         read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
+        pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
+        sensitivity: measure the clients' updates per type of layer.
     """
 
     kind: Literal["train", "evaluate", "global"]
@@ -50,7 +54,9 @@ class Task:
     write: Ints | None = None
     weights: dict[str, Floats] | None = None
     messages: dict[str, NDArray[np.float32]] | None = None
+    pooled: Ints | None = None
     evaluate: bool = False
+    sensitivity: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,4 +77,5 @@ class TaskResult:
     task: Task
     accepted: NDArray[np.bool_] | None
     metrics: dict[str, Floats]
+    squared_updates: dict[str, Floats]
     evaluation: Evaluation | None

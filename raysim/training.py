@@ -7,7 +7,7 @@ are always in the same epoch: a padded sample has weight 0, and a client that ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,14 @@ from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.aggregation import FixedPoint, acceptable, weighted_sum
 from raysim.config import Config
-from raysim.context import ClientContext, Optimizer, Tensors
+from raysim.context import Batch, ClientContext, Optimizer, Tensors
 from raysim.data.batching import Order, Pool, batches, draw_order
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
 from raysim.models.build import set_fused_attention
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import StateLayout
+from raysim.sensitivity import DIRECTIONS, SCALE_BITS, directions
 from raysim.tasks import Evaluation
 
 Ints = NDArray[np.int64]
@@ -47,14 +48,25 @@ class Training:
     accepted: NDArray[np.bool_]
     metrics: dict[str, Floats]
     """Each (K,): a client's mean over the samples of all its local steps."""
+    squared_updates: dict[str, Floats]
+    """Each (K,): squared norm of a client's update per type of layer; for ``raysim.sensitivity``, if asked for."""
     evaluation: Evaluation | None
+
+
+def layout_of(model: nn.Module, algorithm: FederatedAlgorithm) -> ParameterLayout:
+    """What an algorithm shares, keeps personal and freezes of a model.
+
+    Raises:
+        ConfigError: a pattern matches no parameter.
+    """
+    return ParameterLayout.of(model, algorithm.personal_patterns(), algorithm.trainable_patterns())
 
 
 class ClientEngine:
     """Everything that a worker needs to train any client of a run.
 
     Args:
-        model: gives the architecture; its own parameter values are never used.
+        model: gives the architecture and the values of frozen parameters; its other values are never used.
         initial: the run's initial parameters (P,), in the order of ``ParameterLayout``.
         images, labels: the whole data set, read only (it may lie in shared memory).
     """
@@ -71,12 +83,14 @@ class ClientEngine:
     ) -> None:
         self.config, self.partition, self.device = config, partition, torch.device(device)
         self.algorithm: FederatedAlgorithm = config.algorithm
-        self.layout = ParameterLayout.of(model, self.algorithm.personal_patterns())
+        self.layout = layout_of(model, self.algorithm)
         self._images, self._labels = images, labels
         state = self.algorithm.client_state(initial, self.layout)
         self.state_layout = StateLayout.of(state)
         self.initial_state = self.state_layout.pack(state).numpy()
         self._model = model.to(self.device).requires_grad_(False)
+        statistics = self.layout.statistics
+        self._statistics = self.layout.mask(statistics).to(self.device) if statistics else None
 
     @torch.no_grad()
     def train(
@@ -88,11 +102,14 @@ class ClientEngine:
         states: NDArray[np.float32],
         messages: Tensors | None = None,
         evaluate: bool = True,
+        sensitivity: bool = False,
+        pooled: Ints | None = None,
     ) -> Training:
         """Train clients (K,) from states (K, size) and sum up their uploads.
 
         ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
         or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
+        ``pooled`` are samples to train on in place of the clients' own; then K is 1.
         """
         context = self._context(round, broadcast, training=True)
         before = self._state(states)
@@ -100,7 +117,7 @@ class ClientEngine:
         torch.manual_seed(seeds.torch_seed(self.config.seed, "dropout", round, int(clients[0])))
         inputs = {**before, **(messages or {})}
         carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
-        carry, metrics = self._local_epochs(for_each, carry, context, clients)
+        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
@@ -111,6 +128,10 @@ class ClientEngine:
             name: weighted_sum(uploads[name], weights[up.weighting], accepted.cpu().numpy(), up.scale_bits)
             for name, up in self.algorithm.uploads.items()
         }
+        squares: Tensors = {}
+        if sensitivity and len(context.broadcast["shared"]):
+            units, squares = directions(uploads["shared"] - context.broadcast["shared"], self.layout)
+            sums[DIRECTIONS] = weighted_sum(units, weights["samples"], accepted.cpu().numpy(), SCALE_BITS)
         keep = accepted[:, None]
         packed = torch.where(keep, self.state_layout.pack(after), self.state_layout.pack(before))
         evaluation = None
@@ -123,6 +144,7 @@ class ClientEngine:
             packed.cpu().numpy(),
             accepted.cpu().numpy(),
             {name: value.cpu().numpy() for name, value in metrics.items()},
+            {kind: value.double().cpu().numpy() for kind, value in squares.items()},
             evaluation,
         )
 
@@ -130,7 +152,7 @@ class ClientEngine:
     def evaluate(self, round: int, clients: Ints, broadcast: Tensors, states: NDArray[np.float32]) -> Evaluation:
         """Evaluate clients (K,) with the shared parameters of ``broadcast`` and their own states (K, size)."""
         context = self._context(round, broadcast, training=False)
-        if not self.state_layout.size and not self.algorithm.adapt_steps:
+        if not self.state_layout.size and not self.algorithm.adapt_steps():
             nothing = self.state_layout.unpack(torch.empty(0, device=self.device))
             theta = self.algorithm.personalize(context.broadcast["shared"], nothing, context)
             return self._evaluate_one(clients, theta)  # all clients have the same parameters
@@ -150,8 +172,10 @@ class ClientEngine:
         train = self.config.train
         decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if train.schedule == "cosine" else 1.0
         settings = train.optimizer
-        optimizer = Optimizer(settings.name, settings.lr * float(decay), settings.momentum, settings.weight_decay)
-        return ClientContext(self._model, self.layout, broadcast, optimizer, round)
+        optimizer = Optimizer(
+            settings.name, settings.lr * float(decay), settings.momentum, settings.weight_decay, self._statistics
+        )
+        return ClientContext(self._model, self.layout, broadcast, optimizer, train.batch_size, round)
 
     def _state(self, states: NDArray[np.float32]) -> Tensors:
         return self.state_layout.unpack(torch.from_numpy(states).to(self.device))
@@ -170,17 +194,19 @@ class ClientEngine:
 
         return directly
 
-    def _local_epochs(self, for_each: Any, carry: Any, context: ClientContext, clients: Ints) -> tuple[Any, Tensors]:
+    def _local_epochs(
+        self, for_each: Any, carry: Any, context: ClientContext, clients: Ints, pooled: Ints | None
+    ) -> tuple[Any, Tensors]:
         """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
         phases = self.algorithm.epochs(self.config.train.local_epochs)
-        pool = self._pool(self.partition.train, clients)
+        pool = self._pool(self.partition.train if pooled is None else lambda _: pooled, clients)
         order = self._order("batches", context.round, clients, pool, len(phases))
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
-            for batch, everyone in batches(pool, order, epoch, self._step_size, self.config.model.image_size):
+            for batch, everyone in self._batches(pool, order, epoch, self.algorithm.batches_per_step):
                 new, metrics = step(carry, batch)
                 count = batch.mask.sum(dim=1)
                 active = count > 0
@@ -196,7 +222,7 @@ class ClientEngine:
         """Clients (K,) with shared parameters (K, S) and their states, adapted if the algorithm says so."""
         for_each = self._for_each(len(clients))
         theta = for_each(lambda shared, state: self.algorithm.personalize(shared, state, context))(shared, state)
-        if self.algorithm.adapt_steps:
+        if self.algorithm.adapt_steps():
             theta = self._adapted(for_each, theta, round, clients, context)
         self._model.eval()
         pool = self._pool(self.partition.test, clients)
@@ -212,11 +238,11 @@ class ClientEngine:
         """Parameters (K, P) after ``adapt`` on the first batch of as many shuffled epochs as there are steps."""
         self._model.train()
         torch.manual_seed(seeds.torch_seed(self.config.seed, "adapt", round, int(clients[0])))
-        pool = self._pool(self.partition.train, clients)
-        order = self._order("adapt", round, clients, pool, self.algorithm.adapt_steps)
+        pool, steps = self._pool(self.partition.train, clients), self.algorithm.adapt_steps()
+        order = self._order("adapt", round, clients, pool, steps)
         step = for_each(lambda theta, batch: self.algorithm.adapt(theta, batch, context))
-        for epoch in range(self.algorithm.adapt_steps):
-            batch, _ = next(batches(pool, order, epoch, self._step_size, self.config.model.image_size))
+        for epoch in range(steps):
+            batch, _ = next(self._batches(pool, order, epoch, 1))
             theta = step(theta, batch)
         return theta
 
@@ -236,9 +262,11 @@ class ClientEngine:
         correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
         return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
 
-    @property
-    def _step_size(self) -> int:
-        return self.config.train.batch_size * self.algorithm.batches_per_step
+    def _batches(self, pool: Pool, order: Order, epoch: int, batches_per_step: int) -> Iterator[tuple[Batch, bool]]:
+        size = self.config.train.batch_size * batches_per_step
+        # BatchNorm has no statistics of one sample: a last batch of one is left out (another sample in every epoch).
+        least = 1 if self._statistics is None else 2 * batches_per_step
+        return batches(pool, order, epoch, size, self.config.model.image_size, least)
 
     def _input(self, images: Tensor) -> Tensor:
         return to_model_input(images, self.config.model.image_size)

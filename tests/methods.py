@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from algorithms.base import Batch, FederatedAlgorithm, Upload
+from algorithms.base import FederatedAlgorithm, Upload
 
 
 class FedProx(FederatedAlgorithm):
@@ -81,36 +81,6 @@ class FedAvgM(FederatedAlgorithm):
         return shared - momentum, {"momentum": momentum}
 
 
-def masked_step(trains, carry, batch, ctx):
-    """A step of the parameters that a mask (P,) chooses; the others move neither now nor later through the optimiser."""
-    gradient, loss = ctx.gradient(carry["theta"], batch)
-    theta, optimizer = ctx.optimizer.step(carry["theta"], gradient * trains, carry["optimizer"])
-    return {"theta": torch.where(trains, theta, carry["theta"]), "optimizer": optimizer}, {"loss": loss}
-
-
-class FedRep(FederatedAlgorithm):
-    """Alternating: head epochs, then body epochs. https://arxiv.org/abs/2102.07078"""
-
-    def personal_patterns(self):
-        return ["head"]
-
-    def epochs(self, local_epochs):
-        return ["head"] * local_epochs + ["body"]
-
-    def client_step(self, carry, batch, ctx):
-        trains = ctx.mask("head") == (ctx.phase == "head")
-        return masked_step(trains, carry, batch, ctx)
-
-
-class FedBABU(FederatedAlgorithm):
-    """The head keeps its initial value in training; fine-tuned for evaluation. https://arxiv.org/abs/2106.06042"""
-
-    adapt_steps = 1
-
-    def client_step(self, carry, batch, ctx):
-        return masked_step(~ctx.mask("head"), carry, batch, ctx)
-
-
 class Ditto(FederatedAlgorithm):
     """A personal model beside the shared one, drawn to it. https://arxiv.org/abs/2012.04221"""
 
@@ -135,20 +105,6 @@ class Ditto(FederatedAlgorithm):
 
     def personalize(self, shared, state, ctx):
         return state["own"]
-
-
-class PerFedAvg(FederatedAlgorithm):
-    """First-order MAML: a two-batch meta step, adaptation at evaluation. https://arxiv.org/abs/2002.07948"""
-
-    batches_per_step = 2
-    adapt_steps = 1
-
-    def client_step(self, carry, batch, ctx):
-        first, second = (Batch(*(part[half::2] for part in batch)) for half in (0, 1))
-        gradient, loss = ctx.gradient(carry["theta"], first)
-        looked_ahead = carry["theta"] - ctx.optimizer.lr * gradient
-        gradient, _ = ctx.gradient(looked_ahead, second)
-        return {**carry, "theta": carry["theta"] - ctx.optimizer.lr * gradient}, {"loss": loss}
 
 
 class FedAMP(FederatedAlgorithm):
@@ -207,7 +163,7 @@ class Merge(FederatedAlgorithm):
         return shared
 
 
-CONTRACT = [FedProx, Scaffold, FedAvgM, FedRep, FedBABU, Ditto, PerFedAvg, FedAMP, Merge]
+CONTRACT = [FedProx, Scaffold, FedAvgM, Ditto, FedAMP, Merge]
 
 
 # Methods that misbehave.

@@ -10,8 +10,8 @@ def make_context(optimizer=None):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     layout = ParameterLayout.of(net)
-    theta = layout.flatten(dict(net.named_parameters()))
-    return net, theta, ClientContext(net, layout, {}, optimizer or Optimizer("sgd", 0.1), 0)
+    theta = layout.flatten(net.state_dict())
+    return net, theta, ClientContext(net, layout, {}, optimizer or Optimizer("sgd", 0.1), 6, 0)
 
 
 def make_batch(n=6, padded=0, seed=0):
@@ -77,4 +77,4 @@ def test_optimizers_agree_with_torch(ours, theirs):
         nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
         optimizer.step()
         theta, state = ours.step(theta, ctx.gradient(theta, batch)[0], state)
-    torch.testing.assert_close(theta, ctx.layout.flatten(dict(net.named_parameters())), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(theta, ctx.layout.flatten(net.state_dict()), rtol=1e-5, atol=1e-6)

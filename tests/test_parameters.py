@@ -39,7 +39,7 @@ def test_shared_come_first_in_the_models_own_order():
 def test_flatten_and_unflatten_are_inverse():
     net = model()
     layout = ParameterLayout.of(net, ["head"])
-    theta = layout.flatten(dict(net.named_parameters()))
+    theta = layout.flatten(net.state_dict())
     assert theta.tolist() == [*net["body"].weight.flatten(), *net["body"].bias, *net["head"].weight.flatten()]
     for name, tensor in layout.unflatten(theta).items():
         assert torch.equal(tensor, net.get_parameter(name))

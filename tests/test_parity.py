@@ -9,7 +9,7 @@ import torch
 
 from raysim.aggregation import weighted_sum
 from raysim.context import Batch, ClientContext, Optimizer
-from raysim.models.prefix import add_prefix
+from raysim.models.plugins.prefix import add_prefix
 from raysim.parameters import ParameterLayout
 
 NUMBERS = np.load(Path(__file__).parent / "data" / "fedperfix_numbers.npz")
@@ -22,7 +22,7 @@ def build(group, personal=()):
     if group == "prefix_-":
         add_prefix(model, mid_dim=8, scale=1.5)
     layout = ParameterLayout.of(model, personal)
-    return model, layout, ClientContext(model, layout, {}, Optimizer("sgd", 0.01), 0)
+    return model, layout, ClientContext(model, layout, {}, Optimizer("sgd", 0.01), 6, 0)
 
 
 def theta(layout, prefix):

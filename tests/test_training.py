@@ -6,13 +6,14 @@ import pytest
 import torch
 from conftest import tiny
 
+from algorithms import ALGORITHMS
 from raysim.aggregation import PartialSum, combine
 from raysim.context import ServerContext
 from raysim.data.partitions import make_partition
 from raysim.data.sources import load_dataset
 from raysim.models.build import build_model
-from raysim.parameters import ParameterLayout
-from raysim.training import ClientEngine
+from raysim.models.plugins import PLUGINS
+from raysim.training import ClientEngine, layout_of
 
 
 class Simulation:
@@ -24,8 +25,8 @@ class Simulation:
         partition = make_partition(self.config.data, dataset, 0)
         self.algorithm = self.config.algorithm
         model = build_model(self.config.model, self.algorithm, 10, 1, 0)
-        layout = ParameterLayout.of(model, self.algorithm.personal_patterns())
-        self.initial = layout.flatten(dict(model.named_parameters()))
+        layout = layout_of(model, self.algorithm)
+        self.initial = layout.flatten(model.state_dict())
         self.engine = ClientEngine(self.config, model, self.initial, dataset.images, dataset.labels, partition, "cpu")
         self.shared = layout.split(self.initial)[0].clone()
         self.server_state = self.algorithm.server_init(self.shared)
@@ -71,8 +72,12 @@ def by_client(trained, field):
     "changes",
     [
         {},
-        {"algorithm": {"name": "fedavg"}},
-        {"algorithm": {"name": "local"}},
+        *({"algorithm": {"name": name}} for name in ALGORITHMS if name not in ("fedperfix", "centralized")),
+        {"algorithm": {"name": "perfedavg", "hessian_free": True}},
+        {"algorithm": {"name": "apfl", "mixture": "step", "alpha": 0.3}},
+        {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 3}},
+        *({"algorithm": {"name": "fedperfix", "plugin": plugin}} for plugin in PLUGINS),
+        {"algorithm": {"name": "fedperfix", "plugin": "lora", "personal": ["head"], "freeze_backbone": True}},
         {"train": {"optimizer": {"momentum": 0.9, "weight_decay": 0.01}}},
         {"train": {"optimizer": {"name": "adamw", "lr": 0.01}, "schedule": "cosine"}},
         {"data": {"augment": "crop_flip"}},
@@ -113,7 +118,7 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(images), torch.from_numpy(engine._labels[chunk])).backward()
                 optimizer.step()
-        theta = engine.layout.flatten(dict(model.named_parameters()))
+        theta = engine.layout.flatten(model.state_dict())
         expected = expected + theta.double() * sizes[client] / sizes.sum()
     simulation.round(0, [[0, 1]])
     np.testing.assert_allclose(simulation.shared, expected, atol=1e-6)
@@ -170,9 +175,9 @@ def test_all_clients_rejected_leaves_the_server_as_it_was():
 
 
 def test_adaptation_for_evaluation_leaves_no_trace():
-    simulation = Simulation(algorithm={"name": "methods:FedBABU"})
+    simulation = Simulation(algorithm={"name": "fedbabu"})
     with_evaluation = simulation.round(0, [[0, 1]])[0]
-    again = Simulation(algorithm={"name": "methods:FedBABU"})
+    again = Simulation(algorithm={"name": "fedbabu"})
     weights = {"samples": np.array([0.5, 0.5]), "uniform": np.array([0.5, 0.5])}
     without = again.engine.train(0, np.array([0, 1]), weights, again.broadcast, again.states[:2], evaluate=False)
     assert np.array_equal(with_evaluation.states, without.states)

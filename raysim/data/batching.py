@@ -66,17 +66,20 @@ def draw_order(
     return Order(positions, None, None) if augmentation == "none" else Order(positions, flips, shifts)
 
 
-def batches(pool: Pool, order: Order, epoch: int, batch_size: int, image_size: int) -> Iterator[tuple[Batch, bool]]:
+def batches(
+    pool: Pool, order: Order, epoch: int, batch_size: int, image_size: int, least: int = 1
+) -> Iterator[tuple[Batch, bool]]:
     """The batches (K, B, ...) of one epoch, and whether every client has samples in it.
 
-    The last batch of an epoch is as wide as its largest client needs; one client alone is never padded.
+    The last batch of an epoch is as wide as its largest client needs; one client alone is never padded. A last batch of
+    fewer than ``least`` samples is left out.
     """
     device = pool.images.device
     width = order.positions.shape[2]
     positions = torch.from_numpy(order.positions[epoch]).to(device)
     mask = torch.from_numpy(np.arange(width) < pool.counts[:, None]).to(device).float()
     client = torch.arange(len(pool.counts), device=device)[:, None]
-    for start in range(0, width, batch_size):
+    for start in range(0, max(1, width - least + 1), batch_size):
         here = slice(start, min(start + batch_size, width))
         images = pool.images[client, positions[:, here]]
         if order.flips is not None:

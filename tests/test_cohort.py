@@ -1,7 +1,7 @@
 import numpy as np
 from conftest import tiny
 
-from raysim.rounds import evaluated_clients, sample_cohort
+from raysim.cohort import evaluated_clients, sample_cohort
 
 
 def test_cohorts_are_sampled_by_seed_and_round_without_replacement():

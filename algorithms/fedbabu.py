@@ -1,0 +1,32 @@
+"""FedBABU: Towards Enhanced Representation for Federated Image Classification.
+
+J. Oh, S. Kim, S.-Y. Yun. ICLR 2022. https://arxiv.org/abs/2106.06042
+
+    client i:    w_i = w after local epochs of SGD on the body, under the head's initial value h_0
+    server:      w   = sum_i n_i w_i / sum_i n_i
+    evaluation:  (w, h_0) after fine_tuning_steps of SGD on batches of client i's training samples
+
+Down and up: the whole model, whose head never changes. Kept by a client: nothing. Fine-tuning leaves no trace.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+
+
+class FedBABU(FederatedAlgorithm):
+    """Everything is shared, only the body trains; the whole model is fine-tuned before each evaluation."""
+
+    paper = "https://arxiv.org/abs/2106.06042"
+
+    fine_tuning_steps: int = Field(1, ge=0)
+    """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch. The FedPerfix paper's
+    code takes one; the authors of FedBABU fine-tune for epochs."""
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        return masked_step(~ctx.mask("head"), carry, batch, ctx)
+
+    def adapt_steps(self) -> int:
+        return self.fine_tuning_steps

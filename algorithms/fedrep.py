@@ -1,0 +1,36 @@
+"""FedRep: Exploiting Shared Representations for Personalized Federated Learning.
+
+L. Collins, H. Hassani, A. Mokhtari, S. Shakkottai. ICML 2021. https://arxiv.org/abs/2102.07078
+
+    client i:  h_i = h_i after head epochs of SGD with the body w fixed
+               w_i = w after body epochs of SGD with the head h_i fixed
+    server:    w = sum_i n_i w_i / sum_i n_i
+
+Down and up: the body w. Kept by a client: the head h_i. As in the authors' code, local epochs are divided: the last
+``body_epochs`` of them train the body, those before it the head. (The code of the FedPerfix paper trains both together,
+which is FedPer.)
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+
+
+class FedRep(FederatedAlgorithm):
+    """A personal head and a shared body that train in turn: head epochs first, then body epochs."""
+
+    paper = "https://arxiv.org/abs/2102.07078"
+
+    body_epochs: int = Field(1, ge=1)
+    """Local epochs that train the body; the others train the head, at least one (even where local_epochs has no room)."""
+
+    def personal_patterns(self) -> list[str]:
+        return ["head"]
+
+    def epochs(self, local_epochs: int) -> list[str]:
+        return ["head"] * max(1, local_epochs - self.body_epochs) + ["body"] * self.body_epochs
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        return masked_step(ctx.mask("head") == (ctx.phase == "head"), carry, batch, ctx)

@@ -1,0 +1,61 @@
+"""Per-FedAvg: Personalized Federated Learning with Theoretical Guarantees, a model-agnostic meta-learning approach.
+
+A. Fallah, A. Mokhtari, A. Ozdaglar. NeurIPS 2020. https://arxiv.org/abs/2002.07948
+
+    client i, for each pair of batches (D, D'):   v = w - lr g(w, D)
+        first order                               w = w - lr g(v, D')
+        Hessian-free                              w = w - lr (g(v, D') - lr (g(w + r, D) - g(w - r, D)) / (2 delta)),
+                                                      r = delta g(v, D')
+    server:      w = sum_i n_i w_i / sum_i n_i
+    evaluation:  w after one step of SGD on a batch of client i's training samples
+
+Down and up: the whole model. Kept by a client: nothing. D and D' are the two batches of a pair; where the second would be
+empty, because no more than ``batch_size`` samples are left, the first is divided into two. (In the code of the FedPerfix
+paper such a pair changes nothing, so that a client with so few samples never learns.)
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, torch
+
+
+class PerFedAvg(FederatedAlgorithm):
+    """First-order meta-learning: an initial model that is good after one step of a client's own."""
+
+    paper = "https://arxiv.org/abs/2002.07948"
+    batches_per_step = 2
+
+    hessian_free: bool = False
+    """Approximate the second-order term by two more gradients (twice the cost of the first-order method)."""
+    delta: float = Field(0.001, gt=0)
+    """hessian_free: step of the finite difference, in units of the gradient."""
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        theta, (first, second) = carry["theta"], halves(batch, ctx.batch_size)
+        gradient, loss = ctx.gradient(theta, first)
+        ahead, _ = ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))
+        gradient, _ = ctx.gradient(ahead, second)
+        if self.hessian_free:
+            forward, _ = ctx.gradient(theta + self.delta * gradient, first)
+            backward, _ = ctx.gradient(theta - self.delta * gradient, first)
+            gradient = gradient - ctx.optimizer.lr * (forward - backward) / (2 * self.delta)
+        theta, optimizer = ctx.optimizer.step(theta, gradient, carry["optimizer"])
+        return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
+
+    def adapt_steps(self) -> int:
+        return 1
+
+
+def halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
+    """The two batches of a pair: the first ``batch_size`` samples and the rest, or halves of what is no more than that."""
+    width, count = len(batch.mask), batch.mask.sum().long()
+    cut = torch.where(count > batch_size, batch_size, (count + 1) // 2)
+    widths = min(batch_size, width), max(width - batch_size, (min(batch_size, width) + 1) // 2)
+    position = torch.arange(width, device=batch.mask.device)
+    first, second = position[: widths[0]], (cut + position[: widths[1]]).clamp(max=width - 1)
+    return (
+        Batch(batch.images[first], batch.labels[first], batch.mask[first] * (first < cut)),
+        Batch(batch.images[second], batch.labels[second], (cut + position[: widths[1]] < count).float()),
+    )

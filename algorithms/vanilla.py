@@ -1,0 +1,22 @@
+"""Vanilla partial personalisation of a ViT, the FedPerfix paper's step before the plugin.
+
+G. Sun, M. Mendieta, J. Luo, S. Wu, C. Chen. ICCV 2023. https://arxiv.org/abs/2308.09160
+
+    client i:  (w_i, p_i) = (w, p_i) after local epochs of SGD on its own loss
+    server:    w = sum_i n_i w_i / sum_i n_i
+
+Down and up: patch and position embedding, norms and MLPs, w. Kept by a client: every self-attention layer and the head, p_i.
+"""
+
+from __future__ import annotations
+
+from algorithms.fedper import FedPer
+
+
+class Vanilla(FedPer):
+    """Self-attention and head are personal, the rest is shared."""
+
+    paper = "https://arxiv.org/abs/2308.09160"
+
+    personal: list[str] = ["attn", "head"]
+    """Patterns of the personal parameters."""

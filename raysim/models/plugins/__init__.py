@@ -1,0 +1,46 @@
+"""Plugins: small modules that an algorithm adds to a timm ViT, one file each, reached by name through ``PLUGINS``.
+
+A plugin hangs on a module that timm calls anyway (``attn.qkv``, ``mlp``, a block), as a child or parameter of it with a
+forward hook. So timm's own parameters keep their names (pretrained weights and exports fit), and attention keeps timm's
+fused kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from raysim.models.plugins.adapter import add_adapter
+from raysim.models.plugins.lora import add_lora
+from raysim.models.plugins.prefix import add_plain_prefix, add_prefix
+from raysim.models.plugins.prompt import add_prompt
+
+__all__ = ["PLUGINS", "Plugin"]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin as a configuration sees it.
+
+    Attributes:
+        add: puts it into a model in place; takes the model, ``mid_dim``, ``scale`` and ``depth``.
+        component: the dotted component of its parameters' names, for patterns.
+        mid_dim, scale: what they are if the configuration does not say; None where the plugin has no such thing.
+    """
+
+    add: Callable[[nn.Module, int | None, float | None, int | None], None]
+    component: str
+    mid_dim: int | None
+    scale: float | None
+
+
+PLUGINS: dict[str, Plugin] = {
+    "prefix": Plugin(add_prefix, "adapter", 256, 1.5),
+    "prefix_zero": Plugin(lambda m, _, s, d: add_plain_prefix(m, s, d, zero=True), "adapter", None, 1.5),
+    "prefix_random": Plugin(lambda m, _, s, d: add_plain_prefix(m, s, d, zero=False), "adapter", None, 1.5),
+    "adapter": Plugin(add_adapter, "adapter", 256, 1.5),
+    "prompt": Plugin(lambda m, tokens, _, d: add_prompt(m, tokens, d), "prompt", 10, None),
+    "lora": Plugin(add_lora, "lora", 8, 1.0),
+}

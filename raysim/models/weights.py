@@ -1,0 +1,75 @@
+"""Initial weights from a safetensors file in timm's names, made to fit where that has one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.layers import resample_abs_pos_embed
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor, nn
+
+from raysim.errors import ConfigError
+from raysim.parameters import classifier_name
+
+
+def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
+    """Load a file into a model, in place.
+
+    Position embeddings of another image size are resampled, the first layer is adapted to another number of channels
+    (both by timm), and a head for other classes or none in the file leaves the model's own. Parameters in ``optional``
+    (a plugin's) may be missing in the file.
+
+    Raises:
+        ConfigError: there is no such file, or it does not fit.
+    """
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"model.weights: there is no file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"model.weights: {path} is not a safetensors file ({error})") from error
+    own, head = model.state_dict(), classifier_name(model)
+    unknown = sorted(weights.keys() - own.keys())
+    missing = sorted(n for n in own.keys() - weights.keys() - optional if not _is_head(n, head))
+    if unknown or missing:
+        raise ConfigError(
+            f"model.weights: {path} does not fit the model. Only in the file: {_some(unknown)}. "
+            f"Only in the model: {_some(missing)}"
+        )
+    fitted = {name: tensor for name, tensor in weights.items() if tensor.shape == own[name].shape}
+    for name in weights.keys() - fitted.keys():
+        if not _is_head(name, head):
+            fitted[name] = _fitted(name, weights[name], own[name], model)
+    model.load_state_dict(fitted, strict=False)
+
+
+def _is_head(name: str, head: str) -> bool:
+    return name.startswith((f"{head}.", "head_dist."))
+
+
+def _fitted(name: str, tensor: Tensor, own: Tensor, model: nn.Module) -> Tensor:
+    """A tensor of another shape, made to fit by what timm does for its own weights."""
+    result: Tensor | None = None
+    if name == "pos_embed" and tensor.dim() == 3 and tensor.shape[2] == own.shape[2]:
+        grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+        in_front = own.shape[1] - grid[0] * grid[1]  # embeddings of the class token and its like
+        if in_front >= 0 and round((tensor.shape[1] - in_front) ** 0.5) ** 2 == tensor.shape[1] - in_front:
+            result = resample_abs_pos_embed(tensor, grid, num_prefix_tokens=in_front)
+    elif tensor.dim() == 4 and tensor.shape[2:] == own.shape[2:] and tensor.shape[0] == own.shape[0]:
+        try:
+            result = adapt_input_conv(own.shape[1], tensor.float()).to(torch.float32)
+        except NotImplementedError:
+            result = None
+    if result is None or result.shape != own.shape:
+        raise ConfigError(
+            f"model.weights: {name} is {tuple(tensor.shape)} in the file and {tuple(own.shape)} in the model"
+        )
+    return result
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "nothing") + more
