@@ -35,9 +35,9 @@ def _allow_only(section: Section, owner: str, allowed: set[str], conditional: se
 class PartitionConfig(Section):
     """How samples are divided among clients."""
 
-    name: Literal["iid", "dirichlet", "pathological", "by_domain", "file"] = "dirichlet"
+    name: Literal["iid", "dirichlet", "pathological", "by_domain", "file", "own"] = "dirichlet"
     """``dirichlet``: label skew; ``pathological``: k classes per client; ``by_domain``: clients divided over domains,
-    Dirichlet inside each; ``file``: a split made elsewhere."""
+    Dirichlet inside each; ``file``: a split made elsewhere; ``own``: that of ``federated_npz``."""
     alpha: float | None = Field(None, gt=0)
     """dirichlet, by_domain: concentration; smaller is more skewed. Default 0.5."""
     min_samples: int | None = Field(None, ge=2)
@@ -79,13 +79,16 @@ class DataConfig(Section):
     """The data set and its split over clients."""
 
     name: str = "digits"
-    """``digits`` (bundled), ``npz``, ``cifar10``, ``cifar100``, ``image_folder``, or a MedMNIST flag (``organamnist``)."""
+    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, or a MedMNIST flag
+    (``organamnist``)."""
     root: str | None = None
     """npz: the file. Others: the folder of the data; null is ``~/.cache/raysim``. Downloads go there."""
+    allow_legacy_pickle: bool = False
+    """federated_npz: read its pickled dicts, by an unpickler that accepts arrays, dicts, lists, numbers and strings only."""
     num_clients: Positive = 16
     """N, the number of clients."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
-    """Share of each client's samples in its test split, rounded up (not used by the partition ``file``)."""
+    """Share of each client's samples in its test split, rounded up (not used by the partitions ``file`` and ``own``)."""
     subset: int | None = Field(None, ge=1)
     """Use about this many samples, the same share of every class, evenly spaced through it. null: all."""
     augment: Literal["none", "flip", "crop_flip"] = "none"
@@ -94,8 +97,23 @@ class DataConfig(Section):
     """digits: four domains of equal size, their images rotated by 0, 90, 180 and 270 degrees."""
     partition: PartitionConfig = PartitionConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _federated_npz_has_its_own_split(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("name") == "federated_npz":
+            return {"partition": {"name": "own"}, **raw}
+        return raw
+
     @model_validator(mode="after")
     def _options_fit_the_source(self) -> DataConfig:
+        if (self.name == "federated_npz") != (self.partition.name == "own"):
+            raise ValueError(
+                "'federated_npz' comes with its split: it takes the partition 'own', and no other data set does"
+            )
+        if self.name == "federated_npz" and self.subset is not None:
+            raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
+        if self.allow_legacy_pickle and self.name != "federated_npz":
+            raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', not of {self.name!r}")
         if self.rotated_domains and self.name != "digits":
             raise ValueError(f"'rotated_domains' is an option of 'digits', not of {self.name!r}")
         if self.root is not None and self.name == "digits":

@@ -140,7 +140,8 @@ def _one_by_one(config: Config, partition: Partition) -> int:
 def _source_key(data: DataConfig, image_size: int) -> str:
     """Equal for two runs that use the same samples."""
     size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
-    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size}"
+    clients = data.num_clients if data.name == "federated_npz" else None
+    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
 
 
 def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None) -> Result:

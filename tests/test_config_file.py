@@ -57,7 +57,7 @@ def load(tmp_path):
             r"data\.augment: 'mirror' .*'none', 'flip' or 'crop_flip'",
         ),
         ("algorithm: {name: fedprefix}", r"algorithm\.name: .*'fedprefix'; did you mean 'fedperfix'\?"),
-        ("algorithm: {name: 3}", r"algorithm\.name: 3 is not a name\. Choose one of: fedavg"),
+        ("algorithm: {name: 3}", r"algorithm\.name: 3 is not a name\. Choose one of: local"),
         ("algorithm: {name: 'nowhere:Mine'}", r"algorithm\.name: can't import the module 'nowhere'"),
         ("algorithm: {name: 'methods:Mine'}", r"'methods:Mine' is no subclass"),
         ("algorithm: {name: fedperfix, mid_dims: 4}", r"algorithm\.mid_dims: unknown key; did you mean 'mid_dim'\?"),

@@ -64,7 +64,7 @@ def test_npz_with_domains(tmp_path):
         ({"images": IMAGES.astype(float), "labels": LABELS}, r"are float64 \(6, 4, 4\), not uint8"),
         ({"images": np.zeros((6, 4, 4, 5), np.uint8), "labels": LABELS}, "have 5 channels"),
         ({"images": IMAGES, "labels": LABELS[:5]}, r"labels of .* are int64 \(5,\), not integers \(6,\)"),
-        ({"images": IMAGES, "labels": LABELS - 1}, "out of range: the least is -1"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "out of range: they go from -1 to"),
         (
             {"images": IMAGES, "labels": np.array([0, 1, 2, 0, 1, 900])},
             "go up to 900, but no sample has 3, 4, .* out of range",

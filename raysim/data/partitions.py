@@ -116,7 +116,10 @@ def make_partition(config: DataConfig, dataset: Dataset, seed: int) -> Partition
         ConfigError: the data set can't be divided so; the message says what would work.
     """
     if config.partition.name == "file":
-        return _from_file(Path(config.partition.path or ""), config.num_clients, len(dataset.labels))
+        return _from_file(Path(config.partition.path or "").expanduser(), config.num_clients, len(dataset.labels))
+    if config.partition.name == "own":
+        assert dataset.split is not None
+        return dataset.split
     n, num_clients = len(dataset.labels), config.num_clients
     if 2 * num_clients > n:
         raise ConfigError(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.data.federated_npz import as_uint8, read_clients
+from raysim.data.partitions import Partition
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Dataset:
         labels: (n,) int64, from 0.
         class_names: one for each class.
         domains: (n,) int64 into ``domain_names``, or None.
+        split: the clients' samples, where the data set comes divided.
     """
 
     images: NDArray[np.uint8]
@@ -40,6 +43,7 @@ class Dataset:
     class_names: tuple[str, ...]
     domains: NDArray[np.int64] | None = None
     domain_names: tuple[str, ...] = ()
+    split: Partition | None = None
 
     @property
     def num_classes(self) -> int:
@@ -132,14 +136,10 @@ def _npz(config: DataConfig, image_size: int) -> Dataset:
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[3] not in (1, 3):
         raise ConfigError(f"data.root: images of {path} have {images.shape[3]} channels, not 1 or 3: {images.shape}")
+    if 0 in images.shape:
+        raise ConfigError(f"data.root: images of {path} are empty: {images.shape}")
     labels = _integers(labels, len(images), "labels", path)
-    num_classes = int(labels.max()) + 1
-    if empty := sorted(set(range(num_classes)) - set(np.unique(labels).tolist())):
-        raise ConfigError(
-            f"data.root: labels of {path} go up to {num_classes - 1}, but no sample has {_some(empty)}: out of range, or "
-            "not numbered from 0 without gaps"
-        )
-    names = tuple(str(i) for i in range(num_classes))
+    names = _class_names(labels, path)
     if "domains" not in arrays:
         return Dataset(images, labels, names)
     raw_domains = arrays["domains"]
@@ -153,10 +153,46 @@ def _integers(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray[np
     """Integer class labels (n,) from 0, or an error that says what they are."""
     if values.shape != (n,) or not np.issubdtype(values.dtype, np.integer):
         raise ConfigError(f"data.root: {what} of {path} are {values.dtype} {values.shape}, not integers ({n},)")
-    if n == 0 or int(values.min()) < 0:
-        problem = "there are none" if n == 0 else f"the least is {int(values.min())}, classes count from 0"
+    if n == 0 or int(values.min()) < 0 or int(values.max()) >= 2**31:
+        problem = "there are none" if n == 0 else f"they go from {values.min()} to {values.max()}, classes count from 0"
         raise ConfigError(f"data.root: {what} of {path} are out of range: {problem}")
     return values.astype(np.int64)
+
+
+def _class_names(labels: NDArray[np.int64], path: Path) -> tuple[str, ...]:
+    """Numbers as names, if every class has a sample."""
+    present = np.unique(labels)
+    if (last := int(present[-1])) >= len(present):
+        gaps = np.setdiff1d(np.arange(min(last, 10 * len(present))), present)[:5].tolist()
+        raise ConfigError(
+            f"data.root: labels of {path} go up to {last}, but no sample has {_some(gaps)}: out of range, or not numbered "
+            "from 0 without gaps"
+        )
+    return tuple(str(i) for i in range(last + 1))
+
+
+def _federated_npz(config: DataConfig, image_size: int) -> Dataset:
+    """The clients' files of PFLlib and of the FedPerfix authors' code, with their own split."""
+    if config.root is None:
+        raise ConfigError(
+            "data.root: the data set 'federated_npz' needs the folder with train/<i>.npz and test/<i>.npz"
+        )
+    root = Path(config.root).expanduser()
+    train, test = read_clients(root, config.num_clients, config.allow_legacy_pickle)
+    files = [part for pair in zip(train, test, strict=True) for part in pair]
+    for i, (x, y) in enumerate(files):
+        if y.ndim != 1 or len(x) != len(y) or len(y) == 0 or x.ndim not in (3, 4):
+            where = f"{root / ('test' if i % 2 else 'train') / str(i // 2)}.npz"
+            raise ConfigError(f"data.root: {where}: images {x.shape} and labels {y.shape} are no samples of one client")
+    labels = np.concatenate([y for _, y in files])
+    if not np.array_equal(labels, labels.astype(np.int64)):
+        raise ConfigError(f"data.root: labels in {root} are no integers")
+    labels = _integers(labels.astype(np.int64), len(labels), "labels", root)
+    num_train = np.array([len(y) for _, y in train], np.int64)
+    sizes = num_train + np.array([len(y) for _, y in test], np.int64)
+    split = Partition(np.arange(len(labels)), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), num_train)
+    names = _class_names(labels, root)
+    return Dataset(as_uint8([x for x, _ in files], root), labels, names, split=split)
 
 
 def _some(values: list[int]) -> str:
@@ -274,6 +310,10 @@ def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
     def read(path: Path) -> NDArray[np.uint8]:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I") or image.mode == "F":
+                    raise ConfigError(
+                        f"data.root: {path} has more than 8 bits per channel ({image.mode}); convert it first"
+                    )
                 rgb = image.convert("RGB")
                 return np.asarray(rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BICUBIC))
         except OSError as error:
@@ -291,6 +331,7 @@ def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
 _LOADERS: dict[str, Callable[[DataConfig, int], Dataset]] = {
     "digits": _digits,
     "npz": _npz,
+    "federated_npz": _federated_npz,
     "cifar10": _cifar,
     "cifar100": _cifar,
     "image_folder": _image_folder,

@@ -1,0 +1,122 @@
+"""Splits made by PFLlib or by the FedPerfix authors' code: ``train/<i>.npz`` and ``test/<i>.npz`` of every client i.
+
+Each file has one array ``data``, a pickled dict of images ``x`` and labels ``y``. A pickle can run any code when it is read.
+So it is read only where ``data.allow_legacy_pickle`` is set, by an unpickler that knows numpy arrays, dicts, lists, tuples,
+numbers and strings and nothing else: anything more is refused by name before it is called.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.errors import ConfigError
+
+Ints = NDArray[np.int64]
+ClientData = tuple[NDArray[Any], NDArray[Any]]
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Loads what numpy needs to rebuild an array of numbers, and no other function or class."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if module == "numpy.core.multiarray" and name in ("_reconstruct", "scalar"):
+            return getattr(np.core.multiarray if np.__version__ < "2" else np._core.multiarray, name)  # type: ignore[attr-defined]
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes an array's bytes
+            return _latin1
+        raise pickle.UnpicklingError(
+            f"it holds {module}.{name}, and only arrays, dicts, lists, numbers and strings are read"
+        )
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def read_clients(root: Path, num_clients: int, allow_pickle: bool) -> tuple[list[ClientData], list[ClientData]]:
+    """Images (n, C, H, W) or (n, H, W, C) and labels (n,) of every client's training and test file, as they are stored.
+
+    Raises:
+        ConfigError: pickles are not allowed, a file is missing or damaged, or holds something else.
+    """
+    form = "a folder with train/<i>.npz and test/<i>.npz of every client i"
+    if not root.is_dir():
+        raise ConfigError(f"data.root: {root} is not {form}")
+    for split in ("train", "test"):
+        ids = sorted(int(path.stem) for path in (root / split).glob("*.npz") if path.stem.isdigit())
+        if not ids or ids != list(range(len(ids))):
+            raise ConfigError(f"data.root: {root} is not {form}, from 0 without gaps: {split} has {ids[:10] or 'none'}")
+        if len(ids) != num_clients:
+            raise ConfigError(f"data.num_clients: {root / split} has {len(ids)} clients, not {num_clients}")
+    if not allow_pickle:
+        raise ConfigError(
+            f"data.allow_legacy_pickle: the files in {root} are pickles. Set it to true to read them, with an unpickler that "
+            "accepts arrays, dicts, lists, numbers and strings only"
+        )
+    train, test = ([_read(root / split / f"{i}.npz") for i in range(num_clients)] for split in ("train", "test"))
+    return train, test
+
+
+def _read(path: Path) -> ClientData:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = _unpickle(archive.read("data.npy"))
+        return np.asarray(content["x"]), np.asarray(content["y"])
+    except Exception as error:  # damaged archives and pickles raise nearly anything
+        reason = (
+            "it has no array 'data' with a dict of 'x' and 'y'" if isinstance(error, (KeyError, TypeError)) else error
+        )
+        raise ConfigError(f"data.root: {path} can't be read: {reason}") from error
+
+
+def _unpickle(npy: bytes) -> Any:
+    """The one object in a 0-dimensional ``.npy`` of dtype object."""
+    stream = io.BytesIO(npy)
+    version = np.lib.format.read_magic(stream)
+    readers: dict[tuple[int, int], Callable[[Any], Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, _, dtype = readers[version](stream)
+    if not dtype.hasobject or shape != ():
+        raise TypeError(f"an array of {dtype} {shape}")
+    return _ArraysOnly(stream).load().item()
+
+
+def as_uint8(images: list[NDArray[Any]], root: Path) -> NDArray[np.uint8]:
+    """All clients' images as one (n, H, W, C) of 8 bits, from bytes or from floats in [-1, 1] or [0, 1].
+
+    Floats are rounded to the nearest of 256 levels, which is exact for images that were 8 bits before they were scaled.
+    """
+    shapes = {array.shape[1:] for array in images}
+    if len(shapes) != 1 or len(shape := shapes.pop()) not in (2, 3):
+        raise ConfigError(f"data.root: images in {root} differ in shape or are no images: {sorted(map(str, shapes))}")
+    whole = np.concatenate(images)
+    whole = whole[..., None] if whole.ndim == 3 else whole
+    if whole.shape[3] not in (1, 3) and whole.shape[1] in (1, 3):
+        whole = whole.transpose(0, 2, 3, 1)
+    if whole.shape[3] not in (1, 3):
+        raise ConfigError(f"data.root: images in {root} have shape {shape}; they need 1 or 3 channels")
+    if whole.dtype == np.uint8:
+        return np.ascontiguousarray(whole)
+    low, high = float(whole.min()), float(whole.max())
+    if not (np.isfinite([low, high]).all() and low >= -1.001 and high <= 255):
+        raise ConfigError(
+            f"data.root: images in {root} go from {low:g} to {high:g}; raysim knows [-1, 1], [0, 1] and 0 to 255"
+        )
+    if low < 0 and high > 1.001:
+        raise ConfigError(f"data.root: images in {root} go from {low:g} to {high:g}: neither [-1, 1] nor 0 to 255")
+    scale, offset = (127.5, 127.5) if low < 0 else (255.0, 0.0) if high <= 1.001 else (1.0, 0.0)
+    return np.ascontiguousarray(np.clip(np.rint(whole * scale + offset), 0, 255).astype(np.uint8))
