@@ -127,20 +127,40 @@ def algorithms() -> None:
 
 
 @main.command()
-@click.argument("experiment")
+@click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
+@click.option("--group-by", "by", default="name", help="name (entries of the study), algorithm, or any dotted key.")
+@click.option("--last", default=1, type=click.IntRange(1), help="Mean of so many last evaluated rounds; default 1.")
+@click.option(
+    "--format",
+    "form",
+    default="table",
+    type=click.Choice(["table", "markdown", "latex", "csv"]),
+    help="Default: table.",
+)
+@click.option("--baseline", help="Also: gain over this group, paired by seed and client, with confidence intervals.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw accuracy over rounds.")
-def compare(experiment: str, uri: str | None, plot: Path | None) -> None:
-    """The table (and picture) of the latest study of EXPERIMENT again, from MLflow."""
-    from raysim.compare import compare as compare_runs
-    from raysim.config import TrackingConfig
-    from raysim.plots import plot_comparison
-    from raysim.progress import as_rich
-    from raysim.tracking import Tracker, resolve_uri
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Accuracy over rounds and megabytes sent."
+)
+@click.option(
+    "--plot-gains", type=click.Path(dir_okay=False, path_type=Path), help="Gain over the baseline per kilobyte."
+)
+def compare(
+    experiments: tuple[str, ...],
+    by: str,
+    last: int,
+    form: str,
+    baseline: str | None,
+    uri: str | None,
+    plot: Path | None,
+    plot_gains: Path | None,
+) -> None:
+    """The tables and pictures of the latest study of each EXPERIMENT again, from MLflow.
 
-    tracker = Tracker(resolve_uri(TrackingConfig(uri=uri)), experiment, create=False)
-    history = tracker.latest_study()
-    console.print(as_rich(compare_runs(history), _caption(experiment)))
-    if plot:
-        plot_comparison(history, experiment).savefig(plot)
-        console.print(f"picture: {plot}")
+    Several experiments (one per data set) stand side by side. Marked are the best and the second best.
+    """
+    from raysim.report import report
+
+    if plot_gains and not baseline:
+        raise click.UsageError("--plot-gains needs --baseline NAME")
+    report(console, experiments, uri, by, last, form, baseline, plot, plot_gains)

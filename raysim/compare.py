@@ -1,6 +1,9 @@
-"""The comparison of a study's runs: one row per entry, mean and standard deviation over its seeds."""
+"""The comparison of runs: one row per group, mean and standard deviation over its runs, as a table of any format."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -13,29 +16,109 @@ COLUMNS = {
 }
 
 
-def compare(history: pd.DataFrame) -> pd.DataFrame:
-    """From a row per run and round to a row per name, at the last round.
+def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFrame:
+    """From a row per run and round to a row per group, at the mean of its ``last`` evaluated rounds.
 
-    Columns: ``name``, ``seeds``, then each metric as ``62.1 ± 0.8`` percent (sample standard deviation over seeds), and
-    ``MB/round``, what a federation would send up and down per round.
+    Columns: ``by``, ``seeds`` (runs of the group), each metric as ``62.1 ± 0.8`` percent (sample standard deviation over
+    the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the median.
     """
     rows = []
-    for name, runs in history.groupby("name", sort=False):
-        last = runs[runs["round"] == runs["round"].max()]
-        row: dict[str, object] = {"name": name, "seeds": len(last)}
+    for group, runs in history.groupby(by, sort=False):
+        final = last_rounds(runs, last)
+        row: dict[str, object] = {by: group, "seeds": len(final)}
         for metric, column in COLUMNS.items():
-            if metric in last and last[metric].notna().any():
-                row[column] = percent(last[metric])
+            if metric in final and final[metric].notna().any():
+                row[column] = str(Cell.of(final[metric]))
         sent = runs["communication/down_bytes"] + runs["communication/up_bytes"]
         row["MB/round"] = f"{sent.mean() / 1e6:.2f}"
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = ["name", "seeds", *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
+    fixed = [by, "seeds", *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
 
 
-def percent(values: pd.Series) -> str:
-    """``62.1 ± 0.8`` for fractions over several seeds, ``62.1`` for one."""
-    spread = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.1f}{spread}"
+def last_rounds(runs: pd.DataFrame, last: int) -> pd.DataFrame:
+    """Per run, the mean of every metric over its ``last`` evaluated rounds: a row per ``run_id``."""
+    evaluated = runs.dropna(subset=["personalized/accuracy_mean"]).sort_values("round")
+    return evaluated.groupby("run_id", sort=False).tail(last).groupby("run_id", sort=False).mean(numeric_only=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean and, of several runs, a standard deviation; fractions, printed as percent."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: pd.Series) -> Cell:
+        return cls(float(values.mean()), float(values.std()) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
+
+
+def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: int, form: str) -> str:
+    """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
+
+    Args:
+        histories: per data set, a row per run and round.
+        form: ``markdown`` (bold, underlined), ``latex`` (the same; needs nothing but the kernel), or ``csv`` (numbers in
+            percent, mean and standard deviation in columns of their own, nothing marked).
+    """
+    metrics = ["personalized/accuracy_mean", "personalized/auc_micro"]
+    columns: dict[str, dict[str, Cell]] = {}
+    for data, history in histories.items():
+        for metric in metrics:
+            title = COLUMNS[metric] if len(histories) == 1 else f"{data}: {COLUMNS[metric]}"
+            columns[title] = {
+                str(group): Cell.of(last_rounds(runs, last)[metric]) for group, runs in history.groupby(by, sort=False)
+            }
+    groups = list(dict.fromkeys(group for cells in columns.values() for group in cells))
+    if form == "csv":
+        return _csv(columns, groups, by)
+    marks = {title: _marks(cells) for title, cells in columns.items()}
+    rows = [[g, *(_marked(columns[t].get(g), marks[t].get(g, ""), form) for t in columns)] for g in groups]
+    return (_latex if form == "latex" else _markdown)([by, *columns], rows)
+
+
+def _marks(cells: Mapping[str, Cell]) -> dict[str, str]:
+    """``best`` and ``second`` by mean as printed: groups that print the same share a place."""
+    printed = {group: round(100 * cell.mean, 1) for group, cell in cells.items()}
+    places = sorted(set(printed.values()), reverse=True)[:2]
+    return {g: ("best", "second")[places.index(value)] for g, value in printed.items() if value in places}
+
+
+def _marked(cell: Cell | None, mark: str, form: str) -> str:
+    if cell is None:
+        return "–" if form == "markdown" else "--"
+    if form == "markdown":
+        return {"best": f"**{cell}**", "second": f"<u>{cell}</u>"}.get(mark, str(cell))
+    text = str(cell).replace("±", "$\\pm$")
+    return {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(mark, text)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _latex(header: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str]) -> str:
+        return "  " + " & ".join(cells) + " \\\\"
+
+    def plain(text: str) -> str:
+        return "".join(f"\\{c}" if c in "_&%#$" else c for c in text)
+
+    body = [line([plain(row[0]), *row[1:]]) for row in rows]
+    begin = f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+    return "\n".join([begin, line([plain(h) for h in header]), "  \\hline", *body, "\\end{tabular}"])
+
+
+def _csv(columns: Mapping[str, Mapping[str, Cell]], groups: list[str], by: str) -> str:
+    table = pd.DataFrame({by: groups})
+    for title, cells in columns.items():
+        table[f"{title} mean"] = [100 * cells[g].mean if g in cells else None for g in groups]
+        table[f"{title} std"] = [100 * s if g in cells and (s := cells[g].std) is not None else None for g in groups]
+    return table.to_csv(index=False, float_format="%.3f").rstrip()

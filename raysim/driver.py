@@ -194,7 +194,7 @@ class Study:
             machine = self._pool.configure(setup, lambda note: self._say(note=note))
             run_id = self._tracker.start(
                 config.name,
-                {**config.flat(), **_sizes(spec.layout)},
+                {**config.flat(), **_sizes(spec)},
                 {
                     **self._tags(config, machine),
                     "raysim.entry": spec.entry,
@@ -221,6 +221,7 @@ class Study:
             for round in range(config.rounds):
                 self._tracker.log_round(run_id, round, run.round(round))
             self._tracker.log_table(run_id, run.clients, "clients.csv")
+            self._tracker.log_arrays(run_id, run.accuracy(), "accuracy.npz")
             if run.rejections:
                 self._tracker.log_table(
                     run_id, pd.DataFrame(run.rejections, columns=["round", "client"]), "rejected.csv"
@@ -273,8 +274,14 @@ def title(config: Config) -> str:
     return f"{config.name}: {cohort} of {clients} clients train per round, evaluated {when}"
 
 
-def _sizes(layout: ParameterLayout) -> dict[str, int]:
-    return {"model.shared_parameters": layout.num_shared, "model.personal_parameters": layout.num_personal}
+def _sizes(spec: RunSpec) -> dict[str, int]:
+    layout = spec.layout
+    state = spec.config.algorithm.client_state(torch.zeros(layout.num_parameters), layout)
+    return {
+        "model.shared_parameters": layout.num_shared,
+        "model.personal_parameters": layout.num_personal,
+        "model.state_parameters": sum(vector.numel() for vector in state.values()),
+    }
 
 
 @contextmanager

@@ -72,26 +72,69 @@ def _partition_heat_map(counts: NDArray[np.int64], title: str) -> Figure:
     return figure
 
 
-def plot_comparison(history: pd.DataFrame, title: str) -> Figure:
-    """Mean client accuracy over rounds, a line per name; the band is the range over seeds.
+def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figure:
+    """Mean client accuracy over rounds and over megabytes sent, a line per group; the band is the range over its runs.
 
-    ``history`` has a row per run and round, as ``Result.history``.
+    ``history`` has a row per run and round, as ``Result.history``. A group that sends nothing is a horizontal line over
+    megabytes, at its last accuracy.
     """
-    figure = _figure(7, 4.2)
-    axes = figure.subplots()
-    table = history.dropna(subset=["personalized/accuracy_mean"])
-    for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
-        over_seeds = rows.groupby("round")["personalized/accuracy_mean"]
-        mean, low, high = over_seeds.mean(), over_seeds.min(), over_seeds.max()
-        colour, seeds = COLOURS[i % len(COLOURS)], rows["seed"].nunique()
-        rounds = mean.index.to_numpy() + 1
-        label = f"{name} ({seeds} seeds)" if seeds > 1 else str(name)
-        axes.plot(rounds, mean, STYLES[i % len(STYLES)], color=colour, linewidth=1.8, label=label)
-        if seeds > 1:
-            axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="round", ylabel="accuracy, mean over clients", title=title)
-    axes.legend(frameon=False)
-    _plain(axes)
+    figure = _figure(11, 4.2)
+    over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
+    sent = history["communication/down_bytes"] + history["communication/up_bytes"]
+    table = history.assign(megabytes=sent.groupby(history["run_id"]).cumsum() / 1e6)
+    table = table.dropna(subset=["personalized/accuracy_mean"])
+    for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+        per_round = rows.groupby("round")
+        mean, runs = per_round["personalized/accuracy_mean"].mean(), rows["run_id"].nunique()
+        low, high = (getattr(per_round["personalized/accuracy_mean"], f)() for f in ("min", "max"))
+        label = f"{group} ({runs} {'seeds' if by == 'name' else 'runs'})" if runs > 1 else str(group)
+        megabytes = per_round["megabytes"].mean()
+        over_rounds.plot(mean.index + 1, mean, linewidth=1.8, label=label, **style)
+        if megabytes.max() > 0:
+            over_bytes.plot(megabytes, mean, linewidth=1.8, **style)
+        else:
+            over_bytes.axhline(mean.iloc[-1], linewidth=1.2, **style)
+        if runs > 1:
+            over_rounds.fill_between(mean.index + 1, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    over_rounds.set(xlabel="round", ylabel="accuracy, mean over clients")
+    over_bytes.set(xlabel="megabytes sent, all clients, down and up")
+    figure.suptitle(title, fontsize=11)
+    for axes in (over_rounds, over_bytes):
+        _plain(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict[str, float] | None = None) -> Figure:
+    """Gain in accuracy over a baseline with its interval, and per kilobyte kept personal, from ``statistics.gains``.
+
+    Sorted by gain per kilobyte, best on top. ``sensitivity``, per type of layer, is the mean over rounds of the measured
+    disagreement between clients in the baseline's runs.
+    """
+    table = table.sort_values("per kB", na_position="first", ignore_index=True)
+    figure = _figure(12 if sensitivity else 9, max(2.6, 1.2 + 0.36 * len(table)))
+    axes = figure.subplots(1, 3 if sensitivity else 2)
+    y = np.arange(len(table))
+    error = np.stack([table["gain"] - table["low"], table["high"] - table["gain"]])
+    axes[0].errorbar(table["gain"], y, xerr=error, fmt="o", color=COLOURS[0], capsize=3, markersize=5)
+    axes[0].axvline(0, color="black", linewidth=0.8)
+    axes[0].set(xlabel=f"points gained over {baseline}, 95 % interval")
+    axes[0].set_yticks(y, [f"{n} ({kb:,.1f} kB)" for n, kb in zip(table["name"], table["kB"], strict=True)])
+    axes[1].barh(y, table["per kB"].fillna(0), color=COLOURS[2], height=0.6)
+    axes[1].set_xscale("symlog", linthresh=0.01)
+    axes[1].set(xlabel="points per kilobyte kept personal")
+    axes[1].set_yticks(y, [])
+    if sensitivity:
+        kinds = sorted(sensitivity, key=lambda kind: sensitivity[kind])
+        axes[2].barh(range(len(kinds)), [sensitivity[k] for k in kinds], color=COLOURS[1], height=0.6)
+        axes[2].set_yticks(range(len(kinds)), [k.replace("_", " ") for k in kinds])
+        axes[2].set(xlabel=f"disagreement between clients\n(1 - mean cosine, {baseline})")
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="x", alpha=0.3, linewidth=0.6)
+        one.set_axisbelow(True)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

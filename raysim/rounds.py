@@ -84,6 +84,7 @@ class Run:
         self.rejections: list[tuple[int, int]] = []
         """(round, client), for every client whose result was not accepted."""
         self.clients = pd.DataFrame()
+        self._accuracy: list[tuple[int, Ints, NDArray[np.float64]]] = []
 
     def _open_slots(self, path: Path) -> None:
         config = self.config
@@ -133,6 +134,13 @@ class Run:
 
     def close(self) -> None:
         self._slots.close()
+
+    def accuracy(self) -> dict[str, NDArray[Any]]:
+        """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
+        table = np.full((len(self._accuracy), self.config.data.num_clients), np.nan, np.float32)
+        for row, (_, clients, values) in zip(table, self._accuracy, strict=True):
+            row[clients] = values
+        return {"rounds": np.array([round for round, _, _ in self._accuracy], np.int64), "accuracy": table}
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
@@ -249,6 +257,7 @@ class Run:
         parts = [result.evaluation for result in results if result.evaluation is not None]
         everyone = ClientResults.merge(parts)
         metrics = everyone.only(evaluated).metrics(self._labels, self._partition)
+        self._accuracy.append((self._round, everyone.clients, everyone.accuracy))
         if self._layout.num_personal == 0:
             shared, _ = self._run_tasks(self._tasks("global", evaluated))
             merged = ClientResults.merge([r.evaluation for r in shared if r.evaluation is not None])

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
@@ -79,6 +81,7 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
+        self._runs: list[Any] | None = None
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:
@@ -137,6 +140,11 @@ class Tracker:
             figure.savefig(Path(folder) / name)
             self._client.log_artifact(run_id, str(Path(folder) / name))
 
+    def log_arrays(self, run_id: str, arrays: Mapping[str, NDArray[Any]], name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez_compressed(Path(folder) / name, **dict(arrays))  # type: ignore[arg-type]
+            self._client.log_artifact(run_id, str(Path(folder) / name))
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
@@ -153,17 +161,52 @@ class Tracker:
         Raises:
             ConfigError: the experiment has no finished run.
         """
+        return pd.concat([self._history(run) for run in self._latest_runs()], ignore_index=True)
+
+    def parameters(self) -> dict[str, dict[str, str]]:
+        """Run id to dotted parameters, of the runs of ``latest_study``."""
+        return {run.info.run_id: dict(run.data.params) for run in self._latest_runs()}
+
+    def client_accuracy(self, run_id: str, last: int) -> NDArray[np.float64]:
+        """(N,): a client's mean accuracy over the ``last`` rounds in which it was evaluated, NaN if it never was.
+
+        Raises:
+            ConfigError: the run has no such artifact.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._client.download_artifacts(run_id, "accuracy.npz", folder)
+            except (MlflowException, OSError) as error:
+                raise ConfigError(f"run {run_id} has no artifact accuracy.npz: {error}") from error
+            with np.load(path, allow_pickle=False) as file:
+                accuracy = file["accuracy"].astype(np.float64)
+        evaluated = np.isfinite(accuracy)
+        newest = evaluated & (evaluated[::-1].cumsum(axis=0)[::-1] <= last)
+        counts = newest.sum(axis=0)
+        return np.where(counts > 0, np.where(newest, accuracy, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+
+    def _latest_runs(self) -> list[Any]:
+        if self._runs is None:
+            self._runs = self._find_latest_runs()
+        return self._runs
+
+    def _find_latest_runs(self) -> list[Any]:
         runs = self._client.search_runs(
             [self.experiment_id], order_by=["attributes.start_time ASC"], max_results=50_000
         )
         groups: dict[str, list[Any]] = {}
         for run in runs:
-            if run.info.status == "FINISHED" and run.data.tags.get("raysim.kind") != "study":
-                groups.setdefault(run.data.tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
+            tags = run.data.tags
+            if (
+                run.info.status == "FINISHED" and "raysim.entry" in tags
+            ):  # not a study's parent, not somebody else's run
+                groups.setdefault(tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
         if not groups:
-            raise ConfigError(f"the experiment {self.experiment!r} has no finished run")
+            raise ConfigError(f"the experiment {self.experiment!r} has no finished run of raysim")
         latest = next(run.info.run_id for run in reversed(runs) if run.info.run_id in groups)
-        return pd.concat([self._history(run) for run in groups[latest]], ignore_index=True)
+        return groups[latest]
 
     def _history(self, run: Any) -> pd.DataFrame:
         columns = {}
@@ -171,7 +214,7 @@ class Tracker:
             points = self._client.get_metric_history(run.info.run_id, key)
             columns[key] = pd.Series({point.step: point.value for point in points})
         table = pd.DataFrame(columns).rename_axis("round").reset_index()
-        table.insert(0, "name", run.data.tags.get("raysim.entry", run.info.run_name))
+        table.insert(0, "name", run.data.tags["raysim.entry"])
         table.insert(1, "seed", int(run.data.params["seed"]))
         table.insert(2, "run_id", run.info.run_id)
         return table

@@ -9,18 +9,21 @@ import torch
 
 from raysim.aggregation import weighted_sum
 from raysim.context import Batch, ClientContext, Optimizer
-from raysim.models.plugins.prefix import add_prefix
+from raysim.models.plugins import PLUGINS
 from raysim.parameters import ParameterLayout
 
 NUMBERS = np.load(Path(__file__).parent / "data" / "fedperfix_numbers.npz")
+
+
+GROUPS = ["prefix_-", "prefix_zero", "partial"]
 
 
 def build(group, personal=()):
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5
     )
-    if group == "prefix_-":
-        add_prefix(model, mid_dim=8, scale=1.5)
+    if group != "partial":
+        PLUGINS["prefix" if group == "prefix_-" else group].add(model, 8, 1.5, None)
     layout = ParameterLayout.of(model, personal)
     return model, layout, ClientContext(model, layout, {}, Optimizer("sgd", 0.01), 6, 0)
 
@@ -35,7 +38,7 @@ def theta(layout, prefix):
 BATCH = Batch(torch.from_numpy(NUMBERS["x"]), torch.from_numpy(NUMBERS["y"]), torch.ones(6))
 
 
-@pytest.mark.parametrize("group", ["prefix_-", "partial"])
+@pytest.mark.parametrize("group", GROUPS)
 def test_logits(group):
     _, layout, ctx = build(group)
     logits = ctx.logits(theta(layout, f"{group}/init"), BATCH.images)
@@ -43,7 +46,7 @@ def test_logits(group):
     assert abs(NUMBERS[f"{group}/logits"]).max() > 0.1
 
 
-@pytest.mark.parametrize("group", ["prefix_-", "partial"])
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("vectorised", [False, True])
 def test_three_steps_of_sgd(group, vectorised):
     _, layout, ctx = build(group)
@@ -61,13 +64,17 @@ def test_three_steps_of_sgd(group, vectorised):
     np.testing.assert_allclose(ctx.logits(now, BATCH.images), NUMBERS[f"{group}/sgd3_logits"], atol=1e-5)
 
 
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(
-    ("key", "personal"), [("agg0", ["adapter", "head"]), ("agg3", ["blocks.1", "adapter", "head"])]
+    "personal", [["adapter", "head"], ["attn", "head"], ["norm*"], ["blocks.1", "adapter", "head"], []], ids=str
 )
-def test_the_weighted_mean_of_three_clients(key, personal):
-    _, layout, _ = build("prefix_-", personal)
-    clients = torch.stack([layout.split(theta(layout, f"prefix_-/client{i}"))[0] for i in range(3)])
+def test_the_weighted_mean_of_three_clients(group, personal):
+    if group == "partial":
+        personal = [pattern for pattern in personal if pattern != "adapter"]
+    _, layout, _ = build(group, personal)
+    clients = torch.stack([layout.split(theta(layout, f"{group}/client{i}"))[0] for i in range(3)])
     sum_ = weighted_sum(clients, np.array([10, 20, 30]) / 60, np.ones(3, bool), 40)
-    shared = layout.names[: layout.num_shared_tensors]
-    expected = np.concatenate([NUMBERS[f"prefix_-/{key}/{name}"].ravel() for name in shared])
+    shared = [name.replace("qkv.adapter", "adapter") for name in layout.names[: layout.num_shared_tensors]]
+    expected = np.concatenate([NUMBERS[f"{group}/agg4/{name}"].ravel() for name in shared])
     np.testing.assert_allclose(sum_.mean(40), expected, atol=1e-6)
+    assert len(shared) == sum(not any(p.rstrip("*") in name for p in personal) for name in layout.names)

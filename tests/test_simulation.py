@@ -64,6 +64,8 @@ METRICS = {
     "cohort/rejected",
 }
 
+SHARED_TYPES = {"patch_embedding", "position_and_class", "norm", "qkv", "attention_projection", "mlp"}
+
 
 def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study, store, tmp_path):
     client = MlflowClient(store)
@@ -78,16 +80,19 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
     assert {r.info.run_name for r in children} == {f"{r.entry} · seed {r.seed}" for r in study.runs}
     for child in children:
         assert child.info.status == "FINISHED"
-        names = METRICS | ({"global/accuracy"} if child.info.run_name.startswith("avg") else set())
+        shares_all = child.info.run_name.startswith("avg")
+        types = SHARED_TYPES | ({"head"} if shares_all else set())
+        names = METRICS | {f"sensitivity/{t}{end}" for t in types for end in ("", "_spread")}
+        names |= {"global/accuracy"} if shares_all else set()
         assert set(child.data.metrics) == names
         for name in names:
             points = client.get_metric_history(child.info.run_id, name)
             every_round, seldom = [0, 1], child.info.run_name.startswith("seldom")
             if seldom:
-                every_round = [1, 2] if name.startswith("personalized") else [0, 1, 2]
+                every_round = [1, 2] if name.startswith(("personalized", "sensitivity")) else [0, 1, 2]
             assert [point.step for point in points] == every_round
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
-        assert artifacts >= {"config.yaml", "partition.png", "clients.csv"}
+        assert artifacts >= {"config.yaml", "partition.png", "clients.csv", "accuracy.npz"}
         assert child.data.params["train.optimizer.lr"] == "0.1"
         assert child.data.tags["raysim.dataset"] == "digits"
         assert child.data.tags["raysim.device"] == "cpu"
