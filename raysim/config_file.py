@@ -111,7 +111,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = ""
     """Mappings are merged key by key, except where keys of the old block would make no sense beside the new ones.
 
     Replaced as a whole: ``cohort`` (its keys exclude each other), and ``algorithm`` and ``data.partition`` if the change
-    names one; ``algorithm`` in a study entry always.
+    names one; ``algorithm`` in a study entry always; ``model.kwargs`` if the change names a model or is empty.
     """
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
@@ -120,6 +120,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = ""
             merged[key] = copy.deepcopy(value)
         elif (
             path == "cohort"
+            or (path == "model.kwargs" and (not value or "name" in changes))
             or (path in ("algorithm", "data.partition") and "name" in value)
             or (path == "algorithm" and entry)
         ):

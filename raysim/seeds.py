@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 # The position is part of the seed: append, never reorder.
-PURPOSES = ("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate")
+PURPOSES = ("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate", "pooled")
 
 
 def _sequence(seed: int, purpose: str, round: int, client: int) -> np.random.SeedSequence:
