@@ -64,13 +64,19 @@ def _imported(name: str) -> type[FederatedAlgorithm]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name != module_name.split(".")[0] and error.name != module_name:
+        if error.name not in (module_name, module_name.split(".")[0]):
             raise  # the user's module was found, but not what it imports: their traceback says more
         raise ConfigError(
-            f"algorithm.name: can't import the module {module_name!r} of {name!r}. It must be importable from the folder "
-            "in which the command is given"
+            f"algorithm.name: there is no module {module_name!r} for {name!r}, neither beside the YAML file nor in the "
+            "folder in which the command is given"
         ) from error
+    except (TypeError, ValueError) as error:
+        if module_name and not module_name.startswith("."):
+            raise
+        raise ConfigError(f"algorithm.name: {name!r} should be my_module:MyMethod") from error
     found = getattr(module, class_name, None)
+    if found is None:
+        raise ConfigError(f"algorithm.name: the module {module_name!r} ({module.__file__}) has no class {class_name!r}")
     if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
         raise ConfigError(f"algorithm.name: {name!r} is no subclass of algorithms.FederatedAlgorithm")
     return found

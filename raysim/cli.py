@@ -14,6 +14,7 @@ from raysim import __version__
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from raysim.config import Config
     from raysim.experiment import Result
 
 # A log file has no width: let lines be as long as they are.
@@ -25,7 +26,6 @@ class _Commands(click.Group):
     """Shows a user's mistake as one message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        sys.path.insert(0, os.getcwd())  # a user's own algorithm module lies where the command is given
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -33,6 +33,15 @@ class _Commands(click.Group):
                 errors.print("[bold red]error:[/] ", end="")
                 errors.print(problem, markup=False, highlight=False, soft_wrap=True)
             sys.exit(2)
+
+
+def _load(file: str, overrides: tuple[str, ...]) -> Config:
+    """The configuration; a user's own algorithm module may lie beside its file or where the command is given."""
+    from raysim.config_file import load_config
+
+    # After raysim's own modules are loaded, and last: a folder `algorithms` of the user's must not take their place.
+    sys.path += [os.getcwd(), str(Path(file).absolute().parent)]
+    return load_config(file, overrides)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,9 +58,9 @@ def run(file: str, overrides: tuple[str, ...]) -> None:
 
     Any key can be changed by its dotted path: train.optimizer.lr=0.1 data.num_clients=100
     """
-    from raysim.config_file import children, load_config
+    config = _load(file, overrides)
+    from raysim.config_file import children
 
-    config = load_config(file, overrides)
     rounds = [child.rounds for _, child in children(config)]
     from raysim.experiment import RunFailed, RunKilled
     from raysim.experiment import run as run_config
@@ -96,13 +105,12 @@ def _caption(experiment: str) -> str:
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Draw the classes of every client.")
 def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     """Show how FILE divides its data over clients, and what of its model is shared."""
-    from raysim.config_file import load_config
+    config = _load(file, overrides)
     from raysim.data.partitions import client_table
     from raysim.experiment import prepare
     from raysim.plots import plot_partition
     from raysim.progress import as_rich
 
-    config = load_config(file, overrides)
     first = prepare(config)[0]
     table = client_table(first.partition, first.dataset)
     console.print(

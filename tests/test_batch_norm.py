@@ -12,7 +12,11 @@ from raysim.errors import ConfigError
 from raysim.experiment import prepare
 from raysim.models.build import build_model
 
-RESNET = {"name": "resnet50", "image_size": 8, "kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4}}
+RESNET = {
+    "name": "resnet50",
+    "image_size": 8,
+    "kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4},
+}
 ALONE = [[0], [1]]
 
 
@@ -47,7 +51,9 @@ def test_statistics_are_averaged_like_parameters_and_do_not_leak_between_clients
     assert "bn1.running_var" in engine.layout.names
     s.round(0, ALONE)
     expected = sum(
-        engine.layout.flatten(plain_training(engine, s.config, client).state_dict()).double() * sizes[client] / sizes.sum()
+        engine.layout.flatten(plain_training(engine, s.config, client).state_dict()).double()
+        * sizes[client]
+        / sizes.sum()
         for client in (0, 1)
     )
     np.testing.assert_allclose(s.shared, expected, atol=2e-5)
@@ -103,12 +109,16 @@ def test_methods_that_speak_of_the_head_find_it_in_a_resnet(name):
 def test_clients_train_one_by_one():
     config = {"algorithm": {"name": "fedavg"}, "model": RESNET}
     assert prepare(tiny(**config, resources={"clients_per_batch": "auto"}))[0].config.resources.clients_per_batch == 1
-    with pytest.raises(ConfigError, match=r"resources.clients_per_batch: resnet50 has BatchNorm .* take 1 or auto, not 4"):
+    with pytest.raises(
+        ConfigError, match=r"resources.clients_per_batch: resnet50 has BatchNorm .* take 1 or auto, not 4"
+    ):
         prepare(tiny(**config, resources={"clients_per_batch": 4}))
 
 
 def test_a_client_of_one_sample_is_refused(tmp_path):
-    split = {f"{s}_{i}": np.array([10 * i + k for k in range(n)]) for i in range(8) for s, n in (("train", 4), ("test", 0))}
+    split = {
+        f"{s}_{i}": np.array([10 * i + k for k in range(n)]) for i in range(8) for s, n in (("train", 4), ("test", 0))
+    }
     split |= {f"test_{i}": np.array([10 * i + 9]) for i in range(8)} | {"train_3": np.array([30])}
     np.savez(tmp_path / "split.npz", **split)
     data = {"partition": {"name": "file", "path": str(tmp_path / "split.npz")}}

@@ -83,5 +83,38 @@ def _attach(layer: nn.Module, prefix: nn.Module) -> None:
 
 
 def _add_to_keys_and_values(qkv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    queries, keys_values = output.split([qkv.in_features, 2 * qkv.in_features], dim=-1)
-    return torch.cat([queries, keys_values + qkv.adapter(inputs[0])], dim=-1)
+    result: Tensor = _AddToTail.apply(output, qkv.adapter(inputs[0]))
+    return result
+
+
+class _AddToTail(torch.autograd.Function):
+    """``output + concat(0, extra)`` along the last axis, without the zeros.
+
+    Autograd's own ``split``, ``add`` and ``cat`` would copy the gradient of all of queries, keys and values once more on the
+    way back; here it is handed on as it is, and a view of it goes to the prefix.
+    """
+
+    @staticmethod
+    def forward(output: Tensor, extra: Tensor) -> Tensor:
+        head = output.shape[-1] - extra.shape[-1]
+        result = torch.empty_like(output)
+        result[..., :head] = output[..., :head]
+        torch.add(output[..., head:], extra, out=result[..., head:])
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.width = inputs[1].shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient[..., gradient.shape[-1] - ctx.width :]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], output: Tensor, extra: Tensor) -> tuple[Tensor, int]:
+        first, second = (
+            t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
+            for t, d in zip((output, extra), in_dims, strict=True)
+        )
+        result: Tensor = _AddToTail.apply(first, second)
+        return result, 0
