@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,13 @@ from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
     from raysim.config import Config
+    from raysim.driver import Status
     from raysim.experiment import Result
 
 # A log file has no width: let lines be as long as they are.
-console = Console() if sys.stdout.isatty() else Console(width=200)
-errors = Console(stderr=True)
+# Names come from users and data sets: none of them is markup.
+console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
+errors = Console(stderr=True, markup=False)
 
 
 class _Commands(click.Group):
@@ -30,8 +34,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             for problem in error.problems:
-                errors.print("[bold red]error:[/] ", end="")
-                errors.print(problem, markup=False, highlight=False, soft_wrap=True)
+                errors.print("error: ", style="bold red", end="")
+                errors.print(problem, highlight=False, soft_wrap=True)
             sys.exit(2)
 
 
@@ -68,13 +72,19 @@ def run(file: str, overrides: tuple[str, ...]) -> None:
 
     try:
         with ProgressView(console) as view:
-            result = run_config(config, lambda status, names: view(status, names, rounds))
+
+            def watch(status: Status, names: list[str]) -> None:
+                # Ends as Ctrl-C does, the run closed as KILLED. Here, since Ray puts a handler of its own in place.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                view(status, names, rounds)
+
+            result = run_config(config, watch)
     except RunFailed as error:
-        errors.print("[bold red]the run failed[/]")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        errors.print("the run failed", style="bold red")
+        errors.print(str(error), highlight=False, soft_wrap=True)
         sys.exit(1)
     except RunKilled as error:
-        errors.print(str(error), markup=False)
+        errors.print(str(error))
         sys.exit(130)
     _print_result(result, config.study is not None)
 
@@ -90,7 +100,7 @@ def _print_result(result: Result, is_study: bool) -> None:
         f"run {run_id} in experiment {result.experiment!r}, with {pictures} among its artifacts", highlight=False
     )
     console.print("compare again: ", end="")
-    console.print(f"raysim compare {result.experiment}", style="bold", highlight=False)
+    console.print(f"raysim compare {shlex.quote(result.experiment)}", style="bold", highlight=False)
     console.print("dashboard: ", end="")
     console.print(dashboard_command(result.tracking_uri), style="bold", highlight=False, soft_wrap=True)
 
@@ -108,18 +118,23 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     config = _load(file, overrides)
     from raysim.data.partitions import client_table
     from raysim.experiment import prepare
-    from raysim.plots import plot_partition
+    from raysim.plots import check_picture, plot_partition
     from raysim.progress import as_rich
 
-    first = prepare(config)[0]
-    table = client_table(first.partition, first.dataset)
-    console.print(
-        as_rich(table, f"{config.data.name}, {config.data.partition.name}: {first.partition.num_clients} clients")
-    )
+    check_picture(Path(plot) if plot else None)
+    runs = prepare(config)
+    first = runs[0]
+    data = first.config.data
+    title = f"{data.name}, {data.partition.name}: {first.partition.num_clients} clients"
+    if len(runs) > 1:
+        title += (
+            f" (of {first.config.name!r}, the first of {len(runs)} runs; study=null for the file without its study)"
+        )
+    console.print(as_rich(client_table(first.partition, first.dataset), title))
     console.print(first.layout.table(), highlight=False)
     if plot:
         counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)
-        name = f"{config.data.name}, {config.data.partition.name}: samples per client and class"
+        name = f"{data.name}, {data.partition.name}: samples per client and class"
         plot_partition(counts, first.dataset.class_names, name).savefig(plot)
         console.print(f"picture: {plot}")
 
@@ -131,7 +146,8 @@ def algorithms() -> None:
 
     for name, cls in ALGORITHMS.items():
         first_line = (cls.__doc__ or "").split("\n")[0]
-        console.print(f"[bold]{name}[/]  {cls.paper}\n    {first_line}", highlight=False)
+        console.print(name, style="bold", end="  ")
+        console.print(f"{cls.paper}\n    {first_line}", highlight=False)
 
 
 @main.command()

@@ -27,6 +27,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, which may be overridden on purpose
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
                 if key in seen:
@@ -47,6 +49,8 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from error
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

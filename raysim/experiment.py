@@ -188,10 +188,24 @@ def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str
         if status.state == "killed":
             raise RunKilled("the run was stopped; it is closed as KILLED in MLflow")
         results, parent = ray.get(driver.results.remote())
+    except BaseException:
+        _stop(driver)
+        raise
     finally:
         ray.kill(driver)
     history = pd.concat([result.history for result in results], ignore_index=True)
     return Result(results, history, uri, job.experiment, parent)
+
+
+def _stop(driver: Any) -> None:
+    """Let the driver close its MLflow runs before it is killed, whatever ended the command (a closed pipe, a bug)."""
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        driver.stop.remote()
+        while ray.get(driver.status.remote(0)).state in ("starting", "running") and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    except RayError:
+        pass  # the driver is gone: there is nothing to wait for
 
 
 def _most_batches(config: Config) -> int:

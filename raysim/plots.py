@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from raysim.errors import ConfigError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 STYLES = ("-", "--", "-.", ":")
@@ -14,6 +18,20 @@ HEAT_MAP_FROM = 200  # clients, beyond which bars are too thin to read
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse a picture that can't be written, before the work is done.
+
+    Raises:
+        ConfigError: the suffix is of no picture, or there is no such folder.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+        raise ConfigError(f"--plot: {path} should end in .png, .pdf, .svg or .jpg")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot: there is no folder {path.parent}")
 
 
 def plot_partition(counts: NDArray[np.int64], class_names: tuple[str, ...], title: str) -> Figure:

@@ -23,12 +23,12 @@ class ProgressView:
     def __init__(self, console: Console) -> None:
         self._console, self._live = console, Live(console=console, refresh_per_second=5, transient=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
         self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")

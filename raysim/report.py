@@ -12,7 +12,7 @@ from rich.console import Console
 from raysim.compare import compare, paper_table
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
-from raysim.plots import plot_comparison, plot_gains
+from raysim.plots import check_picture, plot_comparison, plot_gains
 from raysim.progress import as_rich
 from raysim.statistics import gains
 from raysim.tracking import Tracker, resolve_uri
@@ -46,20 +46,20 @@ def report(
         ConfigError: there is no such store, experiment or group, or a picture can't be written.
     """
     for path in (picture, picture_of_gains):
-        _check_picture(path)
+        check_picture(path)
     studies = [_read(experiment, uri, by) for experiment in experiments]
     if form == "table":
         for study in studies:
             console.print(as_rich(compare(study.history, by, last), _caption(study.experiment, last)))
     else:
         text = paper_table({s.experiment: s.history for s in studies}, by, last, form)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
     for study in studies:
         if baseline is not None:
             _print_gains(console, study, by, last, baseline, form, _numbered(picture_of_gains, study, studies))
         if path := _numbered(picture, study, studies):
             plot_comparison(study.history, study.experiment, by).savefig(path)
-            console.print(f"picture: {path}", markup=False, highlight=False)
+            console.print(f"picture: {path}", highlight=False)
 
 
 def _read(experiment: str, uri: str | None, by: str) -> _Study:
@@ -92,13 +92,11 @@ def _print_gains(
     )
     title = f"{study.experiment}: points gained over {baseline}, 95 % interval over seeds and clients; wins/ties/losses"
     if form == "csv":
-        console.print(
-            table.to_csv(index=False, float_format="%.4f").rstrip(), markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(table.to_csv(index=False, float_format="%.4f").rstrip(), highlight=False, soft_wrap=True)
     elif form == "table":
         console.print(as_rich(shown, title))
     else:
-        console.print(_markdown(shown), markup=False, highlight=False, soft_wrap=True)
+        console.print(_markdown(shown), highlight=False, soft_wrap=True)
     if picture:
         runs = study.history[study.history[by] == baseline]
         sensitivity = {
@@ -107,7 +105,7 @@ def _print_gains(
             if column.startswith("sensitivity/") and not column.endswith("_spread") and runs[column].notna().any()
         }
         plot_gains(table, baseline, study.experiment, sensitivity).savefig(picture)
-        console.print(f"picture: {picture}", markup=False, highlight=False)
+        console.print(f"picture: {picture}", highlight=False)
 
 
 def _gains(study: _Study, by: str, last: int, baseline: str) -> pd.DataFrame:
@@ -142,15 +140,6 @@ def _markdown(table: pd.DataFrame) -> str:
 def _caption(experiment: str, last: int) -> str:
     when = "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
     return f"{experiment}: {when}, percent, mean ± standard deviation over seeds"
-
-
-def _check_picture(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-        raise ConfigError(f"--plot: {path} should end in .png, .pdf, .svg or .jpg")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--plot: there is no folder {path.parent}")
 
 
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:

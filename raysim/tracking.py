@@ -5,6 +5,7 @@ Only the driver writes; ``raysim compare`` reads.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -66,6 +67,21 @@ def _few_retries() -> Iterator[None]:
             del os.environ[key]
 
 
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """One process after another with the same SQLite store; several users of a server are the server's own business."""
+    if not uri.startswith("sqlite:////"):
+        yield
+        return
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 class Tracker:
     """An MLflow experiment at a tracking URI.
 
@@ -79,15 +95,19 @@ class Tracker:
         from sqlalchemy.exc import SQLAlchemyError
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for files of a few kilobytes
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         self._runs: list[Any] | None = None
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:
-            self._client = MlflowClient(uri)
-            with _few_retries():
-                found = self._client.get_experiment_by_name(experiment)
+            with _one_at_a_time(uri):  # two first runs in one folder would both create the tables
+                self._client = MlflowClient(uri)
+                with _few_retries():
+                    found = self._client.get_experiment_by_name(experiment)
+                if found is None and create:
+                    found = self._client.get_experiment(self._create(experiment))
             if found is not None and found.lifecycle_stage == "deleted":
                 raise ConfigError(
                     f"tracking.experiment: {experiment!r} was deleted in {uri}; restore it or choose another"
@@ -95,7 +115,8 @@ class Tracker:
             if found is None and not create:
                 names = ", ".join(e.name for e in self._client.search_experiments())
                 raise ConfigError(f"there is no experiment {experiment!r} in {uri}; it has: {names}")
-            self.experiment_id = found.experiment_id if found else self._create(experiment)
+            assert found is not None
+            self.experiment_id = found.experiment_id
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise ConfigError(f"tracking.uri: {uri} can't be used: {error}") from error
 

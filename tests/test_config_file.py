@@ -248,3 +248,26 @@ def test_the_files_in_the_repository_are_valid(pytestconfig):
     assert files
     for file in files:
         assert children(load_config(file))
+
+
+def test_merge_keys_of_yaml(load):
+    text = "x: &base {name: fedavg}\nalgorithm: {<<: *base}\n"
+    with pytest.raises(ConfigError, match="x: unknown key"):
+        load(text)
+    config = load("algorithm: &a {name: fedperfix, mid_dim: 3}\nstudy: [{name: b, algorithm: {<<: *a, mid_dim: 4}}]\n")
+    assert children(config)[0][1].algorithm.mid_dim == 4
+
+
+def test_a_file_nested_without_end(load):
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load("[" * 5000)
+
+
+def test_kwargs_belong_to_the_model_that_is_named(load):
+    base = "algorithm: {name: fedavg}\nmodel: {kwargs: {depth: 2}}\n"
+    other = "{name: a, model: {name: resnet50, kwargs: {stem_width: 8}}}"
+    study = f"study: [{other}, {{name: b, model: {{kwargs: {{embed_dim: 8}}}}}}]\n"
+    first, second = (run.model.kwargs for _, run in children(load(base + study)))
+    assert first == {"stem_width": 8}
+    assert second == {"depth": 2, "embed_dim": 8}
+    assert load(base, "model.kwargs={}").model.kwargs == {}

@@ -63,6 +63,8 @@ def test_the_prefix_changes_keys_and_values_only():
         ),
         ({"kwargs": {"embed_dims": 3}}, "model: timm can't build vit_tiny_patch16_224 .*embed_dims"),
         ({"image_size": 8, "kwargs": {"num_heads": 7}}, "model: timm can't build"),
+        ({"image_size": 8, "kwargs": {"num_heads": 0}}, "model: timm can't build .*num_heads"),
+        ({"image_size": 8, "kwargs": {"patch_size": "x"}}, "model: timm can't build"),
     ],
 )
 def test_wrong_models(keys, message):
@@ -106,6 +108,41 @@ def test_weights_of_another_size_and_number_of_classes(tmp_path):
     assert torch.equal(loaded.blocks[0].attn.qkv.adapter.up.weight, fresh.blocks[0].attn.qkv.adapter.up.weight)
 
 
+def test_a_file_without_a_head_leaves_the_models_own(tmp_path):
+    source = build(seed=5)
+    weights = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("head")}
+    safetensors.torch.save_file(weights, tmp_path / "backbone.safetensors")
+    loaded, fresh = build(weights=str(tmp_path / "backbone.safetensors")), build()
+    assert torch.equal(loaded.head.weight, fresh.head.weight)
+    assert torch.equal(loaded.norm.weight, source.norm.weight)
+    assert torch.equal(loaded.patch_embed.proj.weight, source.patch_embed.proj.weight)
+
+
+def test_colour_weights_on_grey_images_are_summed_over_channels_as_timm_does(tmp_path):
+    source = build(seed=5)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
+    config = ModelConfig(image_size=8, kwargs=KWARGS, weights=str(tmp_path / "w.safetensors"))
+    grey = build_model(config, FEDAVG, 5, 1, 0)
+    expected = source.patch_embed.proj.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.patch_embed.proj.weight, expected)
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    safetensors.torch.save_file(build(seed=5).state_dict(), tmp_path / "w.safetensors")
+    assert torch.equal(build(weights="~/w.safetensors").head.weight, build(seed=5).head.weight)
+
+
+def test_a_resnet_takes_images_of_any_size_and_has_its_head_replaced(tmp_path):
+    small = {"name": "resnet50", "kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4}}
+    source = build(num_classes=7, seed=5, **small)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
+    loaded = build(image_size=20, weights=str(tmp_path / "w.safetensors"), **small)
+    assert torch.equal(loaded.conv1.weight, source.conv1.weight)
+    assert torch.equal(loaded.fc.weight, build(**small).fc.weight)
+    assert loaded(torch.zeros(2, 3, 20, 20)).shape == (2, 5)
+
+
 def test_wrong_weights(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(ConfigError, match="there is no file"):
@@ -113,6 +150,13 @@ def test_wrong_weights(tmp_path):
     path.write_bytes(b"no safetensors at all")
     with pytest.raises(ConfigError, match="is not a safetensors file"):
         build(weights=str(path))
+    with pytest.raises(ConfigError, match="there is no file"):
+        build(weights=str(tmp_path))
+    odd = build().state_dict()
+    for name, shape in (("pos_embed", (1, 8, 16)), ("norm.weight", (7,)), ("patch_embed.proj.weight", (16, 5, 4, 4))):
+        safetensors.torch.save_file(odd | {name: torch.zeros(shape)}, path)
+        with pytest.raises(ConfigError, match=rf"{name} is .* in the file and .* in the model"):
+            build(weights=str(path))
     safetensors.torch.save_file({"blocks.0.other": torch.zeros(1)}, path)
     with pytest.raises(ConfigError, match=r"Only in the file: blocks\.0\.other\. Only in the model: blocks\.0\.attn"):
         build(weights=str(path))
@@ -122,7 +166,7 @@ def test_wrong_weights(tmp_path):
 def test_a_model_that_never_calls_the_plugin_is_refused(name):
     patch = 16 if "16" in name else 14
     kwargs = {"patch_size": patch, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    with pytest.raises(ConfigError, match="never calls the plugin's"):
+    with pytest.raises(ConfigError, match="never uses the plugin's"):
         build(FEDPERFIX, name=name, image_size=2 * patch, kwargs=kwargs)
 
 

@@ -1,6 +1,7 @@
 """End to end on real Ray and real MLflow: equal bits on any number of actors, MLflow's contents, faults, clean stops."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -218,28 +219,31 @@ def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store,
         run(store, resources=resources)
 
 
-def test_ctrl_c_closes_the_run_as_killed(tmp_path):
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "closed pipe"])
+def test_a_run_that_is_ended_is_closed_as_killed(tmp_path, ending):
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 500, "algorithm": {"name": "methods:Slow"}}))
     path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("tests")))}
-    import os
-
-    command = [sys.executable, "-m", "raysim", "run", "slow.yaml"]
-    environment = {**os.environ, **path}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raysim", "run", "slow.yaml"],
+            cwd=tmp_path,
+            env={**os.environ, **path},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
     assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "round 1 of 500" in line:
-            break
-    assert seen, "the run printed nothing"
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, "".join(seen) + output
-    assert "closed as KILLED" in output
-    assert "Traceback" not in output
+    assert any("round 1 of 500" in line for line in process.stdout)
+    if ending == "closed pipe":  # `raysim run ... | head`
+        process.stdout.close()
+    else:
+        process.send_signal(getattr(signal, ending))
+    process.wait(timeout=60)
+    said = (tmp_path / "errors").read_text()
+    if ending != "closed pipe":
+        assert process.returncode == 130, said
+        assert "closed as KILLED" in said
+        assert "Traceback" not in said
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["KILLED"]

@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from raysim.config import TrackingConfig
@@ -47,3 +50,31 @@ def test_an_interrupted_study_is_compared_by_its_finished_runs(tmp_path):
 
 def test_no_repository_no_commit(tmp_path):
     assert git_commit(tmp_path) is None
+
+
+def test_runs_that_start_at_once_in_an_empty_folder_share_one_new_store(tmp_path):
+    code = "import sys; from raysim.tracking import Tracker; print(Tracker(sys.argv[1], 'e').experiment_id)"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    started = [subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(set(outputs)) == 1
+
+
+def test_accuracy_of_clients_over_their_last_rounds(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    run = tracker.start("a", {"seed": 0}, {"raysim.entry": "a"})
+    nan = np.nan
+    accuracy = np.array([[0.1, 0.2, nan], [0.3, nan, nan], [0.5, 0.4, nan]])
+    tracker.log_arrays(run, {"rounds": np.arange(3), "accuracy": accuracy}, "accuracy.npz")
+    np.testing.assert_allclose(tracker.client_accuracy(run, 1), [0.5, 0.4, nan])
+    np.testing.assert_allclose(tracker.client_accuracy(run, 2), [0.4, 0.3, nan])
+    with pytest.raises(ConfigError, match=r"has no artifact accuracy\.npz"):
+        tracker.client_accuracy(tracker.start("b", {}, {}), 1)
+
+
+def test_runs_of_others_in_the_experiment_are_not_compared(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    tracker.end(tracker.start("foreign", {"lr": 1}, {}), "FINISHED")
+    with pytest.raises(ConfigError, match="has no finished run of raysim"):
+        tracker.latest_study()

@@ -25,10 +25,10 @@ def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
     Raises:
         ConfigError: there is no such file, or it does not fit.
     """
+    if not path.is_file():
+        raise ConfigError(f"model.weights: there is no file {path}")
     try:
         weights = safetensors.torch.load_file(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"model.weights: there is no file {path}") from error
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"model.weights: {path} is not a safetensors file ({error})") from error
     own, head = model.state_dict(), classifier_name(model)
