@@ -13,6 +13,7 @@ from raysim.errors import ConfigError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MOST_BANDS = 5  # groups, beyond which bands hide the lines
 HEAT_MAP_FROM = 200  # clients, beyond which bars are too thin to read
 
 
@@ -91,7 +92,8 @@ def _partition_heat_map(counts: NDArray[np.int64], title: str) -> Figure:
 
 
 def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figure:
-    """Mean client accuracy over rounds and over megabytes sent, a line per group; the band is the range over its runs.
+    """Mean client accuracy over rounds and over megabytes sent, a line per group; the band is the range over its runs
+    (of a few groups).
 
     ``history`` has a row per run and round, as ``Result.history``. A group that sends nothing is a horizontal line over
     megabytes, at its last accuracy.
@@ -102,7 +104,7 @@ def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figu
     table = history.assign(megabytes=sent.groupby(history["run_id"]).cumsum() / 1e6)
     table = table.dropna(subset=["personalized/accuracy_mean"])
     for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)]}
         per_round = rows.groupby("round")
         mean, runs = per_round["personalized/accuracy_mean"].mean(), rows["run_id"].nunique()
         low, high = (getattr(per_round["personalized/accuracy_mean"], f)() for f in ("min", "max"))
@@ -113,7 +115,7 @@ def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figu
             over_bytes.plot(megabytes, mean, linewidth=1.8, **style)
         else:
             over_bytes.axhline(mean.iloc[-1], linewidth=1.2, **style)
-        if runs > 1:
+        if runs > 1 and table[by].nunique() <= MOST_BANDS:
             over_rounds.fill_between(mean.index + 1, low, high, color=style["color"], alpha=0.12, linewidth=0)
     over_rounds.set(xlabel="round", ylabel="accuracy, mean over clients")
     over_bytes.set(xlabel="megabytes sent, all clients, down and up")
@@ -143,6 +145,8 @@ def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict
     axes[1].set_xscale("symlog", linthresh=0.01)
     axes[1].set(xlabel="points per kilobyte kept personal")
     axes[1].set_yticks(y, [])
+    for one in axes[:2]:
+        one.set_ylim(-0.6, len(table) - 0.4)
     if sensitivity:
         kinds = sorted(sensitivity, key=lambda kind: sensitivity[kind])
         axes[2].barh(range(len(kinds)), [sensitivity[k] for k in kinds], color=COLOURS[1], height=0.6)
