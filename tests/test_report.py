@@ -1,0 +1,152 @@
+"""``raysim compare`` on a store of two methods and two seeds, written as the driver writes them."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from raysim.cli import main
+from raysim.tracking import Tracker
+
+ACCURACY = {("base", 0): [0.2, 0.4], ("base", 1): [0.3, 0.3], ("other", 0): [0.3, 0.6], ("other", 1): [0.4, 0.3]}
+
+
+def fill(tracker, scale=1.0, **parameters):
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for (name, seed), accuracy in ACCURACY.items():
+        accuracy = scale * np.array(accuracy)
+        size = 0 if name == "base" else 250
+        given = {"seed": seed, "algorithm.name": f"fed{name}", "algorithm.scale": size, "model.state_parameters": size}
+        child = tracker.start(f"{name} · seed {seed}", given | parameters, {"raysim.entry": name}, parent)
+        for round_ in range(2):
+            metrics = {"personalized/accuracy_mean": float(accuracy.mean()) * (round_ + 1) / 2}
+            metrics |= {"personalized/auc_micro": 0.5, "sensitivity/qkv": 0.4, "sensitivity/qkv_spread": 1.0}
+            metrics |= {"communication/down_bytes": 1e6, "communication/up_bytes": 0.0, "system/round_seconds": 1.0}
+            tracker.log_round(child, round_, metrics)
+        tracker.log_arrays(
+            child, {"rounds": np.array([0, 1]), "accuracy": np.stack([accuracy / 2, accuracy])}, "accuracy.npz"
+        )
+        tracker.end(child, "FINISHED")
+    tracker.end(parent, "FINISHED")
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    fill(Tracker(uri, "one"))
+    fill(Tracker(uri, "two"), scale=0.5)
+    return uri
+
+
+@pytest.fixture
+def invoke(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def compare(*arguments):
+        result = CliRunner().invoke(main, ["compare", "--uri", uri, *arguments])
+        assert not isinstance(result.exception, Exception), result.exception
+        return result
+
+    return compare
+
+
+def cells(output, name):
+    return next(line for line in output.splitlines() if line.split()[:1] == [name]).split()
+
+
+def test_a_table_of_the_last_round_or_the_mean_of_several(invoke):
+    assert cells(invoke("one").output, "other") == [
+        "other",
+        "2",
+        "40.0",
+        "±",
+        "7.1",
+        "50.0",
+        "±",
+        "0.0",
+        "1.00",
+        "1.00",
+    ]
+    assert cells(invoke("one", "--last", "2").output, "other") == [
+        "other",
+        "2",
+        "30.0",
+        "±",
+        "5.3",
+        "50.0",
+        "±",
+        "0.0",
+        "1.00",
+        "1.00",
+    ]
+
+
+def test_data_sets_side_by_side(invoke):
+    assert invoke("one", "two", "--format", "markdown").output.splitlines()[2:] == [
+        "| base | <u>30.0 ± 0.0</u> | **50.0 ± 0.0** | <u>15.0 ± 0.0</u> | **50.0 ± 0.0** |",
+        "| other | **40.0 ± 7.1** | **50.0 ± 0.0** | **20.0 ± 3.5** | **50.0 ± 0.0** |",
+    ]
+
+
+def test_groups_by_algorithm_or_by_any_parameter(invoke):
+    assert cells(invoke("one", "--group-by", "algorithm").output, "fedother")[1] == "2"
+    assert cells(invoke("one", "--group-by", "algorithm.scale").output, "250")[1] == "2"
+    result = invoke("one", "--group-by", "algorithm.scal")
+    assert result.exit_code == 2
+    assert "no run of 'one' has a parameter 'algorithm.scal'" in result.output
+
+
+def test_gains_are_paired_by_seed_and_client(invoke):
+    lines = invoke("one", "--baseline", "base", "--format", "csv").output.splitlines()
+    header, row = (line.split(",") for line in lines[-2:])
+    found = dict(zip(header, row, strict=True))
+    # Differences of the clients: 10 and 20 points for seed 0, 10 and 0 for seed 1.
+    assert (found["name"], float(found["gain"]), found["wins"], found["ties"], found["losses"]) == (
+        "other",
+        10,
+        "3",
+        "1",
+        "0",
+    )
+    assert 0 <= float(found["low"]) < 10 < float(found["high"]) <= 20
+    assert (float(found["kB"]), float(found["per kB"])) == (1.0, 10.0)
+    assert "+10.0 [" in invoke("one", "--baseline", "base").output
+    earlier = invoke("one", "--baseline", "base", "--last", "2", "--format", "csv").output.splitlines()[-1]
+    assert float(earlier.split(",")[1]) == 7.5
+
+
+def test_pictures(invoke, tmp_path):
+    invoke("one", "two", "--plot", "c.png", "--baseline", "base", "--plot-gains", "g.pdf")
+    assert {path.name for path in tmp_path.iterdir()} == {"c_one.png", "c_two.png", "g_one.pdf", "g_two.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one", "--baseline", "bas"], "--baseline bas: 'one' has no such group; it has: base, other"),
+        (["one", "--plot", "c.xyz"], "--plot: c.xyz should end in .png"),
+        (["one", "--plot", "nowhere/c.png"], "--plot: there is no folder nowhere"),
+        (["one", "--plot-gains", "c.png"], "--plot-gains needs --baseline NAME"),
+        (["three"], "there is no experiment 'three'"),
+        ([], "Missing argument"),
+    ],
+)
+def test_mistakes(invoke, arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_runs_on_other_data_are_not_paired(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "mixed")
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for name, alpha in (("base", 0.1), ("other", 0.5)):
+        given = {"seed": 0, "data.partition.alpha": alpha, "model.state_parameters": 0}
+        child = tracker.start(name, given, {"raysim.entry": name}, parent)
+        metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
+        metrics |= {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0}
+        tracker.log_round(child, 0, metrics)
+        tracker.end(child, "FINISHED")
+    result = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed", "--baseline", "base"])
+    assert result.exit_code == 2
+    assert "differ in data.partition.alpha, so clients can't be paired" in result.output
