@@ -112,7 +112,7 @@ class FakeActor:
             if self.partial.round != task.round:
                 self.partial = PartialSum(task.round)
             self.partial.add(task.index, {"shared": FixedPoint(np.array([task.clients.sum()]), len(task.clients))})
-        return TaskResult(task, None, {}, None)
+        return TaskResult(task, None, {}, {}, None)
 
     def do_partial_sum(self, round_):
         return self.partial if self.partial.round == round_ else PartialSum(round_)
