@@ -19,5 +19,5 @@ class FedBN(FedPer):
 
     paper = "https://arxiv.org/abs/2102.07623"
 
-    personal: list[str] = ["norm*"]
-    """Patterns of the personal parameters. For a ResNet of timm: ``[bn*, downsample.1]``."""
+    personal: list[str] = ["*norm*"]
+    """Patterns of the personal parameters. For timm's resnet50: ``[bn*, downsample.1]``."""

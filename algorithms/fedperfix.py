@@ -45,9 +45,10 @@ class FedPerfix(FederatedAlgorithm):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, raw: Any) -> Any:
-        plugin = PLUGINS.get(raw.get("plugin", "prefix")) if isinstance(raw, Mapping) else None
+        name = raw.get("plugin", "prefix") if isinstance(raw, Mapping) else None
+        plugin = PLUGINS.get(name) if isinstance(name, str) else None
         if plugin is None:
-            return raw
+            return raw  # the field's own check says what is allowed
         filled = {"mid_dim": plugin.mid_dim, "scale": plugin.scale, "personal": [plugin.component, "head"]}
         return {**raw, **{key: value for key, value in filled.items() if raw.get(key) is None}}
 

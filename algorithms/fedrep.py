@@ -24,13 +24,23 @@ class FedRep(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2102.07078"
 
     body_epochs: int = Field(1, ge=1)
-    """Local epochs that train the body; the others train the head, at least one (even where local_epochs has no room)."""
+    """Local epochs that train the body; the others train the head. At least one for each: a single local epoch costs two, and
+    more body epochs than there is room for are cut."""
 
     def personal_patterns(self) -> list[str]:
         return ["head"]
 
     def epochs(self, local_epochs: int) -> list[str]:
-        return ["head"] * max(1, local_epochs - self.body_epochs) + ["body"] * self.body_epochs
+        body = min(self.body_epochs, max(1, local_epochs - 1))
+        return ["head"] * max(1, local_epochs - body) + ["body"] * body
+
+    def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
+        carry = super().client_init(state, ctx)
+        # An optimiser each, as in the authors' code: what AdamW or momentum counts for one must not tell for the other.
+        return {"theta": carry["theta"], "head": carry["optimizer"], "body": carry["optimizer"]}
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-        return masked_step(ctx.mask("head") == (ctx.phase == "head"), carry, batch, ctx)
+        trains = ctx.mask("head") == (ctx.phase == "head")
+        own = {"theta": carry["theta"], "optimizer": carry[ctx.phase]}
+        new, metrics = masked_step(trains, own, batch, ctx)
+        return {**carry, "theta": new["theta"], ctx.phase: new["optimizer"]}, metrics

@@ -33,7 +33,8 @@ class PerFedAvg(FederatedAlgorithm):
     """hessian_free: step of the finite difference, in units of the gradient."""
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-        theta, (first, second) = carry["theta"], halves(batch, ctx.batch_size)
+        theta, cut = carry["theta"], _cut_whole if ctx.layout.statistics else halves
+        first, second = cut(batch, ctx.batch_size)
         gradient, loss = ctx.gradient(theta, first)
         ahead, _ = ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))
         gradient, _ = ctx.gradient(ahead, second)
@@ -59,3 +60,14 @@ def halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
         Batch(batch.images[first], batch.labels[first], batch.mask[first] * (first < cut)),
         Batch(batch.images[second], batch.labels[second], (cut + position[: widths[1]] < count).float()),
     )
+
+
+def _cut_whole(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
+    """The same where nothing is padded, without the repeated samples that BatchNorm would see behind the mask.
+
+    A second batch of one sample takes another from the first: BatchNorm has no statistics of one.
+    """
+    count = len(batch.mask)
+    cut = batch_size if count > batch_size else (count + 1) // 2
+    cut = cut - 1 if count - cut == 1 and cut > 2 else cut
+    return Batch(*(part[:cut] for part in batch)), Batch(*(part[cut:] for part in batch))

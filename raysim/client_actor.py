@@ -109,8 +109,8 @@ class ClientActor:
             states,
             messages,
             task.evaluate,
-            task.sensitivity,
-            task.pooled,
+            sensitivity=task.pooled is None,
+            pooled=task.pooled,
         )
         self._slots.write(task.write, trained.states)
         self._partial.add(task.index, trained.sums)

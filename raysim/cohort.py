@@ -71,10 +71,11 @@ class TrainedCohort:
             result[f"train/{name}"] = self.mean(lambda r, name=name: r.metrics[name])  # type: ignore[misc]
         return result
 
-    def squared_updates(self) -> dict[str, float]:
-        """The mean squared norm of the clients' updates, per type of layer."""
+    def squared_updates(self, weighting: str) -> dict[str, float]:
+        """The mean squared norm of the clients' updates, per type of layer, weighted as the updates are."""
         kinds = self.results[0].squared_updates
-        return {kind: self.mean(lambda r, kind=kind: r.squared_updates[kind]) for kind in kinds}  # type: ignore[misc]
+        cohort = self if weighting == "samples" else TrainedCohort(self.results, np.ones_like(self.num_train))
+        return {kind: cohort.mean(lambda r, kind=kind: r.squared_updates[kind]) for kind in kinds}  # type: ignore[misc]
 
     def _in_order(self, of: Callable[[TaskResult], NDArray[np.generic]]) -> NDArray[np.generic]:
         clients = np.concatenate([result.task.clients for result in self.results])

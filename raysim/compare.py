@@ -15,17 +15,20 @@ COLUMNS = {
     "global/accuracy": "global",
 }
 
+LATEX = {c: f"\\{c}" for c in "_&%#${}"} | {"~": "\\~{}", "^": "\\^{}", "\\": "\\textbackslash{}"}
+
 
 def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFrame:
     """From a row per run and round to a row per group, at the mean of its ``last`` evaluated rounds.
 
-    Columns: ``by``, ``seeds`` (runs of the group), each metric as ``62.1 ± 0.8`` percent (sample standard deviation over
-    the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the median.
+    Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric as ``62.1 ± 0.8`` percent (sample standard
+    deviation over the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the
+    median.
     """
-    rows = []
+    rows, count = [], "seeds" if by == "name" else "runs"
     for group, runs in history.groupby(by, sort=False):
         final = last_rounds(runs, last)
-        row: dict[str, object] = {by: group, "seeds": len(final)}
+        row: dict[str, object] = {by: group, count: len(final)}
         for metric, column in COLUMNS.items():
             if metric in final and final[metric].notna().any():
                 row[column] = str(Cell.of(final[metric]))
@@ -34,7 +37,7 @@ def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFr
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = [by, "seeds", *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
+    fixed = [by, count, *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
 
 
@@ -80,7 +83,17 @@ def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: int, form:
         return _csv(columns, groups, by)
     marks = {title: _marks(cells) for title, cells in columns.items()}
     rows = [[g, *(_marked(columns[t].get(g), marks[t].get(g, ""), form) for t in columns)] for g in groups]
-    return (_latex if form == "latex" else _markdown)([by, *columns], rows)
+    return _formatted([by, *columns], rows, form)
+
+
+def formatted(table: pd.DataFrame, form: str) -> str:
+    """A table of texts in Markdown or LaTeX."""
+    rows = [[str(cell) for cell in row] for row in table.values.tolist()]
+    return _formatted(list(table.columns), rows, form)
+
+
+def _formatted(header: list[str], rows: list[list[str]], form: str) -> str:
+    return (_latex if form == "latex" else _markdown)(header, rows)
 
 
 def _marks(cells: Mapping[str, Cell]) -> dict[str, str]:
@@ -109,7 +122,7 @@ def _latex(header: list[str], rows: list[list[str]]) -> str:
         return "  " + " & ".join(cells) + " \\\\"
 
     def plain(text: str) -> str:
-        return "".join(f"\\{c}" if c in "_&%#$" else c for c in text)
+        return "".join(LATEX.get(c, c) for c in text)
 
     body = [line([plain(row[0]), *row[1:]]) for row in rows]
     begin = f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"

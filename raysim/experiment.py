@@ -129,10 +129,14 @@ def _one_by_one(config: Config, partition: Partition) -> int:
             f"resources.clients_per_batch: {config.model.name} has BatchNorm layers, so its clients train one by one: "
             f"take 1 or auto, not {config.resources.clients_per_batch}"
         )
-    if len(few := np.flatnonzero(partition.num_train < 2)):
+    why = f"the BatchNorm layers of {config.model.name} can't take statistics of one sample"
+    least = 2 * config.algorithm.batches_per_step
+    if config.train.batch_size < 2:
+        raise ConfigError(f"train.batch_size: {why}; take 2 or more")
+    if len(few := np.flatnonzero(partition.num_train < least)):
         raise ConfigError(
-            f"data: client {few[0]} has one training sample, of which the BatchNorm layers of {config.model.name} can't take "
-            "statistics. Raise data.partition.min_samples"
+            f"data: client {few[0]} has {partition.num_train[few[0]]} training samples, and {config.algorithm.name} needs "
+            f"{least}: {why}. Raise data.partition.min_samples"
         )
     return 1
 

@@ -43,7 +43,7 @@ class ParameterLayout:
         names, shapes: of the tensors in ``theta``; the first ``num_shared_tensors`` are shared.
         statistics: those of ``names`` that are running statistics of BatchNorm, which no gradient reaches.
         frozen: parameters that keep their initial values and are not in ``theta``.
-        head: what a pattern ``head`` stands for: the name of timm's classifier (``fc`` in a ResNet).
+        heads: what a pattern ``head`` stands for: timm's classifiers (``fc`` in a ResNet, two in a distilled DeiT).
     """
 
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ class ParameterLayout:
     num_shared_tensors: int
     statistics: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    head: str = "head"
+    heads: tuple[str, ...] = ("head",)
 
     @classmethod
     def of(cls, model: nn.Module, personal: Sequence[str] = (), trainable: Sequence[str] = ("*",)) -> ParameterLayout:
@@ -63,21 +63,24 @@ class ParameterLayout:
             ConfigError: a pattern matches no parameter.
         """
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        statistics = _running_statistics(model)
-        head = classifier_name(model)
-        for key, patterns in (("personal", personal), ("trainable", trainable)):
+        statistics, heads = _running_statistics(model), classifier_names(model)
+        frozen = tuple(n for n in shapes if not any(_named(n, p, heads) for p in trainable))
+        trained = {n: shape for n, shape in shapes.items() if n not in set(frozen)} | statistics
+        for key, patterns, among in (("trainable", trainable, shapes | statistics), ("personal", personal, trained)):
             for pattern in patterns:
-                if not any(matches(name, _renamed(pattern, head)) for name in (*shapes, *statistics)):
-                    raise ConfigError(
-                        f"algorithm.{key}: the pattern {pattern!r} matches no parameter of the model. Its components are: "
-                        + ", ".join(_components((*shapes, *statistics)))
-                    )
-        frozen = tuple(n for n in shapes if not any(matches(n, _renamed(p, head)) for p in trainable))
-        shapes = {n: shape for n, shape in shapes.items() if n not in set(frozen)} | statistics
-        is_personal = {name: any(matches(name, _renamed(p, head)) for p in personal) for name in shapes}
-        names = sorted(shapes, key=lambda name: is_personal[name])  # a stable sort keeps the model's order
+                if any(_named(name, pattern, heads) for name in among):
+                    continue
+                is_frozen = any(_named(name, pattern, heads) for name in frozen)
+                raise ConfigError(
+                    f"algorithm.{key}: the pattern {pattern!r} matches "
+                    + ("only frozen parameters" if is_frozen else "no parameter")
+                    + f" of the model. {'Trained are' if is_frozen else 'Its components are'}: "
+                    + ", ".join(_components(tuple(among)))
+                )
+        is_personal = {name: any(_named(name, p, heads) for p in personal) for name in trained}
+        names = sorted(trained, key=lambda name: is_personal[name])  # a stable sort keeps the model's order
         num_shared = len(names) - sum(is_personal.values())
-        return cls(tuple(names), tuple(shapes[n] for n in names), num_shared, tuple(statistics), frozen, head)
+        return cls(tuple(names), tuple(trained[n] for n in names), num_shared, tuple(statistics), frozen, heads)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -115,7 +118,7 @@ class ParameterLayout:
 
     def mask(self, patterns: Sequence[str]) -> Tensor:
         """A boolean vector (P,) that is true where a parameter matches one of the patterns."""
-        chosen = [any(matches(name, _renamed(p, self.head)) for p in patterns) for name in self.names]
+        chosen = [any(_named(name, p, self.heads) for p in patterns) for name in self.names]
         return torch.repeat_interleave(torch.tensor(chosen), torch.tensor(self.sizes))
 
     def rows(self) -> list[tuple[str, str, int, int]]:
@@ -152,15 +155,20 @@ def _running_statistics(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def classifier_name(model: nn.Module) -> str:
-    """The name of the classification head, as timm tells it; ``head`` for a model that is not timm's."""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    return name if isinstance(name, str) and not name.startswith("head") else "head"
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classification heads, as timm tells them; ``head`` for a model that is not timm's."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return tuple(names) if isinstance(names, (tuple, list)) else (names,)
 
 
-def _renamed(pattern: str, head: str) -> str:
-    """A pattern with its component ``head`` replaced by the model's own name for it."""
-    return ".".join(head if component == "head" else component for component in pattern.split("."))
+def _named(name: str, pattern: str, heads: tuple[str, ...]) -> bool:
+    """``matches``, with a component ``head`` of the pattern standing for each of the model's heads."""
+    if matches(name, pattern):
+        return True
+    components = pattern.split(".")
+    return "head" in components and any(
+        matches(name, ".".join(head if c == "head" else c for c in components)) for head in heads
+    )
 
 
 def _components(names: Iterable[str]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.compare import compare, paper_table
+from raysim.compare import compare, formatted, paper_table
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
 from raysim.plots import check_picture, plot_comparison, plot_gains
@@ -50,7 +53,7 @@ def report(
     studies = [_read(experiment, uri, by) for experiment in experiments]
     if form == "table":
         for study in studies:
-            console.print(as_rich(compare(study.history, by, last), _caption(study.experiment, last)))
+            console.print(as_rich(compare(study.history, by, last), _caption(study, by, last)))
     else:
         text = paper_table({s.experiment: s.history for s in studies}, by, last, form)
         console.print(text, highlight=False, soft_wrap=True)
@@ -79,7 +82,7 @@ def _read(experiment: str, uri: str | None, by: str) -> _Study:
 def _print_gains(
     console: Console, study: _Study, by: str, last: int, baseline: str, form: str, picture: Path | None
 ) -> None:
-    table = _gains(study, by, last, baseline)
+    table, left_out = _gains(study, by, last, baseline)
     shown = pd.DataFrame(
         {
             by: table["name"],
@@ -90,13 +93,15 @@ def _print_gains(
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
     )
-    title = f"{study.experiment}: points gained over {baseline}, 95 % interval over seeds and clients; wins/ties/losses"
-    if form == "csv":
-        console.print(table.to_csv(index=False, float_format="%.4f").rstrip(), highlight=False, soft_wrap=True)
-    elif form == "table":
+    over = "seeds and clients" if table["seeds"].max() > 1 else "clients (one seed)"
+    title = f"{study.experiment}: points gained over {baseline}, 95 % interval over {over}; wins/ties/losses"
+    if form == "table":
         console.print(as_rich(shown, title))
     else:
-        console.print(_markdown(shown), highlight=False, soft_wrap=True)
+        text = table.to_csv(index=False, float_format="%.4f").rstrip() if form == "csv" else formatted(shown, form)
+        console.print(f"\n{text}", highlight=False, soft_wrap=True)
+    for group, reason in left_out.items():
+        console.print(f"not compared: {group}: {reason}", highlight=False, soft_wrap=True)
     if picture:
         runs = study.history[study.history[by] == baseline]
         sensitivity = {
@@ -108,40 +113,52 @@ def _print_gains(
         console.print(f"picture: {picture}", highlight=False)
 
 
-def _gains(study: _Study, by: str, last: int, baseline: str) -> pd.DataFrame:
+def _gains(study: _Study, by: str, last: int, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """``statistics.gains``, and the groups that can't be paired with the baseline, each with a reason."""
     runs = study.history.drop_duplicates("run_id")
     groups = list(dict.fromkeys(runs[by]))
     if baseline not in groups:
         raise ConfigError(f"--baseline {baseline}: {study.experiment!r} has no such group; it has: {', '.join(groups)}")
     if runs.duplicated([by, "seed"]).any():
         raise ConfigError(f"--baseline: several runs of a group of {by!r} have the same seed; group by name")
-    splits = {
-        tuple((k, v) for k, v in sorted(p.items()) if k.startswith(("data.", "evaluate.")))
-        for p in study.parameters.values()
-    }
-    if len(splits) > 1:
-        differ = sorted({key for a in splits for key, value in a if any((key, value) not in b for b in splits)})
-        raise ConfigError(
-            f"--baseline: runs of {study.experiment!r} differ in {', '.join(differ)}, so clients can't be paired"
-        )
-    accuracy: dict[str, dict[int, object]] = {group: {} for group in groups}
+    seeds = {group: set(runs.loc[runs[by] == group, "seed"]) for group in groups}
+    left_out = {}
+    for group in groups:
+        if differ := _differences(study, runs, by, group, baseline):
+            left_out[group] = f"its {', '.join(differ)} differ from {baseline}'s, so clients can't be paired"
+        elif not seeds[group] & seeds[baseline]:
+            left_out[group] = f"it has no seed of {baseline}"
+    groups = [group for group in groups if group not in left_out]
+    if groups == [baseline]:
+        why = "; ".join(f"{group}: {reason}" for group, reason in left_out.items()) or "it has no other group"
+        raise ConfigError(f"--baseline {baseline}: nothing in {study.experiment!r} to compare with it: {why}")
+    accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in groups}
     kept = {}
     for group, seed, run_id in runs[[by, "seed", "run_id"]].itertuples(index=False):
-        accuracy[group][seed] = study.tracker.client_accuracy(run_id, last)
-        kept[group] = 4 * int(study.parameters[run_id]["model.state_parameters"])
-    return gains(accuracy, baseline, kept)  # type: ignore[arg-type]
+        if group in accuracy:
+            accuracy[group][seed] = study.tracker.client_accuracy(run_id, last)
+            kept[group] = 4 * int(study.parameters[run_id]["model.state_parameters"])
+    return gains(accuracy, baseline, kept), left_out
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _differences(study: _Study, runs: pd.DataFrame, by: str, group: str, baseline: str) -> list[str]:
+    """What of the data and of the protocol is not as in the baseline's runs."""
+
+    def settings(name: str) -> dict[str, str]:
+        run_id = runs.loc[runs[by] == name, "run_id"].iloc[0]
+        return {k: v for k, v in study.parameters[run_id].items() if k.startswith(("data.", "evaluate."))}
+
+    own, other = settings(group), settings(baseline)
+    return sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
 
 
-def _caption(experiment: str, last: int) -> str:
+def _caption(study: _Study, by: str, last: int) -> str:
     when = "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
-    return f"{experiment}: {when}, percent, mean ± standard deviation over seeds"
+    over = "seeds" if by == "name" else "runs"
+    return f"{study.experiment}: {when}, percent, mean ± standard deviation over {over}"
 
 
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:
     """One picture per study: with several, the experiment's name goes into the file's."""
-    return path.with_stem(f"{path.stem}_{study.experiment}") if path and len(studies) > 1 else path
+    name = re.sub(r"[^\w.-]", "_", study.experiment)
+    return path.with_stem(f"{path.stem}_{name}") if path and len(studies) > 1 else path

@@ -105,10 +105,7 @@ class Run:
         before = self.config.evaluate.protocol == "paper" and not pooled  # a pooled model belongs to no client
         messages = self._messages(cohort)
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
-        if pooled:
-            tasks = [self._pooled_task(cohort)]
-        else:
-            tasks = self._training_tasks(cohort, messages, evaluating, evaluating and before)
+        tasks = self._training_tasks(cohort, messages, evaluating and before)
         if before:
             tasks += self._tasks("evaluate", np.setdiff1d(evaluated, cohort), first=len(tasks))
         results, parts = self._run_tasks(tasks)
@@ -137,7 +134,7 @@ class Run:
 
     def accuracy(self) -> dict[str, NDArray[Any]]:
         """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
-        table = np.full((len(self._accuracy), self.config.data.num_clients), np.nan, np.float32)
+        table = np.full((len(self._accuracy), self.config.data.num_clients), np.nan)
         for row, (_, clients, values) in zip(table, self._accuracy, strict=True):
             row[clients] = values
         return {"rounds": np.array([round for round, _, _ in self._accuracy], np.int64), "accuracy": table}
@@ -173,10 +170,10 @@ class Run:
         slot = self._index.allocate(1)
         return Task("train", 0, self._round, one, self._index.slots[one], slot, weights, {}, pooled=drawn)
 
-    def _training_tasks(
-        self, cohort: Ints, messages: dict[str, NDArray[np.float32]], measure: bool, evaluate: bool
-    ) -> list[Task]:
+    def _training_tasks(self, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool) -> list[Task]:
         assert isinstance(self.config.resources.clients_per_batch, int)
+        if self._algorithm.pooled:
+            return [self._pooled_task(cohort)]
         sizes = self._partition.num_train
         batches = cut(cohort, sizes[cohort], self.config.resources.clients_per_batch)
         total = int(sizes[cohort].sum())
@@ -191,7 +188,6 @@ class Run:
                 {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
                 {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
                 evaluate=evaluate,
-                sensitivity=measure,
             )
             for i, ids in enumerate(batches)
         ]
@@ -251,7 +247,8 @@ class Run:
         if direction is None or not means:
             return cohort.metrics()
         update = means["shared"] - incoming
-        return cohort.metrics() | sensitivity.metrics(update, direction, cohort.squared_updates(), self._layout)
+        squares = cohort.squared_updates(self._algorithm.uploads["shared"].weighting)
+        return cohort.metrics() | sensitivity.metrics(update, direction, squares, self._layout)
 
     def _evaluation_metrics(self, results: list[TaskResult], evaluated: Ints) -> dict[str, float]:
         parts = [result.evaluation for result in results if result.evaluation is not None]

@@ -39,13 +39,13 @@ TYPES: dict[str, str] = {
 }
 
 
-def layer_type(name: str, head: str = "head") -> str:
+def layer_type(name: str, heads: tuple[str, ...] = ("head",)) -> str:
     """The type of layer that a parameter belongs to, by its name in timm; ``other`` if none is known.
 
-    >>> layer_type("blocks.3.attn.qkv.weight"), layer_type("blocks.3.norm1.bias"), layer_type("fc.weight", head="fc")
+    >>> layer_type("blocks.3.attn.qkv.weight"), layer_type("blocks.3.norm1.bias"), layer_type("fc.weight", heads=("fc",))
     ('qkv', 'norm', 'head')
     """
-    if name.startswith(f"{head}."):
+    if name.startswith(tuple(f"{head}." for head in heads)):
         return "head"
     return next((kind for kind, pattern in TYPES.items() if re.search(pattern, f".{name}.")), "other")
 
@@ -53,7 +53,7 @@ def layer_type(name: str, head: str = "head") -> str:
 def shared_types(layout: ParameterLayout) -> list[str]:
     """The type of each shared tensor, in the layout's order; statistics of BatchNorm are no update of a client."""
     return [
-        "" if name in layout.statistics else layer_type(name, layout.head)
+        "" if name in layout.statistics else layer_type(name, layout.heads)
         for name in layout.names[: layout.num_shared_tensors]
     ]
 

@@ -43,7 +43,6 @@ class Task:
         read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
-        sensitivity: measure the clients' updates per type of layer.
     """
 
     kind: Literal["train", "evaluate", "global"]
@@ -56,7 +55,6 @@ class Task:
     messages: dict[str, NDArray[np.float32]] | None = None
     pooled: Ints | None = None
     evaluate: bool = False
-    sensitivity: bool = False
 
 
 @dataclass(frozen=True)

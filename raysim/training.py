@@ -130,8 +130,9 @@ class ClientEngine:
         }
         squares: Tensors = {}
         if sensitivity and len(context.broadcast["shared"]):
+            weighting = self.algorithm.uploads["shared"].weighting
             units, squares = directions(uploads["shared"] - context.broadcast["shared"], self.layout)
-            sums[DIRECTIONS] = weighted_sum(units, weights["samples"], accepted.cpu().numpy(), SCALE_BITS)
+            sums[DIRECTIONS] = weighted_sum(units, weights[weighting], accepted.cpu().numpy(), SCALE_BITS)
         keep = accepted[:, None]
         packed = torch.where(keep, self.state_layout.pack(after), self.state_layout.pack(before))
         evaluation = None

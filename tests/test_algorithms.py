@@ -103,11 +103,35 @@ def test_fedrep_trains_the_head_then_the_body():
     algorithm, uploads, state, layout, _ = client("fedrep", epochs)
     assert algorithm.epochs(3) == ["head", "head", "body"]
     assert algorithm.epochs(1) == ["head", "body"]
+    assert ALGORITHMS["fedrep"](body_epochs=5).epochs(3) == ["head", "body", "body"]
     model = vit()
     for epoch, part in zip(epochs, ("head", "head", "body"), strict=True):
         for batch in epoch:
             step(model, [p for n, p in model.named_parameters() if is_head(n) == (part == "head")], batch)
     np.testing.assert_allclose(torch.cat([uploads["shared"], state["personal"]]), flat(model, layout), atol=1e-6)
+
+
+def test_fedrep_has_an_optimiser_for_each_part():
+    algorithm, model = ALGORITHMS["fedrep"](), vit()
+    layout = layout_of(model, algorithm)
+    theta = layout.flatten(model.state_dict())
+    ctx = ClientContext(model, layout, {"shared": layout.split(theta)[0]}, Optimizer("adamw", 0.01), B, 0)
+    carry = algorithm.client_init(algorithm.client_state(theta, layout), ctx)
+    (batch,) = data((4,))
+    plain, parts = vit(), {"head": [], "body": []}
+    for name, parameter in plain.named_parameters():
+        parts["head" if is_head(name) else "body"].append(parameter)
+    for phase in ("head", "head", "body"):
+        now = ClientContext(model, layout, ctx.broadcast, ctx.optimizer, B, 0, 0, phase)
+        carry, _ = algorithm.client_step(carry, Batch(*batch, torch.ones(4)), now)
+    for phase, steps in (("head", 2), ("body", 1)):
+        optimizer = torch.optim.AdamW(parts[phase], 0.01, weight_decay=0.0)
+        for _ in range(steps):
+            plain.zero_grad()
+            cross_entropy(plain(batch[0]), batch[1]).backward()
+            optimizer.step()
+    moved = ~layout.mask(["qkv.bias"])  # the keys' bias has no effect, its gradient is rounding
+    np.testing.assert_allclose(carry["theta"][moved], flat(plain, layout)[moved], atol=1e-4)
 
 
 def test_fedbabu_keeps_the_head_and_fine_tunes_everything_for_evaluation():
@@ -247,6 +271,8 @@ def test_plugin_keys_have_the_plugins_defaults_and_are_refused_where_it_has_none
     lora = FedPerfix(plugin="lora")
     assert (lora.mid_dim, lora.scale, lora.personal) == (8, 1.0, ["lora", "head"])
     assert FedPerfix(plugin="prompt", personal=[]).personal == []
+    with pytest.raises(ValueError, match="Input should be 'prefix'"):
+        FedPerfix(plugin=["lora"])
     for plugin, key in (("prompt", "scale"), ("prefix_zero", "mid_dim")):
         with pytest.raises(ValueError, match=f"'{key}' is not used by the plugin '{plugin}'"):
             FedPerfix(plugin=plugin, **{key: 1})

@@ -1,5 +1,7 @@
 """Convolutional models: running statistics are parameters of their client, and clients train one by one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import tiny
 from test_training import Simulation
 
 from raysim import seeds
+from raysim.context import Batch
 from raysim.data.transforms import to_model_input
 from raysim.errors import ConfigError
 from raysim.experiment import prepare
@@ -122,5 +125,58 @@ def test_a_client_of_one_sample_is_refused(tmp_path):
     split |= {f"test_{i}": np.array([10 * i + 9]) for i in range(8)} | {"train_3": np.array([30])}
     np.savez(tmp_path / "split.npz", **split)
     data = {"partition": {"name": "file", "path": str(tmp_path / "split.npz")}}
-    with pytest.raises(ConfigError, match="data: client 3 has one training sample"):
+    with pytest.raises(ConfigError, match="data: client 3 has 1 training samples, and fedavg needs 2"):
         prepare(tiny(algorithm={"name": "fedavg"}, model=RESNET, data=data, resources={"clients_per_batch": 1}))
+
+
+def test_a_batch_of_one_sample_is_refused():
+    config = {
+        "algorithm": {"name": "fedavg"},
+        "model": RESNET,
+        "train": {"batch_size": 1},
+        "resources": {"clients_per_batch": 1},
+    }
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size: the BatchNorm layers of resnet50 can't .* take 2 or more"
+    ):
+        prepare(tiny(**config))
+
+
+@pytest.mark.parametrize("count", [16, 10, 9, 8, 7, 6])
+def test_per_fedavg_pairs_of_a_resnet_are_those_of_plain_torch(count):
+    s = simulation(algorithm={"name": "perfedavg"})
+    engine = s.engine
+    context = engine._context(0, s.broadcast, training=True)
+    images = to_model_input(torch.from_numpy(engine._images[:count]), 8)
+    batch = Batch(images, torch.from_numpy(engine._labels[:count]), torch.ones(count))
+    carry = s.algorithm.client_init({"personal": torch.zeros(0)}, context)
+    after = s.algorithm.client_step(carry, batch, context)[0]["theta"]
+    model = build_model(s.config.model, s.config.algorithm, 10, 1, 0).train()
+    cut = 7 if count == 9 else 8 if count > 8 else (count + 1) // 2
+    look = copy.deepcopy(model)
+    torch.nn.functional.cross_entropy(look(images[:cut]), batch.labels[:cut]).backward()
+    torch.optim.SGD(look.parameters(), 0.001).step()
+    look.zero_grad()
+    torch.nn.functional.cross_entropy(look(images[cut:]), batch.labels[cut:]).backward()
+    for parameter, ahead in zip(model.parameters(), look.parameters(), strict=True):
+        parameter.grad = ahead.grad
+    torch.optim.SGD(model.parameters(), 0.001).step()
+    expected = engine.layout.flatten(model.state_dict())
+    learned = ~engine.layout.mask(list(engine.layout.statistics))
+    np.testing.assert_allclose(after[learned], expected[learned], atol=1e-6)
+
+
+@pytest.mark.parametrize("mixture", ["round", "step"])
+def test_running_statistics_have_no_part_in_apfls_alpha(mixture):
+    s = simulation(algorithm={"name": "apfl", "alpha": 0.5, "mixture": mixture})
+    engine, context = s.engine, s.engine._context(0, s.broadcast, training=True)
+    images = to_model_input(torch.from_numpy(engine._images[:8]), 8)
+    batch = Batch(images, torch.from_numpy(engine._labels[:8]), torch.ones(8))
+    alphas = []
+    for shift in (0.0, 5.0):
+        own = s.initial + 0.01
+        own[engine.layout.mask(["running_mean"])] += shift
+        carry = s.algorithm.client_init({"own": own, "alpha": torch.tensor([0.5])}, context)
+        alphas.append(float(s.algorithm.client_step(carry, batch, context)[0]["alpha"]))
+    assert alphas[0] == pytest.approx(alphas[1], abs=1e-6)
+    assert alphas[0] != 0.5

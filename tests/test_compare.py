@@ -29,7 +29,7 @@ def test_the_mean_of_the_last_rounds_and_other_groups():
     table = compare(history(), last=3).set_index("name")
     assert table.loc["a", "accuracy"] == "40.0 ± 9.4"  # two thirds of it, over three rounds
     grouped = compare(history().assign(method="x"), by="method")
-    assert grouped[["method", "seeds", "accuracy"]].values.tolist() == [["x", 3, "48.3 ± 22.5"]]
+    assert grouped[["method", "runs", "accuracy"]].values.tolist() == [["x", 3, "48.3 ± 22.5"]]
 
 
 def test_cells():

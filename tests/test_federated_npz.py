@@ -85,6 +85,55 @@ def test_anything_but_arrays_is_refused_by_name_and_never_called(tmp_path, monke
     assert not (tmp_path / "owned").exists()
 
 
+class Calls:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+FIELDS = (3, "|", None, ("f",), {"f": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Calls(np.ndarray, ((1,), np.dtype("O"), np.array([0x4141414141414141]))),  # bytes as addresses of objects
+        Calls(np.dtype, ("V8",), FIELDS),
+        Calls(np.dtype, ("f8",), FIELDS),
+        Calls(np.dtype, ("f8",), (3, "|", (np.dtype("f8"), (512,)), None, None, 4096, 1, 0)),  # larger than its buffer
+        Calls(np.frombuffer, (b"1234",)),
+    ],
+)
+def test_arrays_can_not_be_forged_to_read_memory(tmp_path, forged):
+    save(tmp_path)
+    box = np.empty((), object)
+    box[()] = {"x": forged, "y": [1]}
+    np.savez(tmp_path / "train" / "1.npz", data=box)
+    with pytest.raises(ConfigError, match=r"train/1\.npz can't be read"):
+        load_dataset(config(tmp_path), 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.zeros((2, 3, 4, 4)), np.array(["a", "b"])),
+        (np.zeros((2, 3, 4, 4)), np.array([None, 1])),
+        (None, np.array([0, 1])),
+        ("images", np.array([0, 1])),
+        (np.zeros((2, 3, 0, 0)), np.array([0, 1])),
+        (np.zeros((2, 3, 4, 4), complex), np.array([0, 1])),
+        (np.zeros((2, 3, 4, 4), "M8[s]"), np.array([0, 1])),
+    ],
+)
+def test_contents_that_are_no_images_and_labels(tmp_path, x, y):
+    save(tmp_path)
+    np.savez(tmp_path / "train" / "1.npz", data={"x": x, "y": y})
+    with pytest.raises(ConfigError, match=r"train/1\.npz"):
+        load_dataset(config(tmp_path), 4)
+
+
 def test_damaged_files_are_named(tmp_path):
     save(tmp_path)
     path = tmp_path / "test" / "0.npz"

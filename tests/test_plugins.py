@@ -1,7 +1,6 @@
 """Plugins by their formulas, on three families of timm models."""
 
 import pytest
-import timm
 import torch
 
 from algorithms import ALGORITHMS
@@ -9,6 +8,7 @@ from raysim.config import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
 from raysim.models.plugins import PLUGINS
+from raysim.training import layout_of
 
 FAMILIES = {
     "vit_tiny_patch16_224": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2},
@@ -134,12 +134,20 @@ def test_timms_attention_is_not_slowed_by_a_zero_block_for_the_queries():
 
 
 def test_a_distilled_models_heads_are_its_head():
-    model = timm.create_model(
-        "deit_tiny_distilled_patch16_224", img_size=8, num_classes=5, **FAMILIES["vit_tiny_patch16_224"]
-    )
-    assert {n for n in names(model) if "head" in n} == {
-        "head.weight",
-        "head.bias",
-        "head_dist.weight",
-        "head_dist.bias",
-    }
+    family = "deit_tiny_distilled_patch16_224"
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    for name, keys in (
+        ("fedper", {}),
+        ("fedperfix", {"plugin": "lora", "freeze_backbone": True, "personal": ["head"]}),
+    ):
+        algorithm = ALGORITHMS[name](**keys)
+        model = build_model(ModelConfig(name=family, image_size=8, kwargs=FAMILIES[family]), algorithm, 5, 3, 0)
+        layout = layout_of(model, algorithm)
+        assert set(layout.names[layout.num_shared_tensors :]) == heads
+        assert not heads & set(layout.frozen)
+
+
+def test_a_pattern_of_frozen_parameters_keeps_nothing_personal_and_is_refused():
+    algorithm = ALGORITHMS["fedperfix"](freeze_backbone=True, personal=["norm*"])
+    with pytest.raises(ConfigError, match=r"algorithm.personal: the pattern 'norm\*' matches only frozen parameters"):
+        layout_of(build("prefix"), algorithm)

@@ -85,7 +85,9 @@ def test_gains_are_paired_by_seed_and_client(invoke):
         "1",
         "0",
     )
-    assert 0 <= float(found["low"]) < 10 < float(found["high"]) <= 20
+    half = 12.706 * 5  # Student's t with one degree of freedom, standard error of the seeds' means of 15 and 5 points
+    assert float(found["low"]) == pytest.approx(10 - half, abs=0.01)
+    assert float(found["high"]) == pytest.approx(10 + half, abs=0.01)
     assert (float(found["kB"]), float(found["per kB"])) == (1.0, 10.0)
     assert "+10.0 [" in invoke("one", "--baseline", "base").output
     earlier = invoke("one", "--baseline", "base", "--last", "2", "--format", "csv").output.splitlines()[-1]
@@ -127,4 +129,24 @@ def test_runs_on_other_data_are_not_paired(tmp_path):
         tracker.end(child, "FINISHED")
     result = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed", "--baseline", "base"])
     assert result.exit_code == 2
-    assert "differ in data.partition.alpha, so clients can't be paired" in result.output
+    assert "other: its data.partition.alpha differ from base's, so clients can't be paired" in result.output
+
+
+def test_groups_that_can_not_be_compared_are_named(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "a/b")
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for name, seed in (("base", 0), ("other", 0), ("late", 7)):
+        given = {"seed": seed, "model.state_parameters": 0}
+        child = tracker.start(name, given, {"raysim.entry": name}, parent)
+        metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
+        metrics |= {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0}
+        tracker.log_round(child, 0, metrics)
+        tracker.log_arrays(child, {"rounds": np.zeros(1), "accuracy": np.array([[0.5, 0.25]])}, "accuracy.npz")
+        tracker.end(child, "FINISHED")
+    invoke = lambda *arguments: CliRunner().invoke(main, ["compare", "--uri", uri, "a/b", *arguments])  # noqa: E731
+    assert "not compared: late: it has no seed of base" in invoke("--baseline", "base").output
+    assert "over clients (one seed)" in invoke("--baseline", "base").output
+    alone = invoke("--baseline", "late")
+    assert alone.exit_code == 2
+    assert "nothing in 'a/b' to compare with it: base: it has no seed of late" in " ".join(alone.output.split())

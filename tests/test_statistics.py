@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raysim.statistics import bootstrap, gains
+from raysim.statistics import bootstrap, gains, interval
 
 
 def test_gains_by_hand():
@@ -23,13 +23,28 @@ def test_gains_by_hand():
     assert worse["per kB"] == pytest.approx(-5)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+@pytest.mark.parametrize(
+    ("seeds", "clients", "between", "within"), [(3, 16, 2, 4), (3, 64, 2, 4), (5, 16, 2, 4), (3, 16, 0, 8)]
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(seeds, clients, between, within):
     rng = np.random.default_rng(1)
     covered = 0
-    for _ in range(300):
-        low, high = bootstrap([rng.normal(1.0, 1.0, 40) for _ in range(8)], resamples=400)
+    for _ in range(200):
+        low, high = interval([rng.normal(rng.normal(1, between), within, clients) for _ in range(seeds)])
         covered += low < 1.0 < high
-    assert 0.9 < covered / 300 <= 1.0
+    assert covered / 200 > 0.92
+
+
+def test_one_seed_has_an_interval_over_its_clients():
+    low, high = interval([np.arange(20.0)])
+    assert (low, high) == bootstrap([np.arange(20.0)])
+    assert 5 < low < 9.5 < high < 14
+
+
+def test_ties_are_ties_up_to_rounding():
+    base = np.array([0.1 + 0.2, 0.5])
+    table = gains({"base": {0: base}, "same": {0: np.array([0.3, 0.5 + 1e-9])}}, "base")
+    assert table[["wins", "ties", "losses"]].values.tolist() == [[0, 2, 0]]
 
 
 def test_seeds_that_differ_widen_the_interval():

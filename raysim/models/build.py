@@ -55,7 +55,8 @@ def _try_out(model: nn.Module, config: ModelConfig, in_channels: int, plugin: di
         raise
     except Exception as error:  # whatever a model of timm raises for a size that it can't take
         raise ConfigError(
-            f"model: {config.name} can't take images of {config.image_size} pixels with kwargs {config.kwargs}: {error}"
+            f"model: {config.name} can't take images of {config.image_size} pixels with kwargs {config.kwargs}"
+            f"{' and this plugin' if plugin else ''}: {error}"
         ) from error
     finally:
         model.train()

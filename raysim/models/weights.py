@@ -12,7 +12,7 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from raysim.errors import ConfigError
-from raysim.parameters import classifier_name
+from raysim.parameters import classifier_names
 
 
 def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
@@ -31,9 +31,9 @@ def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
         weights = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"model.weights: {path} is not a safetensors file ({error})") from error
-    own, head = model.state_dict(), classifier_name(model)
+    own, heads = model.state_dict(), classifier_names(model)
     unknown = sorted(weights.keys() - own.keys())
-    missing = sorted(n for n in own.keys() - weights.keys() - optional if not _is_head(n, head))
+    missing = sorted(n for n in own.keys() - weights.keys() - optional if not _is_head(n, heads))
     if unknown or missing:
         raise ConfigError(
             f"model.weights: {path} does not fit the model. Only in the file: {_some(unknown)}. "
@@ -41,13 +41,13 @@ def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
         )
     fitted = {name: tensor for name, tensor in weights.items() if tensor.shape == own[name].shape}
     for name in weights.keys() - fitted.keys():
-        if not _is_head(name, head):
+        if not _is_head(name, heads):
             fitted[name] = _fitted(name, weights[name], own[name], model)
     model.load_state_dict(fitted, strict=False)
 
 
-def _is_head(name: str, head: str) -> bool:
-    return name.startswith((f"{head}.", "head_dist."))
+def _is_head(name: str, heads: tuple[str, ...]) -> bool:
+    return name.startswith(tuple(f"{head}." for head in heads))
 
 
 def _fitted(name: str, tensor: Tensor, own: Tensor, model: nn.Module) -> Tensor:
