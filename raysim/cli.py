@@ -90,10 +90,11 @@ def run(file: str, overrides: tuple[str, ...]) -> None:
 
 
 def _print_result(result: Result, is_study: bool) -> None:
+    from raysim.compare import caption
     from raysim.progress import as_rich
     from raysim.tracking import dashboard_command
 
-    console.print(as_rich(result.table, _caption(result.experiment)))
+    console.print(as_rich(result.table, caption(result.experiment)))
     run_id = result.parent_run_id if is_study else result.runs[0].run_id
     pictures = "comparison.png" if is_study else "partition.png"
     console.print(
@@ -103,10 +104,6 @@ def _print_result(result: Result, is_study: bool) -> None:
     console.print(f"raysim compare {shlex.quote(result.experiment)}", style="bold", highlight=False)
     console.print("dashboard: ", end="")
     console.print(dashboard_command(result.tracking_uri), style="bold", highlight=False, soft_wrap=True)
-
-
-def _caption(experiment: str) -> str:
-    return f"{experiment}: last round, percent, mean ± standard deviation over seeds"
 
 
 @main.command()
@@ -181,7 +178,8 @@ def compare(
 ) -> None:
     """The tables and pictures of the latest study of each EXPERIMENT again, from MLflow.
 
-    Several experiments (one per data set) stand side by side. Marked are the best and the second best.
+    In markdown, latex and csv several experiments (one per data set) stand side by side; in the first two the best and
+    the second best are marked.
     """
     from raysim.report import report
 

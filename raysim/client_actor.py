@@ -119,9 +119,8 @@ class ClientActor:
     def _client_error(self, task: Task, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
         culprits = task.clients.tolist()
-        is_device_error = isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(
-            error
-        )  # says nothing of a client
+        # An error of the device says nothing of a client.
+        is_device_error = isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
         if len(culprits) > 1 and task.kind != "global" and not is_device_error:
             for i, client in enumerate(culprits):
                 if (alone := self._error_alone(task, i)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from raysim.config import Config
 from raysim.tasks import TaskResult
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def sample_cohort(config: Config, round: int) -> Ints:
@@ -43,12 +43,12 @@ class TrainedCohort:
     num_train: Ints
     """(N,): training samples of every client, by which means are weighted."""
 
-    @property
+    @cached_property
     def clients(self) -> Ints:
         """(K,), ascending."""
         return np.sort(np.concatenate([result.task.clients for result in self.results]))
 
-    @property
+    @cached_property
     def accepted(self) -> NDArray[np.bool_]:
         """(K,): whose result was finite and in range."""
         return self._in_order(lambda result: np.asarray(result.accepted)).astype(np.bool_)

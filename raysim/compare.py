@@ -41,6 +41,13 @@ def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFr
     return table[fixed].fillna("–")
 
 
+def caption(experiment: str, by: str = "name", last: int = 1) -> str:
+    """What the numbers of ``compare`` are, in a line."""
+    when = "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
+    over = "seeds" if by == "name" else "runs"
+    return f"{experiment}: {when}, percent, mean ± standard deviation over {over}"
+
+
 def last_rounds(runs: pd.DataFrame, last: int) -> pd.DataFrame:
     """Per run, the mean of every metric over its ``last`` evaluated rounds: a row per ``run_id``."""
     evaluated = runs.dropna(subset=["personalized/accuracy_mean"]).sort_values("round")

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.compare import compare, formatted, paper_table
+from raysim.compare import caption, compare, formatted, paper_table
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
 from raysim.plots import check_picture, plot_comparison, plot_gains
@@ -53,7 +53,7 @@ def report(
     studies = [_read(experiment, uri, by) for experiment in experiments]
     if form == "table":
         for study in studies:
-            console.print(as_rich(compare(study.history, by, last), _caption(study, by, last)))
+            console.print(as_rich(compare(study.history, by, last), caption(study.experiment, by, last)))
     else:
         text = paper_table({s.experiment: s.history for s in studies}, by, last, form)
         console.print(text, highlight=False, soft_wrap=True)
@@ -150,12 +150,6 @@ def _differences(study: _Study, runs: pd.DataFrame, by: str, group: str, baselin
 
     own, other = settings(group), settings(baseline)
     return sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-
-
-def _caption(study: _Study, by: str, last: int) -> str:
-    when = "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
-    over = "seeds" if by == "name" else "runs"
-    return f"{study.experiment}: {when}, percent, mean ± standard deviation over {over}"
 
 
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:

@@ -163,9 +163,8 @@ class Run:
     def _pooled_task(self, cohort: Ints) -> Task:
         """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
         partition, one = self._partition, cohort[:1] * 0
-        everyone = np.concatenate([partition.train(client) for client in range(partition.num_clients)])
         rng = seeds.stream(self.config.seed, "pooled", self._round)
-        drawn = rng.choice(everyone, int(partition.num_train[cohort].sum()), replace=False)
+        drawn = rng.choice(partition.all_train, int(partition.num_train[cohort].sum()), replace=False)
         weights = {"samples": np.ones(1), "uniform": np.ones(1)}
         slot = self._index.allocate(1)
         return Task("train", 0, self._round, one, self._index.slots[one], slot, weights, {}, pooled=drawn)

@@ -220,9 +220,8 @@ class Tracker:
         groups: dict[str, list[Any]] = {}
         for run in runs:
             tags = run.data.tags
-            if (
-                run.info.status == "FINISHED" and "raysim.entry" in tags
-            ):  # not a study's parent, not somebody else's run
+            # Without the tag it is a study's parent, or somebody else's run.
+            if run.info.status == "FINISHED" and "raysim.entry" in tags:
                 groups.setdefault(tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
         if not groups:
             raise ConfigError(f"the experiment {self.experiment!r} has no finished run of raysim")

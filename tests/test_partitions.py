@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raysim.config import DataConfig
-from raysim.data.partitions import client_table, make_partition
+from raysim.data.partitions import Partition, client_table, make_partition
 from raysim.data.sources import Dataset, load_dataset
 from raysim.errors import ConfigError
 
@@ -173,3 +173,8 @@ def test_the_table_has_a_row_per_client_and_one_for_the_rest(digits):
     assert len(table) == 41
     assert table["client"].iloc[-1] == "10 more, mean"
     assert table["classes"].iloc[0] == "10"
+
+
+def test_the_training_samples_of_all_clients():
+    partition = Partition(np.array([7, 8, 9, 3, 4, 5, 6]), np.array([0, 3, 7]), np.array([2, 1]))
+    assert partition.all_train.tolist() == [7, 8, 3]

@@ -81,7 +81,7 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): self._dtype,
             ("numpy.core.multiarray", "_reconstruct"): self._reconstruct,
             ("numpy.core.multiarray", "scalar"): self._scalar,
-            ("numpy.core.numeric", "_frombuffer"): _array,
+            ("numpy.core.numeric", "_frombuffer"): self._frombuffer,
             ("_codecs", "encode"): self._latin1,  # how protocol 2 writes an array's bytes
         }
         found = known.get((module.replace("numpy._core", "numpy.core"), name))
@@ -100,6 +100,9 @@ class _ArraysOnly(pickle.Unpickler):
         if kind != "ndarray":
             raise pickle.UnpicklingError("it holds an array of a class of its own")
         return _Array()
+
+    def _frombuffer(self, content: object, dtype: object, shape: object, order: object) -> NDArray[Any]:
+        return _array(content, dtype, shape, order)
 
     def _scalar(self, dtype: object, content: object) -> Any:
         return _array(content, dtype, (), "C").item()

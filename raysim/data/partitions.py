@@ -48,6 +48,13 @@ class Partition:
         """(N,)"""
         return np.diff(self.offsets) - self.num_train
 
+    @property
+    def all_train(self) -> Ints:
+        """The training samples of all clients, client after client."""
+        sizes = np.diff(self.offsets)
+        position = np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], sizes)
+        return self.indices[position < np.repeat(self.num_train, sizes)]
+
     def train(self, client: int) -> Ints:
         start = self.offsets[client]
         return self.indices[start : start + self.num_train[client]]
