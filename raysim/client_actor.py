@@ -6,7 +6,9 @@ the one thing that is mutable, the partial sum of the round.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,7 @@ class ClientActor:
         self._slots: SlotFile | None = None
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
-        """Get ready for a run; returns what this worker computes on."""
+        """Get ready for a run; returns what this worker computes on, and its process."""
         # Imported where it is used: the driver imports this module, too, and would wait seconds for timm.
         from raysim.models.build import build_model
         from raysim.training import ClientEngine
@@ -63,7 +65,7 @@ class ClientActor:
         self._slots = SlotFile(setup.slot_file, self._engine.state_layout.size)
         self._partial = PartialSum(-1)
         self._broadcast: tuple[Any, Tensors] | None = None
-        return {"device": device, "device_name": device_name(device)}
+        return {"device": device, "device_name": device_name(device), "pid": str(os.getpid())}
 
     def run(self, task: Task, version: int, broadcast: dict[str, NDArray[np.float32]]) -> TaskResult:
         """Do a task with the server's broadcast of this version (equal versions are equal broadcasts).
@@ -71,6 +73,7 @@ class ClientActor:
         Raises:
             ClientError: the algorithm raised; names the client.
         """
+        start = time.perf_counter()
         assert self._engine is not None
         assert self._slots is not None
         if self._broadcast is None or self._broadcast[0] != version:
@@ -79,7 +82,7 @@ class ClientActor:
         if self._partial.round != task.round and task.kind == "train":
             self._partial = PartialSum(task.round)
         try:
-            return TaskResult(task, *self._run(task))
+            return TaskResult(task, *self._run(task), time.perf_counter() - start)
         except Exception as error:
             failure = error
         raise self._client_error(task, failure)

@@ -103,23 +103,32 @@ def prepare(config: Config) -> list[Prepared]:
 
 def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
     """``cache`` has the data sets and partitions of earlier runs."""
-    source, image_size = _source_key(config.data, config.model.image_size), config.model.image_size
+    source = _source_key(config.data, config.model.image_size)
     if source not in cache:
-        cache[source] = load_dataset(config.data, image_size)
+        cache[source] = load_dataset(config.data, config.model.image_size)
     dataset: Dataset = cache[source]
     split = f"{source} {config.data.model_dump_json()} {config.seed}"
     if split not in cache:
         cache[split] = make_partition(config.data, dataset, config.seed)
+    return prepare_on(entry, config, dataset, cache[split])
+
+
+def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partition) -> Prepared:
+    """Check a run on data that is already there, which ``config.data`` then only describes.
+
+    Raises:
+        ConfigError: the model can't be built or doesn't fit the data or the algorithm.
+    """
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
     if has_batch_norm(model):
-        size = _one_by_one(config, cache[split])
+        size = _one_by_one(config, partition)
     else:
-        size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, image_size))
+        size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
     resources = config.resources.model_copy(update={"clients_per_batch": size})
     resolved = config.model_copy(update={"resources": resources})
-    return Prepared(entry, resolved, dataset, cache[split], layout, initial, frozen)
+    return Prepared(entry, resolved, dataset, partition, layout, initial, frozen)
 
 
 def _one_by_one(config: Config, partition: Partition) -> int:
@@ -173,7 +182,12 @@ def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None
             ray.shutdown()
 
 
-def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str]], None] | None) -> Result:
+def start(actor_class: Any, config: Config, runs: list[Prepared]) -> tuple[Any, Job]:
+    """Place the runs on the cluster and start the actor that drives them: ``Driver``, or one like it.
+
+    Raises:
+        ConfigError: the cluster can't give what ``resources`` asks for.
+    """
     most_batches = max(_most_batches(r.config) for r in runs)
     placement = place(same_resources([r.config for r in runs]), most_batches)
     uri = resolve_uri(config.tracking)
@@ -181,10 +195,14 @@ def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str
     job = Job(_resolved(config, placement.resources, uri), specs, uri, git_commit(Path.cwd()))
     assert isinstance(placement.resources.num_actors, int)
     import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
-    actor_class: Any = Driver  # Ray's decorator adds `options`
     driver = actor_class.options(**placement.driver_options).remote(
         [ray.put(job)], placement.resources.num_actors, placement.actor_options, import_path
     )
+    return driver, job
+
+
+def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str]], None] | None) -> Result:
+    driver, job = start(Driver, config, runs)
     try:
         status = _watch(driver, [spec.config.name for spec in job.runs], watch)
         if status.state == "failed":
@@ -198,7 +216,7 @@ def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str
     finally:
         ray.kill(driver)
     history = pd.concat([result.history for result in results], ignore_index=True)
-    return Result(results, history, uri, job.experiment, parent)
+    return Result(results, history, job.tracking_uri, job.experiment, parent)
 
 
 def _stop(driver: Any) -> None:

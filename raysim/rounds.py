@@ -95,7 +95,7 @@ class Run:
     def round(self, round: int) -> dict[str, float]:
         """One round; returns its metrics."""
         start = time.perf_counter()
-        self._round = round
+        self._round, self._busy_seconds = round, 0.0
         cohort = sample_cohort(self.config, round)
         evaluating = (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
         everyone = np.arange(self.config.data.num_clients)
@@ -122,12 +122,22 @@ class Run:
         received = sum(4 * len(s.total) for s in sums.values())
         metrics |= self._communication(sent, received, 0 if pooled else len(cohort))
         seconds = time.perf_counter() - start
+        busy = self._busy_seconds / (len(self._pool.workers) * seconds)
         epochs = len(self._algorithm.epochs(self.config.train.local_epochs))
         samples = epochs * int(self._partition.num_train[cohort].sum())
-        metrics |= {"system/round_seconds": seconds, "system/train_samples_per_second": samples / seconds}
+        metrics |= {
+            "system/round_seconds": seconds,
+            "system/train_samples_per_second": samples / seconds,
+            "system/actor_busy_fraction": busy,
+        }
         self.history.append({"round": float(round), **metrics})
         self._report(RoundReport(round, len(tasks), len(tasks), [], metrics, self._rejected))
         return metrics
+
+    @property
+    def num_states(self) -> int:
+        """How many clients have a state of their own by now."""
+        return int((self._index.slots >= 0).sum())
 
     def close(self) -> None:
         self._slots.close()
@@ -206,7 +216,9 @@ class Run:
         def report(done: int, total: int, running: list[str]) -> None:
             self._report(RoundReport(self._round, done, total, running))
 
-        return self._pool.run(tasks, self._version, self._broadcast, retry, report)
+        results, parts = self._pool.run(tasks, self._version, self._broadcast, retry, report)
+        self._busy_seconds += sum(result.seconds for result in results)
+        return results, parts
 
     # The server.
 

@@ -84,6 +84,8 @@ class ActorPool:
         self._options, self._import_path, self._stop = options, import_path, stop
         self.workers = [Worker(i, self._start()) for i in range(size)]
         self._setup: ray.ObjectRef | None = None
+        self.machines: list[dict[str, str]] = []
+        """What each actor answered to ``configure``."""
 
     def _start(self) -> Any:
         actor_class: Any = ClientActor  # Ray's decorator adds `options`
@@ -98,7 +100,7 @@ class ActorPool:
         for worker in self.workers:
             worker.configured = worker.handle.configure.remote(self._setup)
         waiting = {worker.configured: worker for worker in self.workers}
-        machines: list[dict[str, str]] = []
+        self.machines = []
         tries: dict[int, int] = {}
         patience = time.monotonic() + PATIENCE_SECONDS
         while waiting:
@@ -108,14 +110,14 @@ class ActorPool:
             for ref in self.wait(list(waiting), timeout=1.0):
                 worker = waiting.pop(ref)
                 try:
-                    machines.append(ray.get(ref))
+                    self.machines.append(ray.get(ref))
                 except ACTOR_LOST:
                     tries[worker.name] = tries.get(worker.name, 0) + 1
                     if tries[worker.name] > MAX_RETRIES:
                         raise
                     self.replace(worker)
                     waiting[worker.configured] = worker
-        return machines[0]
+        return self.machines[0]
 
     def run(
         self,

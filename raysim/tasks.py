@@ -77,3 +77,5 @@ class TaskResult:
     metrics: dict[str, Floats]
     squared_updates: dict[str, Floats]
     evaluation: Evaluation | None
+    seconds: float = 0.0
+    """For which the actor was busy with it."""

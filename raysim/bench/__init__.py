@@ -1,0 +1,1 @@
+"""``raysim bench``: what a round costs, beside the same training in plain torch."""

@@ -1,0 +1,183 @@
+"""The yardstick: the same rounds as a loop in plain torch, without any framework, in as many processes as there are actors.
+
+What a careful researcher would write: one process per core with one thread, models built once, the server's weights in
+shared memory, each process sums up the updates of its clients. Every client draws the same batches as in raysim, so both
+arrive at the same model, up to rounding (a test compares them).
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from algorithms import FederatedAlgorithm
+from raysim import seeds
+from raysim.cohort import sample_cohort
+from raysim.config import Config
+from raysim.data.partitions import Partition
+from raysim.data.sources import Dataset
+from raysim.errors import ConfigError
+from raysim.models.build import build_model
+from raysim.parameters import ParameterLayout
+
+Ints = NDArray[np.int64]
+# A method that overrides one of these trains in another way than the loop below.
+OWN_TRAINING = ("broadcast", "server_step", "client_state", "client_init", "client_step", "client_final", "personalize")
+
+
+def check_is_plain(algorithm: FederatedAlgorithm) -> None:
+    """Refuse a method that is more than local training of a model with shared and personal parameters.
+
+    Raises:
+        ConfigError: the loop does not do what the method does.
+    """
+    own = [hook for hook in (*OWN_TRAINING, "epochs") if getattr(type(algorithm), hook) is not _base(hook)]
+    if own or algorithm.adapt_steps() or algorithm.pooled:
+        raise ConfigError(
+            f"--algorithm: the plain loop trains shared and personal parameters together, as fedavg, fedper and fedperfix "
+            f"do; {algorithm.name} has {', '.join(own) or 'adaptation'} of its own"
+        )
+
+
+def _base(hook: str) -> Any:
+    return getattr(FederatedAlgorithm, hook)
+
+
+class PlainLoop:
+    """Processes that train the cohort of one round after another; a context manager.
+
+    Args:
+        shared: (S,) the initial shared parameters.
+        personal: (personal,) the initial personal parameters.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, partition: Partition, shared: Tensor, personal: Tensor, processes: int
+    ) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._config, self._num_train = config, partition.num_train
+        self.shared = shared.clone().share_memory_()
+        self._sums = torch.zeros(processes, len(shared)).share_memory_()
+        states = torch.zeros(config.data.num_clients, len(personal)).share_memory_()  # no memory until a client trains
+        trained = torch.zeros(config.data.num_clients, dtype=torch.bool).share_memory_()
+        images, labels = (torch.from_numpy(a.copy()).share_memory_() for a in (dataset.images, dataset.labels))
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for rank in range(processes):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, config, images, labels, partition, self.shared, self._sums[rank], personal, states, trained)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            self._processes.append(process)
+            self._pipes.append(ours)
+        for pipe in self._pipes:
+            pipe.recv()  # it is ready
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def round(self, round: int) -> float:
+        """One round; returns the accuracy over all test samples of the cohort."""
+        cohort = sample_cohort(self._config, round)
+        weights = self._num_train[cohort] / self._num_train[cohort].sum()
+        n = len(self._pipes)
+        for i, pipe in enumerate(self._pipes):
+            pipe.send((round, cohort[i::n], weights[i::n]))
+        counts = np.sum([pipe.recv() for pipe in self._pipes], axis=0)
+        self.shared.copy_(self._sums.sum(dim=0))
+        return float(counts[0] / counts[1])
+
+    def __enter__(self) -> PlainLoop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # ends the process
+        for process in self._processes:
+            process.join()
+
+
+def _work(
+    pipe: Connection,
+    config: Config,
+    images: Tensor,
+    labels: Tensor,
+    partition: Partition,
+    shared: Tensor,
+    total: Tensor,
+    initial: Tensor,
+    states: Tensor,
+    has_state: Tensor,
+) -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if config.resources.device == "cuda" else "cpu")
+    num_classes = int(labels.max()) + 1
+    model = build_model(config.model, config.algorithm, num_classes, images.shape[3], config.seed).to(device)
+    layout = ParameterLayout.of(model, config.algorithm.personal_patterns(), config.algorithm.trainable_patterns())
+    by_name = dict(model.named_parameters())
+    parameters = [by_name[name] for name in layout.names]
+    shares, keeps = parameters[: layout.num_shared_tensors], parameters[layout.num_shared_tensors :]
+    pipe.send(None)
+    while True:
+        try:
+            round, clients, weights = pipe.recv()
+        except EOFError:
+            return
+        total.zero_()
+        correct = seen = 0
+        for client, weight in zip(clients.tolist(), weights.tolist(), strict=True):
+            _load(shares, shared)
+            _load(keeps, states[client] if has_state[client] else initial)
+            rng = seeds.stream(config.seed, "batches", round, client)
+            index = partition.train(client)
+            order = rng.permuted(np.arange(len(index))[None], axis=1)[0]
+            _train(model, parameters, images, labels, torch.from_numpy(index[order]), config, device)
+            test = torch.from_numpy(partition.test(client))
+            model.eval()
+            with torch.no_grad():
+                hits = model(_input(images[test], device)).argmax(dim=-1) == labels[test].to(device)
+            correct, seen = correct + int(hits.sum()), seen + len(test)
+            total.add_(_vector(shares), alpha=weight)
+            if keeps:
+                states[client].copy_(_vector(keeps))
+                has_state[client] = True
+        pipe.send((correct, seen))
+
+
+def _train(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    config: Config,
+    device: torch.device,
+) -> None:
+    model.train()
+    optimizer = torch.optim.SGD(parameters, lr=config.train.optimizer.lr)
+    for batch in index.split(config.train.batch_size):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(_input(images[batch], device)), labels[batch].to(device))
+        loss.backward()
+        optimizer.step()
+
+
+def _input(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
+
+
+def _load(parameters: list[nn.Parameter], vector: Tensor) -> None:
+    if parameters:  # they become views of the vector: a copy, for the optimiser works in place
+        torch.nn.utils.vector_to_parameters(vector.to(parameters[0].device, copy=True), parameters)
+
+
+def _vector(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(parameters).detach().cpu()
