@@ -28,7 +28,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raysim.context import Batch, ClientContext, Optimizer, ServerContext, Tensors
+from raysim.context import Batch, ClientContext, ServerContext
+from raysim.optimizers import Optimizer, Tensors
 from raysim.parameters import ParameterLayout
 
 __all__ = [

@@ -19,6 +19,7 @@ from algorithms import Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
 WEIGHT_BITS = 40
+SUM_ELEMENTS = 2**18  # converted to float64 at a time: they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,47 @@ def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declar
         assert values.dim() == 2, (
             f"the upload {name!r} must be a vector per client, not of shape {tuple(values.shape)[1:]}"
         )
-        limit = 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
-        checks.append((values.abs() < limit).all(dim=-1))  # false for NaN, too
-    checks += [values.isfinite().all(dim=-1) for values in kept.values()]
+        checks.append(_within(values, 2.0 ** (TOTAL_BITS - declared[name].scale_bits)))
+    checks += [_within(values, float("inf")) for values in kept.values()]
     return torch.stack(checks).all(dim=0)
+
+
+def _within(values: Tensor, limit: float) -> Tensor:
+    """(K,) bool: rows of (K, n) whose entries are all below a limit in absolute value; false for NaN, too.
+
+    Largest and smallest entry take a tenth of the time of ``(values.abs() < limit).all()``, and no memory.
+    """
+    if not values.shape[1]:
+        return values.new_ones(len(values), dtype=torch.bool)
+    return (values.amax(dim=1) < limit) & (values.amin(dim=1) > -limit)
 
 
 def weighted_sum(
     values: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], scale_bits: int
 ) -> FixedPoint:
     """Clients' values (K, n) and planned shares (K,) to fixed point; clients that are not accepted have no part in it."""
-    total = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
-    weight = 0
-    for client in np.flatnonzero(accepted):
-        total.add_(values[client].double(), alpha=float(weights[client]))
-        weight += round(float(weights[client]) * 2**WEIGHT_BITS)
-    fixed = total.mul_(2.0**scale_bits).round_().to(torch.int64)
-    return FixedPoint(fixed.cpu().numpy(), weight)
+    shares = np.where(accepted, weights, 0.0)
+    total = float64_sum(values, torch.from_numpy(shares).to(values.device), accepted)
+    weight = sum(round(share * 2**WEIGHT_BITS) for share in shares.tolist())
+    return fixed_point(total, weight, scale_bits)
+
+
+def fixed_point(total: Tensor, weight: int, scale_bits: int) -> FixedPoint:
+    """A float64 sum (n,) rounded to integers; overwrites it."""
+    return FixedPoint(total.mul_(2.0**scale_bits).round_().to(torch.int64).cpu().numpy(), weight)
+
+
+def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) -> Tensor:
+    """``sum_k factors[k] * values[k]`` (n,) in float64, of values (K, n) float32 and factors (K,) float64.
+
+    Rows that are not accepted may hold anything, NaN too, and are left out.
+    """
+    if not accepted.all():
+        chosen = torch.from_numpy(accepted).to(values.device)
+        values, factors = values[chosen], factors[chosen]
+    columns = max(1, SUM_ELEMENTS // max(1, len(values))) if values.device.type == "cpu" else max(1, values.shape[1])
+    parts = [factors @ piece.double() for piece in values.split(columns, dim=1)]
+    return torch.cat(parts) if parts else factors.new_zeros(0)
 
 
 @dataclass

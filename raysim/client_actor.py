@@ -6,7 +6,9 @@ the one thing that is mutable, the partial sum of the round.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import sys
 import time
 import traceback
@@ -16,8 +18,8 @@ import ray
 import torch
 
 from raysim.aggregation import PartialSum
-from raysim.context import Tensors
 from raysim.errors import ClientError
+from raysim.optimizers import Tensors
 from raysim.personal_store import SlotFile
 from raysim.tasks import RunSetup, Task, TaskResult
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from raysim.training import ClientEngine
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class ClientActor:
@@ -34,6 +38,7 @@ class ClientActor:
 
     def __init__(self, import_path: list[str]) -> None:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)  # a user's own algorithm module
+        _keep_freed_memory()
         torch.set_num_threads(1)  # two threads add in another order than one, whatever num_cpus is
         self._engine: ClientEngine | None = None
         self._slots: SlotFile | None = None
@@ -161,6 +166,18 @@ class ClientActor:
 def device_name(device: str) -> str:
     """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
     return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed: every step frees and asks again for the same large tensors.
+
+    Given back to the system, each would come back as new pages, one fault per 4 kB; the more so with many processes.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    for parameter, value in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
+        mallopt(parameter, value)  # the threshold's largest value; what is larger is mapped as before
 
 
 def _make_cuda_deterministic() -> None:

@@ -155,6 +155,8 @@ class OptimizerConfig(Section):
     """sgd: momentum; 0 is none."""
     weight_decay: float = Field(0.0, ge=0)
     """sgd: L2 term in the gradient. adamw: decoupled decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale a client's gradient down to this norm where it is longer, over all of its parameters. null: never."""
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> OptimizerConfig:

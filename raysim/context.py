@@ -1,4 +1,4 @@
-"""What an algorithm's functions are handed for one client: ``Batch``, ``Optimizer`` and ``ClientContext``.
+"""What an algorithm's functions are handed for one client: ``Batch`` and ``ClientContext``; ``Optimizer`` is beside it.
 
 Shapes in this package: K clients computed together, B samples of a batch, C channels, H and W pixels, P parameters.
 An algorithm sees one client, without K; the engine adds that axis with ``torch.func.vmap`` (see ``training.py``).
@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raysim.optimizers import Optimizer, Tensors
 from raysim.parameters import ParameterLayout
-
-Tensors = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
@@ -26,54 +25,6 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     mask: Tensor
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """SGD or AdamW as pure functions on the flat vector; the arithmetic is that of ``torch.optim``.
-
-    A fresh state per client and round, as in the paper: what an optimiser remembers is never sent or kept.
-
-    Attributes:
-        statistics: a boolean vector (P,) of the entries that are running statistics of BatchNorm, or None. Their
-            "gradient" is the change that the batch made, which is applied as it is.
-    """
-
-    name: str
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    statistics: Tensor | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def init(self, theta: Tensor) -> Tensors:
-        """The state before the first step, for parameters (P,)."""
-        if self.name == "adamw":
-            return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta), "step": theta.new_zeros(())}
-        return {"momentum": torch.zeros_like(theta)} if self.momentum else {}
-
-    def step(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        """Parameters (P,), gradient (P,) and state to the next parameters and state."""
-        new, state = (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
-        return new if self.statistics is None else torch.where(self.statistics, theta - gradient, new), state
-
-    def _sgd(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        if self.weight_decay:
-            gradient = gradient + self.weight_decay * theta
-        if self.momentum:
-            gradient = self.momentum * state["momentum"] + gradient
-            state = {"momentum": gradient}
-        return theta - self.lr * gradient, state
-
-    def _adamw(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        beta1, beta2 = self.betas
-        step = state["step"] + 1
-        m = beta1 * state["m"] + (1 - beta1) * gradient
-        v = beta2 * state["v"] + (1 - beta2) * gradient * gradient
-        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
-        theta = theta * (1 - self.lr * self.weight_decay) - self.lr * m_hat / (v_hat.sqrt() + self.eps)
-        return theta, {"m": m, "v": v, "step": step}
 
 
 @dataclass(frozen=True)

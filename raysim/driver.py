@@ -219,7 +219,8 @@ class Study:
         run = Run(setup, spec.layout, self._pool, spec.domains, self._report)
         try:
             for round in range(config.rounds):
-                self._tracker.log_round(run_id, round, run.round(round))
+                self._log(run_id, run.round(round))
+            self._log(run_id, run.finish())
             self._tracker.log_table(run_id, run.clients, "clients.csv")
             self._tracker.log_arrays(run_id, run.accuracy(), "accuracy.npz")
             if run.rejections:
@@ -237,6 +238,10 @@ class Study:
         self._shared.results.append(
             RunResult(spec.entry, config.seed, run_id, history, run.clients, run.shared.numpy(), checksums)
         )
+
+    def _log(self, run_id: str, rounds: list[tuple[int, dict[str, float]]]) -> None:
+        for round, metrics in rounds:
+            self._tracker.log_round(run_id, round, metrics)
 
     def _tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""

@@ -113,8 +113,10 @@ class ParameterLayout:
         return theta[..., : self.num_shared], theta[..., self.num_shared :]
 
     def join(self, shared: Tensor, personal: Tensor) -> Tensor:
-        """The inverse of ``split``, a copy."""
-        return torch.cat([shared, personal], dim=-1)
+        """The inverse of ``split``; a copy, unless one of the two is empty."""
+        if not personal.shape[-1]:
+            return shared
+        return torch.cat([shared, personal], dim=-1) if shared.shape[-1] else personal
 
     def mask(self, patterns: Sequence[str]) -> Tensor:
         """A boolean vector (P,) that is true where a parameter matches one of the patterns."""

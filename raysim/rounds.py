@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysim import seeds, sensitivity
-from raysim.aggregation import FixedPoint, combine
+from raysim import sensitivity
+from raysim.aggregation import FixedPoint, PartialSum, combine
 from raysim.cohort import TrainedCohort, evaluated_clients, sample_cohort
-from raysim.context import ServerContext, Tensors
+from raysim.context import ServerContext
 from raysim.data.partitions import Partition
 from raysim.evaluation import ClientResults
+from raysim.optimizers import Tensors
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import SlotFile, SlotIndex, StateLayout, check_space
-from raysim.scheduling import ActorPool, cut
+from raysim.planning import Planner, padding
+from raysim.scheduling import ActorPool
 from raysim.tasks import RunSetup, Task, TaskResult
 
 Ints = NDArray[np.int64]
+
+
+LATE = 10**9  # indices of the evaluations that are left to the next round, apart from its own tasks
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,21 @@ class RoundReport:
     """The round's metrics, once, when it is complete."""
     rejected: tuple[int, ...] = ()
     """Clients of the complete round whose result was not finite or out of range."""
+
+
+@dataclass
+class _Round:
+    """A round whose training is done, and its metrics so far."""
+
+    round: int
+    metrics: dict[str, float]
+    rejected: list[int]
+    asked: Ints
+    """(E,), the clients that its metrics are about."""
+    results: list[TaskResult]
+    """Evaluations that have arrived."""
+    late: list[Task] = field(default_factory=list)
+    """Evaluations that run beside the next round."""
 
 
 class Run:
@@ -76,7 +96,9 @@ class Run:
         self._state_layout = StateLayout.of(state)
         self._initial_state = self._state_layout.pack(state).numpy()
         self._open_slots(setup.slot_file)
-        self._version = 0
+        self._planner = Planner(self.config, partition, self._index)
+        self._open: _Round | None = None
+        self._version, self._busy_seconds = 0, 0.0
         self.shared: Tensor = layout.split(theta)[0].clone()
         self._server_state = self._algorithm.server_init(self.shared)
         self._send()
@@ -92,10 +114,13 @@ class Run:
         check_space(path.parent, self._state_layout.size, ever_trained + config.cohort_size)
         self._slots, self._index = SlotFile(path, self._state_layout.size), SlotIndex(config.data.num_clients)
 
-    def round(self, round: int) -> dict[str, float]:
-        """One round; returns its metrics."""
+    def round(self, round: int) -> list[tuple[int, dict[str, float]]]:
+        """One round; returns (round, metrics) of every round that is complete with it.
+
+        What is evaluated after the server step is evaluated beside the next round's training, on the parameters that this
+        next round starts from: so a round may be complete one call later, the last one with ``finish``.
+        """
         start = time.perf_counter()
-        self._round, self._busy_seconds = round, 0.0
         cohort = sample_cohort(self.config, round)
         evaluating = (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
         everyone = np.arange(self.config.data.num_clients)
@@ -105,34 +130,54 @@ class Run:
         before = self.config.evaluate.protocol == "paper" and not pooled  # a pooled model belongs to no client
         messages = self._messages(cohort)
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
-        tasks = self._training_tasks(cohort, messages, evaluating and before)
+        tasks = self._planner.training(round, cohort, messages, evaluating and before)
         if before:
-            tasks += self._tasks("evaluate", np.setdiff1d(evaluated, cohort), first=len(tasks))
-        results, parts = self._run_tasks(tasks)
+            tasks += self._planner.evaluation("evaluate", round, np.setdiff1d(evaluated, cohort), len(tasks))
+        results, parts = self._run_tasks(round, tasks)
         trained = [result for result in results if result.task.kind == "train"]
         sums = combine(parts, round, {result.task.index for result in trained})
         directions, incoming = sums.pop(sensitivity.DIRECTIONS, None), self.shared
-        means = self._server_step(sums, len(cohort))
+        means = self._server_step(round, sums, len(cohort))
         self._commit(trained)
-        metrics = self._training_metrics(TrainedCohort(trained, self._partition.num_train), incoming, means, directions)
-        if evaluating:
-            if not before:
-                results, _ = self._run_tasks(self._tasks("evaluate", evaluated))
-            metrics |= self._evaluation_metrics(results, asked)
+        report = TrainedCohort(trained, self._partition.num_train)
+        metrics = self._training_metrics(report, incoming, means, directions)
         received = sum(4 * len(s.total) for s in sums.values())
         metrics |= self._communication(sent, received, 0 if pooled else len(cohort))
-        seconds = time.perf_counter() - start
-        busy = self._busy_seconds / (len(self._pool.workers) * seconds)
-        epochs = len(self._algorithm.epochs(self.config.train.local_epochs))
-        samples = epochs * int(self._partition.num_train[cohort].sum())
-        metrics |= {
-            "system/round_seconds": seconds,
-            "system/train_samples_per_second": samples / seconds,
-            "system/actor_busy_fraction": busy,
-        }
-        self.history.append({"round": float(round), **metrics})
-        self._report(RoundReport(round, len(tasks), len(tasks), [], metrics, self._rejected))
-        return metrics
+        now = _Round(round, metrics, report.rejected, asked, results if before and evaluating else [])
+        if evaluating:
+            now.late = self._late(round, asked, evaluated, before)
+        metrics |= self._system(start, cohort, [] if pooled else [result.task for result in trained])
+        return self._complete(now)
+
+    def finish(self) -> list[tuple[int, dict[str, float]]]:
+        """What the last round still has to evaluate."""
+        if self._open is None:
+            return []
+        self._run_tasks(self._open.round, [])
+        return self._complete(None)
+
+    def _late(self, round: int, asked: Ints, evaluated: Ints, before: bool) -> list[Task]:
+        """What is evaluated with the parameters after the server step: clients, or the shared model itself."""
+        late = [] if before else self._planner.evaluation("evaluate", round, evaluated, LATE)
+        if self._layout.num_personal == 0:
+            late += self._planner.evaluation("global", round, asked, LATE + len(late))
+        return late
+
+    def _complete(self, now: _Round | None) -> list[tuple[int, dict[str, float]]]:
+        """Close the round before, whose evaluations have all arrived, and this one if it waits for nothing."""
+        done = [self._open] if self._open is not None else []
+        self._open = None
+        if now is not None and now.late:
+            self._open = now
+        elif now is not None:
+            done.append(now)
+        for row in done:
+            if row.results:
+                row.metrics |= self._evaluation_metrics(row)
+            self.history.append({"round": float(row.round), **row.metrics})
+            self.rejections += [(row.round, client) for client in row.rejected]
+            self._report(RoundReport(row.round, 0, 0, [], row.metrics, tuple(row.rejected)))
+        return [(row.round, row.metrics) for row in done]
 
     @property
     def num_states(self) -> int:
@@ -164,43 +209,6 @@ class Run:
 
     # Tasks.
 
-    def _tasks(self, kind: Any, clients: Ints, first: int = 0) -> list[Task]:
-        """Evaluation of clients, as batches with indices from ``first``."""
-        assert isinstance(self.config.resources.clients_per_batch, int)
-        batches = cut(clients, self._partition.num_test[clients], self.config.resources.clients_per_batch)
-        return [Task(kind, first + i, self._round, ids, self._index.slots[ids]) for i, ids in enumerate(batches)]
-
-    def _pooled_task(self, cohort: Ints) -> Task:
-        """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
-        partition, one = self._partition, cohort[:1] * 0
-        rng = seeds.stream(self.config.seed, "pooled", self._round)
-        drawn = rng.choice(partition.all_train, int(partition.num_train[cohort].sum()), replace=False)
-        weights = {"samples": np.ones(1), "uniform": np.ones(1)}
-        slot = self._index.allocate(1)
-        return Task("train", 0, self._round, one, self._index.slots[one], slot, weights, {}, pooled=drawn)
-
-    def _training_tasks(self, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool) -> list[Task]:
-        assert isinstance(self.config.resources.clients_per_batch, int)
-        if self._algorithm.pooled:
-            return [self._pooled_task(cohort)]
-        sizes = self._partition.num_train
-        batches = cut(cohort, sizes[cohort], self.config.resources.clients_per_batch)
-        total = int(sizes[cohort].sum())
-        return [
-            Task(
-                "train",
-                i,
-                self._round,
-                ids,
-                self._index.slots[ids],
-                self._index.allocate(len(ids)),
-                {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
-                {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
-                evaluate=evaluate,
-            )
-            for i, ids in enumerate(batches)
-        ]
-
     def _messages(self, cohort: Ints) -> dict[str, NDArray[np.float32]]:
         if not self._algorithm.reads_cohort_states:
             return {}
@@ -208,17 +216,22 @@ class Run:
         messages = self._algorithm.server_messages(self._state_layout.unpack(rows))
         return {name: m.float().numpy() for name, m in messages.items()}
 
-    def _run_tasks(self, tasks: list[Task]) -> tuple[list[TaskResult], Any]:
+    def _run_tasks(self, round: int, tasks: list[Task]) -> tuple[list[TaskResult], list[PartialSum]]:
+        """Run tasks, and those that the round before left, whose results go to it."""
+
         def retry(task: Task) -> Task:
             # Fresh slots: the lost attempt may have written to its own, and those are never used again.
             return task if task.write is None else replace(task, write=self._index.allocate(len(task.clients)))
 
         def report(done: int, total: int, running: list[str]) -> None:
-            self._report(RoundReport(self._round, done, total, running))
+            self._report(RoundReport(round, done, total, running))
 
-        results, parts = self._pool.run(tasks, self._version, self._broadcast, retry, report)
-        self._busy_seconds += sum(result.seconds for result in results)
-        return results, parts
+        before = self._open.late if self._open is not None else []
+        results, parts = self._pool.run(round, tasks + before, self._version, self._broadcast, retry, report)
+        self._busy_seconds = sum(result.seconds for result in results)
+        if self._open is not None:
+            self._open.results += results[len(tasks) :]
+        return results[: len(tasks)], parts
 
     # The server.
 
@@ -229,9 +242,9 @@ class Run:
         self._version += 1
         self._broadcast = ray.put({name: tensor.float().numpy() for name, tensor in broadcast.items()})
 
-    def _server_step(self, sums: dict[str, FixedPoint], cohort_size: int) -> Tensors:
+    def _server_step(self, round: int, sums: dict[str, FixedPoint], cohort_size: int) -> Tensors:
         """Takes the step and sends its result; returns the mean uploads, or nothing if every client was rejected."""
-        context = ServerContext(self._layout, self._round, cohort_size, self.config.data.num_clients)
+        context = ServerContext(self._layout, round, cohort_size, self.config.data.num_clients)
         means = {name: sums[name].mean(up.scale_bits) for name, up in self._algorithm.uploads.items()}
         arrived = {name: mean for name, mean in means.items() if mean is not None}
         if len(arrived) < len(means):
@@ -252,8 +265,6 @@ class Run:
     def _training_metrics(
         self, cohort: TrainedCohort, incoming: Tensor, means: Tensors, directions: FixedPoint | None
     ) -> dict[str, float]:
-        self._rejected = tuple(cohort.rejected)
-        self.rejections += [(self._round, client) for client in self._rejected]
         direction = directions.mean(sensitivity.SCALE_BITS) if directions is not None else None
         if direction is None or not means:
             return cohort.metrics()
@@ -261,18 +272,29 @@ class Run:
         squares = cohort.squared_updates(self._algorithm.uploads["shared"].weighting)
         return cohort.metrics() | sensitivity.metrics(update, direction, squares, self._layout)
 
-    def _evaluation_metrics(self, results: list[TaskResult], evaluated: Ints) -> dict[str, float]:
-        parts = [result.evaluation for result in results if result.evaluation is not None]
-        everyone = ClientResults.merge(parts)
-        metrics = everyone.only(evaluated).metrics(self._labels, self._partition)
-        self._accuracy.append((self._round, everyone.clients, everyone.accuracy))
-        if self._layout.num_personal == 0:
-            shared, _ = self._run_tasks(self._tasks("global", evaluated))
-            merged = ClientResults.merge([r.evaluation for r in shared if r.evaluation is not None])
+    def _evaluation_metrics(self, row: _Round) -> dict[str, float]:
+        shared = [r.evaluation for r in row.results if r.evaluation is not None and r.task.kind == "global"]
+        own = [r.evaluation for r in row.results if r.evaluation is not None and r.task.kind != "global"]
+        everyone = ClientResults.merge(own)
+        metrics = everyone.only(row.asked).metrics(self._labels, self._partition)
+        self._accuracy.append((row.round, everyone.clients, everyone.accuracy))
+        if shared:
+            merged = ClientResults.merge(shared)
             metrics["global/accuracy"] = float(merged.correct.sum() / merged.num_test.sum())
-        if self._round + 1 == self.config.rounds:
+        if row.round + 1 == self.config.rounds:
             self.clients = self._client_table(everyone)
         return metrics
+
+    def _system(self, start: float, cohort: Ints, trained: list[Task]) -> dict[str, float]:
+        seconds = time.perf_counter() - start
+        epochs = len(self._algorithm.epochs(self.config.train.local_epochs))
+        samples = epochs * int(self._partition.num_train[cohort].sum())
+        return {
+            "system/round_seconds": seconds,
+            "system/train_samples_per_second": samples / seconds,
+            "system/actor_busy_fraction": self._busy_seconds / (len(self._pool.workers) * seconds),
+            "system/padding_fraction": padding(trained, self._partition.num_train) if trained else 0.0,
+        }
 
     def _client_table(self, results: ClientResults) -> pd.DataFrame:
         ids = results.clients

@@ -14,9 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -61,13 +59,24 @@ class Worker:
     summed: list[Task] = field(default_factory=list)
 
 
-def cut(clients: NDArray[np.int64], sizes: NDArray[np.int64], clients_per_batch: int) -> list[NDArray[np.int64]]:
-    """Client batches as a function of the clients alone: sorted by size, largest first, so that padding stays small.
+class Costs:
+    """Seconds per sample of each kind of task, as measured in this run; decides the order of tasks, never a result."""
 
-    ``sizes`` (K,) are numbers of samples. The largest first is also the best order to run them in.
-    """
-    order = clients[np.lexsort((clients, -sizes))]
-    return [order[i : i + clients_per_batch] for i in range(0, len(order), clients_per_batch)]
+    def __init__(self) -> None:
+        # Before the first measurement: a step of training is a forward and a backward pass, which costs two of those.
+        self._seconds: dict[str, float] = {"train": 3.0, "evaluate": 1.0, "global": 1.0}
+        self._measured: set[str] = set()
+
+    def expected(self, task: Task) -> float:
+        return self._seconds[task.kind] * task.samples
+
+    def measured(self, result: TaskResult) -> None:
+        kind, now = result.task.kind, result.seconds / result.task.samples
+        if not self._measured:  # all other kinds are guessed in proportion
+            scale = now / self._seconds[kind]
+            self._seconds = {k: v * scale for k, v in self._seconds.items()}
+        self._seconds[kind] = 0.8 * self._seconds[kind] + 0.2 * now if kind in self._measured else now
+        self._measured.add(kind)
 
 
 class ActorPool:
@@ -84,6 +93,7 @@ class ActorPool:
         self._options, self._import_path, self._stop = options, import_path, stop
         self.workers = [Worker(i, self._start()) for i in range(size)]
         self._setup: ray.ObjectRef | None = None
+        self.costs = Costs()
         self.machines: list[dict[str, str]] = []
         """What each actor answered to ``configure``."""
 
@@ -96,7 +106,7 @@ class ActorPool:
 
         Actors that Ray can't place yet, because others use the cluster, are waited for; ``say`` is told so.
         """
-        self._setup = ray.put(setup)
+        self._setup, self.costs = ray.put(setup), Costs()
         for worker in self.workers:
             worker.configured = worker.handle.configure.remote(self._setup)
         waiting = {worker.configured: worker for worker in self.workers}
@@ -121,17 +131,18 @@ class ActorPool:
 
     def run(
         self,
+        round: int,
         tasks: Sequence[Task],
         version: int,
         broadcast: ray.ObjectRef,
         retry: Callable[[Task], Task],
         report: Callable[[int, int, list[str]], None],
     ) -> tuple[list[TaskResult], list[PartialSum]]:
-        """Run a round's tasks; returns their results in task order, and the partial sums of those that train.
+        """Run tasks; returns their results in task order, and the partial sums of those that train, in this round.
 
         ``retry`` makes a task ready to run again (with fresh slots); ``report`` is told (done, total, what is running).
         """
-        return _Dispatch(self, tasks, version, broadcast, retry, report).run()
+        return _Dispatch(self, round, tasks, version, broadcast, retry, report).run()
 
     def replace(self, worker: Worker) -> None:
         """Put a new actor in the place of one that was lost, ready for the same run."""
@@ -156,6 +167,7 @@ class _Dispatch:
     def __init__(
         self,
         pool: ActorPool,
+        round: int,
         tasks: Sequence[Task],
         version: int,
         broadcast: ray.ObjectRef,
@@ -164,8 +176,9 @@ class _Dispatch:
     ) -> None:
         self._pool, self._tasks, self._version, self._broadcast = pool, tasks, version, broadcast
         self._retry, self._report = retry, report
-        self._round = tasks[0].round
-        self._queue = deque(tasks)
+        self._round = round
+        # The longest first, so that no actor starts a long one when all others are done.
+        self._queue = deque(sorted(tasks, key=pool.costs.expected, reverse=True))
         self._results: dict[int, TaskResult] = {}
         self._losses: dict[int, int] = {}  # by task: how many actors died with it
 
@@ -184,13 +197,18 @@ class _Dispatch:
         return [self._results[task.index] for task in self._tasks], parts
 
     def _hand_out(self) -> None:
+        workers = self._pool.workers
         while self._queue:
-            worker = min(self._pool.workers, key=lambda w: len(w.running))
-            if len(worker.running) == IN_FLIGHT:
+            worker = min(workers, key=self._busy_for)
+            # At the end of a round a task had better wait for the first idle actor than behind another task.
+            if len(worker.running) >= (IN_FLIGHT if len(self._queue) > len(workers) else 1):
                 break
             task = self._queue.popleft()
             worker.running[worker.handle.run.remote(task, self._version, self._broadcast)] = task
         self._tell()
+
+    def _busy_for(self, worker: Worker) -> tuple[int, float]:
+        return len(worker.running), sum(self._pool.costs.expected(task) for task in worker.running.values())
 
     def _take(self, ref: ray.ObjectRef) -> None:
         worker = next((w for w in self._pool.workers if ref in w.running), None)
@@ -203,6 +221,7 @@ class _Dispatch:
             return
         task = worker.running.pop(ref)
         self._results[task.index] = result
+        self._pool.costs.measured(result)
         if task.kind == "train":
             worker.summed.append(task)
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysim.aggregation import float64_sum
 from raysim.parameters import ParameterLayout
 
 DIRECTIONS = "sensitivity.directions"  # beside the algorithm's own uploads
@@ -58,18 +59,21 @@ def shared_types(layout: ParameterLayout) -> list[str]:
     ]
 
 
-def directions(updates: Tensor, layout: ParameterLayout) -> tuple[Tensor, dict[str, Tensor]]:
-    """Updates (K, S) to unit vectors per type, (K, S), and each type's squared norms (K,)."""
+def directions(
+    updates: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], layout: ParameterLayout
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum (S,) float64 of updates (K, S) as unit vectors per type, and each type's squared norms (K,)."""
     kinds = shared_types(layout)
     pieces = updates.split(layout.sizes[: layout.num_shared_tensors], dim=-1)
     squares: dict[str, Tensor] = {}
     for kind, piece in zip(kinds, pieces, strict=True):
-        square = piece.square().sum(dim=-1)
+        square = torch.linalg.vector_norm(piece, dim=-1).double().square()
         squares[kind] = squares[kind] + square if kind in squares else square
-    factors = {kind: torch.where(square > 0, square.rsqrt(), 0.0) for kind, square in squares.items()}
-    units = [piece * factors[kind][:, None] for kind, piece in zip(kinds, pieces, strict=True)]
+    shares = torch.from_numpy(np.where(accepted, weights, 0.0)).to(updates.device)
+    factors = {kind: torch.where(square > 0, shares * square.rsqrt(), 0.0) for kind, square in squares.items()}
+    total = torch.cat([float64_sum(p, factors[kind], accepted) for kind, p in zip(kinds, pieces, strict=True)])
     squares.pop("", None)
-    return torch.cat(units, dim=-1), squares
+    return total, squares
 
 
 def metrics(

@@ -43,6 +43,7 @@ class Task:
         read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
+        samples: that go through the model, padding included; what it is expected to cost.
     """
 
     kind: Literal["train", "evaluate", "global"]
@@ -55,6 +56,7 @@ class Task:
     messages: dict[str, NDArray[np.float32]] | None = None
     pooled: Ints | None = None
     evaluate: bool = False
+    samples: int = 1
 
 
 @dataclass(frozen=True)

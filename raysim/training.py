@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_map
 
 from algorithms import FederatedAlgorithm
 from raysim import seeds
-from raysim.aggregation import FixedPoint, acceptable, weighted_sum
+from raysim.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.config import Config
-from raysim.context import Batch, ClientContext, Optimizer, Tensors
+from raysim.context import Batch, ClientContext
 from raysim.data.batching import Order, Pool, batches, draw_order
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
 from raysim.models.build import set_fused_attention
+from raysim.optimizers import Optimizer, Tensors
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import StateLayout
 from raysim.sensitivity import DIRECTIONS, SCALE_BITS, directions
@@ -123,27 +124,30 @@ class ClientEngine:
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
             f"{sorted(self.algorithm.uploads)}"
         )
-        accepted = acceptable(uploads, after, self.algorithm.uploads)
+        accepted = acceptable(uploads, after, self.algorithm.uploads).cpu().numpy()
         sums = {
-            name: weighted_sum(uploads[name], weights[up.weighting], accepted.cpu().numpy(), up.scale_bits)
+            name: weighted_sum(uploads[name], weights[up.weighting], accepted, up.scale_bits)
             for name, up in self.algorithm.uploads.items()
         }
         squares: Tensors = {}
         if sensitivity and len(context.broadcast["shared"]):
             weighting = self.algorithm.uploads["shared"].weighting
-            units, squares = directions(uploads["shared"] - context.broadcast["shared"], self.layout)
-            sums[DIRECTIONS] = weighted_sum(units, weights[weighting], accepted.cpu().numpy(), SCALE_BITS)
-        keep = accepted[:, None]
-        packed = torch.where(keep, self.state_layout.pack(after), self.state_layout.pack(before))
+            updates = uploads["shared"] - context.broadcast["shared"]
+            units, squares = directions(updates, weights[weighting], accepted, self.layout)
+            sums[DIRECTIONS] = fixed_point(units, sums["shared"].weight, SCALE_BITS)
+        packed, shared = self.state_layout.pack(after), uploads["shared"]
+        if not accepted.all():
+            keep = torch.from_numpy(accepted).to(self.device)[:, None]
+            packed = torch.where(keep, packed, self.state_layout.pack(before))
+            shared = torch.where(keep, shared, context.broadcast["shared"])
         evaluation = None
         if evaluate:
-            shared = torch.where(keep, uploads["shared"], context.broadcast["shared"])
             evaluation = self._evaluate(round, clients, shared, self.state_layout.unpack(packed), context)
         return Training(
             clients,
             sums,
             packed.cpu().numpy(),
-            accepted.cpu().numpy(),
+            accepted,
             {name: value.cpu().numpy() for name, value in metrics.items()},
             {kind: value.double().cpu().numpy() for kind, value in squares.items()},
             evaluation,
@@ -174,7 +178,12 @@ class ClientEngine:
         decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if train.schedule == "cosine" else 1.0
         settings = train.optimizer
         optimizer = Optimizer(
-            settings.name, settings.lr * float(decay), settings.momentum, settings.weight_decay, self._statistics
+            settings.name,
+            settings.lr * float(decay),
+            settings.momentum,
+            settings.weight_decay,
+            settings.clip_norm,
+            self._statistics,
         )
         return ClientContext(self._model, self.layout, broadcast, optimizer, train.batch_size, round)
 

@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from algorithms import ALGORITHMS, algorithm_class
 from algorithms.perfedavg import halves
-from raysim.context import Batch, ClientContext, Optimizer
+from raysim.context import Batch, ClientContext
 from raysim.errors import ConfigError
 from raysim.models.plugins import PLUGINS
+from raysim.optimizers import Optimizer
 from raysim.training import layout_of
 
 LR, B = 0.1, 4

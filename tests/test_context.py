@@ -1,8 +1,8 @@
-import pytest
 import torch
 from torch import nn
 
-from raysim.context import Batch, ClientContext, Optimizer
+from raysim.context import Batch, ClientContext
+from raysim.optimizers import Optimizer
 from raysim.parameters import ParameterLayout
 
 
@@ -54,27 +54,3 @@ def test_vectorised_gradients_are_those_of_each_client():
     # theta may be the result of an operation that puts vmap's axis elsewhere
     mixed, _ = torch.func.vmap(lambda c, b: ctx.gradient(thetas.T @ c, b))(torch.eye(3), batch)
     torch.testing.assert_close(mixed, gradients)
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (Optimizer("sgd", 0.1), lambda p: torch.optim.SGD(p, 0.1)),
-        (
-            Optimizer("sgd", 0.1, momentum=0.9, weight_decay=0.01),
-            lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
-        ),
-        (Optimizer("adamw", 0.01, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)),
-    ],
-    ids=["sgd", "sgd momentum", "adamw"],
-)
-def test_optimizers_agree_with_torch(ours, theirs):
-    net, theta, ctx = make_context(ours)
-    optimizer, state = theirs(net.parameters()), ours.init(theta)
-    for step in range(5):
-        batch = make_batch(seed=step)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
-        optimizer.step()
-        theta, state = ours.step(theta, ctx.gradient(theta, batch)[0], state)
-    torch.testing.assert_close(theta, ctx.layout.flatten(net.state_dict()), rtol=1e-5, atol=1e-6)

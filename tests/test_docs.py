@@ -63,6 +63,7 @@ def test_every_study_of_the_repository_is_valid(path):
                 "lr": 0.001 if slow else 0.01,
                 "momentum": 0.0,
                 "weight_decay": 0.0,
+                "clip_norm": None,
             }
             assert run.resources.num_gpus_per_actor == 0.25
     if path.stem in ("cifar100", "organamnist", "office_home"):

@@ -8,8 +8,9 @@ import timm
 import torch
 
 from raysim.aggregation import weighted_sum
-from raysim.context import Batch, ClientContext, Optimizer
+from raysim.context import Batch, ClientContext
 from raysim.models.plugins import PLUGINS
+from raysim.optimizers import Optimizer
 from raysim.parameters import ParameterLayout
 
 NUMBERS = np.load(Path(__file__).parent / "data" / "fedperfix_numbers.npz")

@@ -14,7 +14,8 @@ from ray.exceptions import ActorDiedError
 from raysim import scheduling
 from raysim.aggregation import FixedPoint, PartialSum, combine
 from raysim.errors import ClientError
-from raysim.scheduling import ActorPool, Stopped, cut
+from raysim.planning import cut
+from raysim.scheduling import ActorPool, Stopped
 from raysim.tasks import Task, TaskResult
 
 
@@ -156,13 +157,13 @@ def test_every_sum_is_complete_whoever_dies_and_whenever(fake, monkeypatch, capl
                 attempts[task.index] = fresh
                 return fresh
 
-            results, parts = pool.run(tasks, 0, None, retry, lambda *_: None)
+            results, parts = pool.run(round_, tasks, 0, None, retry, lambda *_: None)
             assert [result.task for result in results] == [attempts[i] for i in range(len(tasks))]
             trained = [task for task in tasks if task.kind == "train"]
             sums = combine(parts, round_, {task.index for task in trained})
             assert sums["shared"].total[0] == sum(task.clients[0] for task in trained)
             assert sums["shared"].weight == len(trained)
-            evaluated, none = pool.run(tasks_of(round_, 0, 3), 0, None, retry, lambda *_: None)
+            evaluated, none = pool.run(round_, tasks_of(round_, 0, 3), 0, None, retry, lambda *_: None)
             assert (len(evaluated), none) == (3, [])
             after_training += any(task.write is not None and task.write[0] > 1 for task in attempts.values())
         deaths += ray.deaths
@@ -181,7 +182,7 @@ def test_tasks_that_lose_their_actor_every_time_are_named(fake):
             worker.handle.die()
 
     with pytest.raises(ClientError, match=r"round 5: the actors that ran clients \[\d\] died 4 times"):
-        pool.run(tasks_of(5, 2, 0), 0, None, lambda task: task, kill_everybody)
+        pool.run(5, tasks_of(5, 2, 0), 0, None, lambda task: task, kill_everybody)
 
 
 def test_a_run_can_be_stopped_while_it_waits(fake):
@@ -190,4 +191,4 @@ def test_a_run_can_be_stopped_while_it_waits(fake):
     pool = ActorPool(1, {}, [], stop)
     pool.configure(None, print)
     with pytest.raises(Stopped):
-        pool.run(tasks_of(0, 3, 0), 0, None, lambda task: task, lambda *_: stop.set())
+        pool.run(0, tasks_of(0, 3, 0), 0, None, lambda task: task, lambda *_: stop.set())

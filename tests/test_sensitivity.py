@@ -51,9 +51,8 @@ class Two(nn.Module):
 def measure(updates, weights):
     layout = ParameterLayout.of(Two())
     updates, weights = torch.tensor(updates), np.array(weights) / sum(weights)
-    units, squares = directions(updates, layout)
+    direction, squares = directions(updates, weights, np.ones(len(weights), bool), layout)
     mean = sum(w * u.double() for w, u in zip(weights, updates, strict=True))
-    direction = sum(w * u.double() for w, u in zip(weights, units, strict=True))
     return metrics(
         mean, direction, {k: float((v.double().numpy() * weights).sum()) for k, v in squares.items()}, layout
     )

@@ -59,6 +59,8 @@ METRICS = {
     "train/loss",
     "system/round_seconds",
     "system/train_samples_per_second",
+    "system/actor_busy_fraction",
+    "system/padding_fraction",
     "communication/down_bytes",
     "communication/up_bytes",
     "cohort/size",

@@ -80,6 +80,7 @@ def by_client(trained, field):
         {"algorithm": {"name": "fedperfix", "plugin": "lora", "personal": ["head"], "freeze_backbone": True}},
         {"train": {"optimizer": {"momentum": 0.9, "weight_decay": 0.01}}},
         {"train": {"optimizer": {"name": "adamw", "lr": 0.01}, "schedule": "cosine"}},
+        {"train": {"optimizer": {"clip_norm": 0.5}}},
         {"data": {"augment": "crop_flip"}},
         {"model": {"image_size": 16}},
         *({"algorithm": {"name": f"methods:{cls.__name__}"}} for cls in methods.CONTRACT),
@@ -203,8 +204,9 @@ def test_evaluation_of_equal_models_in_one_pass_equals_client_by_client():
     assert at_once.num_test.tolist() == simulation.engine.partition.num_test.tolist()
 
 
-def test_dropout_is_seeded_by_round_and_client():
-    kwargs = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.3}
+@pytest.mark.parametrize("rate", ["proj_drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_dropout_is_seeded_by_round_and_client(rate):
+    kwargs = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, rate: 0.3}
     runs = [Simulation(model={"kwargs": kwargs}) for _ in range(2)]
     torch.manual_seed(1)
     runs[0].round(0, [[0, 1], [2]])
@@ -214,6 +216,18 @@ def test_dropout_is_seeded_by_round_and_client():
     without = Simulation()
     without.round(0, [[0, 1], [2]])
     assert not torch.equal(runs[0].shared, without.shared)
+
+
+def test_stochastic_depth_drops_other_samples_for_each_client():
+    kwargs = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path_rate": 0.9}
+    engine = Simulation(model={"kwargs": kwargs}).engine
+    context = engine._context(0, {"shared": torch.zeros(engine.layout.num_shared)}, training=True)
+    images = torch.ones(1, 64, 1, 8, 8).expand(2, -1, -1, -1, -1)
+    theta = torch.randn(engine.layout.num_parameters, generator=torch.Generator().manual_seed(0)).expand(2, -1)
+    torch.manual_seed(0)
+    logits = engine._for_each(2)(context.logits)(theta, images)
+    assert len(logits[0].unique(dim=0)) > 1  # of 64 equal samples some lose the second block
+    assert not torch.equal(logits[0], logits[1])
 
 
 def test_messages_reach_their_clients():

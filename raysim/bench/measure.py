@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,11 +52,16 @@ class SteppedDriver:
         """The driver's process and those of its client actors."""
         return [psutil.Process().pid, *(int(machine["pid"]) for machine in self._pool.machines)]
 
-    def round(self, round: int) -> dict[str, float]:
-        """One round; returns its metrics, and how many clients have a personal state by now."""
-        metrics = self._run.round(round)
-        self._tracker.log_round(self._run_id, round, metrics)
-        return {**metrics, "clients_with_state": float(self._run.num_states)}
+    def round(self, round: int) -> list[tuple[int, dict[str, float]]]:
+        """One round; returns the metrics of those that are complete with it."""
+        done = self._run.round(round)
+        for which, metrics in done:
+            self._tracker.log_round(self._run_id, which, metrics)
+        return done
+
+    def num_states(self) -> int:
+        """How many clients have a personal state by now."""
+        return self._run.num_states
 
 
 @dataclass
@@ -188,7 +193,7 @@ def _alternate(
                     loop.round(round)
                     plain.append(perf_counter() - start)
                 else:
-                    metrics.append(ray.get(driver.round.remote(round)))
+                    metrics += [row for _, row in ray.get(driver.round.remote(round))]
                     ours.append(perf_counter() - start)
                     stored.append(object_store_bytes() - before)
         memory.look()

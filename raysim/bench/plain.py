@@ -72,7 +72,18 @@ class PlainLoop:
         self._processes: list[Any] = []
         for rank in range(processes):
             ours, theirs = context.Pipe()
-            arguments = (theirs, config, images, labels, partition, self.shared, self._sums[rank], personal, states, trained)
+            arguments = (
+                theirs,
+                config,
+                images,
+                labels,
+                partition,
+                self.shared,
+                self._sums[rank],
+                personal,
+                states,
+                trained,
+            )
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             self._processes.append(process)
@@ -98,7 +109,9 @@ class PlainLoop:
     def __enter__(self) -> PlainLoop:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for pipe in self._pipes:
             pipe.close()  # ends the process
         for process in self._processes:
@@ -122,9 +135,9 @@ def _work(
     num_classes = int(labels.max()) + 1
     model = build_model(config.model, config.algorithm, num_classes, images.shape[3], config.seed).to(device)
     layout = ParameterLayout.of(model, config.algorithm.personal_patterns(), config.algorithm.trainable_patterns())
-    by_name = dict(model.named_parameters())
-    parameters = [by_name[name] for name in layout.names]
-    shares, keeps = parameters[: layout.num_shared_tensors], parameters[layout.num_shared_tensors :]
+    sizes = layout.sizes[: layout.num_shared_tensors]
+    shares, keeps = layout.names[: layout.num_shared_tensors], layout.names[layout.num_shared_tensors :]
+    sums = {n: piece.view(shape) for n, piece, shape in zip(shares, total.split(sizes), layout.shapes, strict=False)}
     pipe.send(None)
     while True:
         try:
@@ -134,27 +147,28 @@ def _work(
         total.zero_()
         correct = seen = 0
         for client, weight in zip(clients.tolist(), weights.tolist(), strict=True):
-            _load(shares, shared)
-            _load(keeps, states[client] if has_state[client] else initial)
+            own = states[client] if has_state[client] else initial
+            model.load_state_dict(layout.unflatten(torch.cat([shared, own])), strict=False)
             rng = seeds.stream(config.seed, "batches", round, client)
             index = partition.train(client)
             order = rng.permuted(np.arange(len(index))[None], axis=1)[0]
-            _train(model, parameters, images, labels, torch.from_numpy(index[order]), config, device)
+            _train(model, images, labels, torch.from_numpy(index[order]), config, device)
             test = torch.from_numpy(partition.test(client))
             model.eval()
             with torch.no_grad():
                 hits = model(_input(images[test], device)).argmax(dim=-1) == labels[test].to(device)
             correct, seen = correct + int(hits.sum()), seen + len(test)
-            total.add_(_vector(shares), alpha=weight)
+            trained = model.state_dict()
+            for name, piece in sums.items():
+                piece.add_(trained[name].cpu(), alpha=weight)
             if keeps:
-                states[client].copy_(_vector(keeps))
+                states[client].copy_(torch.cat([trained[name].flatten() for name in keeps]))
                 has_state[client] = True
         pipe.send((correct, seen))
 
 
 def _train(
     model: nn.Module,
-    parameters: list[nn.Parameter],
     images: Tensor,
     labels: Tensor,
     index: Tensor,
@@ -162,7 +176,7 @@ def _train(
     device: torch.device,
 ) -> None:
     model.train()
-    optimizer = torch.optim.SGD(parameters, lr=config.train.optimizer.lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.train.optimizer.lr)
     for batch in index.split(config.train.batch_size):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(_input(images[batch], device)), labels[batch].to(device))
@@ -172,12 +186,3 @@ def _train(
 
 def _input(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1)
-
-
-def _load(parameters: list[nn.Parameter], vector: Tensor) -> None:
-    if parameters:  # they become views of the vector: a copy, for the optimiser works in place
-        torch.nn.utils.vector_to_parameters(vector.to(parameters[0].device, copy=True), parameters)
-
-
-def _vector(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.parameters_to_vector(parameters).detach().cpu()

@@ -1,0 +1,83 @@
+"""The tasks of a round: which clients train together, and which are only evaluated. A function of the cohort alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim import seeds
+from raysim.config import Config
+from raysim.data.partitions import Partition
+from raysim.personal_store import SlotIndex
+from raysim.tasks import Task
+
+Ints = NDArray[np.int64]
+
+
+def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
+    """Client batches as a function of the clients alone: sorted by size, largest first, so that padding stays small.
+
+    ``sizes`` (K,) are numbers of samples.
+    """
+    order = clients[np.lexsort((clients, -sizes))]
+    return [order[i : i + clients_per_batch] for i in range(0, len(order), clients_per_batch)]
+
+
+class Planner:
+    """Makes tasks; reads the clients' slots from ``index`` and allocates fresh ones."""
+
+    def __init__(self, config: Config, partition: Partition, index: SlotIndex) -> None:
+        assert isinstance(config.resources.clients_per_batch, int)
+        self._size = config.resources.clients_per_batch
+        self._config, self._partition, self._index = config, partition, index
+        self._epochs = len(config.algorithm.epochs(config.train.local_epochs))
+
+    def training(
+        self, round: int, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool
+    ) -> list[Task]:
+        """A cohort (K,) in client batches; ``messages`` have a row per client, in id order."""
+        if self._config.algorithm.pooled:
+            return [self._pooled(round, cohort)]
+        sizes = self._partition.num_train
+        total = int(sizes[cohort].sum())
+        return [
+            Task(
+                "train",
+                i,
+                round,
+                ids,
+                self._index.slots[ids],
+                self._index.allocate(len(ids)),
+                {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
+                {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
+                evaluate=evaluate,
+                samples=self._epochs * len(ids) * int(sizes[ids].max()),
+            )
+            for i, ids in enumerate(cut(cohort, sizes[cohort], self._size))
+        ]
+
+    def _pooled(self, round: int, cohort: Ints) -> Task:
+        """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
+        partition, one = self._partition, cohort[:1] * 0
+        rng = seeds.stream(self._config.seed, "pooled", round)
+        drawn = rng.choice(partition.all_train, int(partition.num_train[cohort].sum()), replace=False)
+        weights = {"samples": np.ones(1), "uniform": np.ones(1)}
+        slot = self._index.allocate(1)
+        return Task("train", 0, round, one, self._index.slots[one], slot, weights, {}, drawn, samples=len(drawn))
+
+    def evaluation(self, kind: Literal["evaluate", "global"], round: int, clients: Ints, first: int) -> list[Task]:
+        """Clients (E,) in batches, with indices from ``first``."""
+        sizes = self._partition.num_test
+        return [
+            Task(kind, first + i, round, ids, self._index.slots[ids], samples=len(ids) * int(sizes[ids].max()))
+            for i, ids in enumerate(cut(clients, sizes[clients], self._size))
+        ]
+
+
+def padding(tasks: Sequence[Task], num_train: Ints) -> float:
+    """Share of the samples that went through training only because another client of the batch has more."""
+    batches = [num_train[task.clients] for task in tasks]
+    return 1.0 - sum(int(b.sum()) for b in batches) / sum(len(b) * int(b.max()) for b in batches)
