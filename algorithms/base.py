@@ -28,7 +28,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raysim.context import Batch, ClientContext, ServerContext
+from raysim.context import ClientContext, ServerContext
+from raysim.network import Batch
 from raysim.optimizers import Optimizer, Tensors
 from raysim.parameters import ParameterLayout
 

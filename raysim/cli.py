@@ -186,3 +186,34 @@ def compare(
     if plot_gains and not baseline:
         raise click.UsageError("--plot-gains needs --baseline NAME")
     report(console, experiments, uri, by, last, form, baseline, plot, plot_gains)
+
+
+@main.command()
+@click.argument("workload", type=click.Choice(["heavy", "many", "clients"]))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Default: auto.")
+@click.option("--actors", type=click.IntRange(1), help="Client actors, and processes of the plain loop. Default: auto.")
+@click.option("--rounds", type=click.IntRange(2), help="Measured rounds. Default: 5 (heavy), 9 (many), 24 (clients).")
+@click.option("--algorithm", help="Default: fedavg (clients: fedperfix). Its keys as overrides: algorithm.mid_dim=64")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+def bench(
+    workload: str,
+    overrides: tuple[str, ...],
+    device: str,
+    actors: int | None,
+    rounds: int | None,
+    algorithm: str | None,
+    file: Path | None,
+) -> None:
+    """Measure what a round costs, on images that are made up.
+
+    \b
+    heavy    20 clients per round with a larger model, beside a loop in plain torch
+    many     1,000 of 10,000 clients per round with a tiny model, beside the same loop
+    clients  1,000 of 100,000 clients per round that keep a state, beside 2,000 clients
+
+    Any key can be changed by its dotted path: cohort.size=500 resources.clients_per_batch=16
+    """
+    from raysim.bench.report import run_bench
+
+    run_bench(console, workload, device, actors, rounds, algorithm, overrides, file)

@@ -215,7 +215,7 @@ class EvaluateConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """Where it runs. None of these keys changes a result, except ``device`` and ``clients_per_batch``."""
+    """Where it runs. No key changes a result, except ``device``, ``clients_per_batch``, ``precision`` and ``compile``."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where Ray sees a GPU."""
@@ -227,6 +227,12 @@ class ResourcesConfig(Section):
     """Share of a GPU per actor, such as 0.25. auto: the GPUs divided among the actors."""
     clients_per_batch: Auto | Positive = "auto"
     """Clients that an actor trains together as one vectorised computation; 1 trains them one by one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is faster where the
+    CPU or GPU computes in it."""
+    compile: bool = False
+    """Run forward and backward through ``torch.compile``: a minute at the start of every actor, and a C++ compiler (CPU) or
+    Triton (GPU)."""
 
 
 class TrackingConfig(Section):

@@ -69,6 +69,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw = _parse(text, where)
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: must be a mapping of keys such as 'name:' and 'data:', not {type(raw).__name__}")
+    return config_of(raw, overrides, where)
+
+
+def config_of(raw: Raw, overrides: Sequence[str], where: str) -> Config:
+    """A configuration from parsed YAML, ``where`` it is from, and overrides; see ``load_config``."""
     given = dict(_parse_override(override) for override in overrides)
     raw = _merge(raw, _tree(given))
     config = _validate(raw, where)

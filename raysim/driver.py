@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,15 +246,13 @@ class Study:
 
     def _tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""
-        import timm
-
         tags = {
             "raysim.dataset": config.data.name,
             "raysim.model": config.model.name,
             "version.raysim": __version__,
             "version.ray": ray.__version__,
             "version.torch": torch.__version__,
-            "version.timm": timm.__version__,
+            "version.timm": version("timm"),
             "version.python": platform.python_version(),
         }
         if machine is not None:

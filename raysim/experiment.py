@@ -1,6 +1,6 @@
 """From a configuration to results: prepare every run, place the actors, start the driver, watch it.
 
-Everything that can be wrong with the configuration or the data is found in ``prepare``, before Ray is started.
+Everything that can be wrong with the configuration or the data is found in ``prepare``, before any actor is started.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,10 @@ from raysim.data.partitions import Partition, make_partition
 from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
 from raysim.errors import ConfigError
-from raysim.models.build import build_model, has_batch_norm, tokens_per_image
 from raysim.parameters import ParameterLayout
 from raysim.resources import clients_per_batch, connect, place, same_resources
 from raysim.tasks import RunSetup
 from raysim.tracking import git_commit, resolve_uri
-from raysim.training import layout_of
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
@@ -119,6 +118,10 @@ def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partitio
     Raises:
         ConfigError: the model can't be built or doesn't fit the data or the algorithm.
     """
+    # Imported where they are used: timm takes two seconds, in which Ray is started.
+    from raysim.models.build import build_model, has_batch_norm, tokens_per_image
+    from raysim.training import layout_of
+
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
@@ -171,15 +174,17 @@ def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None
         RunFailed: a run failed, for instance because an algorithm raised.
         RunKilled: ``KeyboardInterrupt`` came while it ran.
     """
-    runs = prepare(config)
-    started, warning = connect(config.resources)
-    try:
-        if warning:
-            print(warning, file=sys.stderr)
-        return _run(config, runs, watch)
-    finally:
-        if started:
-            ray.shutdown()
+    with ThreadPoolExecutor(1) as thread:
+        preparing = thread.submit(prepare, config)  # while Ray starts, which is mostly waiting
+        started, warning = connect(config.resources)
+        try:
+            runs = preparing.result()
+            if warning:
+                print(warning, file=sys.stderr)
+            return _run(config, runs, watch)
+        finally:
+            if started:
+                ray.shutdown()
 
 
 def start(actor_class: Any, config: Config, runs: list[Prepared]) -> tuple[Any, Job]:

@@ -80,11 +80,11 @@ class _AdamW(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        tensors = (
+        theta, gradient, m, v, step = (
             t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
             for t, d in zip(args[:-1], in_dims, strict=False)
         )
-        return _adamw(*tensors, args[-1]), (0, 0, 0)
+        return _adamw(theta, gradient, m, v, step, args[-1]), (0, 0, 0)
 
 
 def _adamw(theta: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: Tensor, o: Optimizer) -> tuple[Tensor, ...]:

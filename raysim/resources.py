@@ -102,13 +102,7 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
             f"{actors * resources.num_cpus_per_actor:g} CPUs, this node has {cpus:g}. Lower resources.num_actors or "
             "resources.num_cpus_per_actor"
         )
-    resolved = ResourcesConfig(
-        device=device,
-        num_actors=actors,
-        num_cpus_per_actor=resources.num_cpus_per_actor,
-        num_gpus_per_actor=share,
-        clients_per_batch=resources.clients_per_batch,
-    )
+    resolved = resources.model_copy(update={"device": device, "num_actors": actors, "num_gpus_per_actor": share})
     here = NodeAffinitySchedulingStrategy(node_id, soft=False)
     options: dict[str, Any] = {"num_cpus": resources.num_cpus_per_actor, "num_gpus": share, "scheduling_strategy": here}
     if device == "cuda":

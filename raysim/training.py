@@ -21,11 +21,12 @@ from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.config import Config
-from raysim.context import Batch, ClientContext
+from raysim.context import ClientContext
 from raysim.data.batching import Order, Pool, batches, draw_order
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
 from raysim.models.build import set_fused_attention
+from raysim.network import Batch, Network
 from raysim.optimizers import Optimizer, Tensors
 from raysim.parameters import ParameterLayout
 from raysim.personal_store import StateLayout
@@ -90,6 +91,8 @@ class ClientEngine:
         self.state_layout = StateLayout.of(state)
         self.initial_state = self.state_layout.pack(state).numpy()
         self._model = model.to(self.device).requires_grad_(False)
+        resources = config.resources
+        self._network = Network(self._model, self.layout, resources.precision, resources.compile)
         statistics = self.layout.statistics
         self._statistics = self.layout.mask(statistics).to(self.device) if statistics else None
 
@@ -185,7 +188,7 @@ class ClientEngine:
             settings.clip_norm,
             self._statistics,
         )
-        return ClientContext(self._model, self.layout, broadcast, optimizer, train.batch_size, round)
+        return ClientContext(self._network, self.layout, broadcast, optimizer, train.batch_size, round)
 
     def _state(self, states: NDArray[np.float32]) -> Tensors:
         return self.state_layout.unpack(torch.from_numpy(states).to(self.device))
@@ -262,11 +265,10 @@ class ClientEngine:
         self._model.eval()
         tests = [self.partition.test(int(c)) for c in clients]
         index = np.concatenate(tests)
-        parameters = self.layout.unflatten(theta)
         parts = []
         for start in range(0, len(index), EVALUATION_SAMPLES):
             images = torch.from_numpy(self._images[index[start : start + EVALUATION_SAMPLES]]).to(self.device)
-            parts.append(torch.func.functional_call(self._model, parameters, (self._input(images),)))
+            parts.append(self._network.logits(theta, self._input(images)))
         probabilities, hits = _classified(torch.cat(parts), torch.from_numpy(self._labels[index]).to(self.device))
         counts = np.array([len(test) for test in tests])
         correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)

@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from algorithms import ALGORITHMS, algorithm_class
 from algorithms.perfedavg import halves
-from raysim.context import Batch, ClientContext
+from raysim.context import ClientContext
 from raysim.errors import ConfigError
 from raysim.models.plugins import PLUGINS
+from raysim.network import Batch, Network
 from raysim.optimizers import Optimizer
 from raysim.training import layout_of
 
@@ -38,10 +39,10 @@ def client(name, batches, state=None, **keys):
     algorithm.add_plugin(model)
     layout = layout_of(model, algorithm)
     theta = layout.flatten(model.state_dict())
-    ctx = ClientContext(model, layout, {"shared": layout.split(theta)[0]}, Optimizer("sgd", LR), B, 0)
+    ctx = ClientContext(Network(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("sgd", LR), B, 0)
     carry = algorithm.client_init(state or algorithm.client_state(theta, layout), ctx)
     for epoch, phase in enumerate(algorithm.epochs(len(batches))):
-        now = ClientContext(model, layout, ctx.broadcast, ctx.optimizer, B, 0, epoch, phase)
+        now = ClientContext(Network(model, layout), layout, ctx.broadcast, ctx.optimizer, B, 0, epoch, phase)
         for x, y in batches[epoch]:
             carry, metrics = algorithm.client_step(carry, Batch(x, y, torch.ones(len(y))), now)
     assert metrics["loss"].shape == ()
@@ -116,14 +117,16 @@ def test_fedrep_has_an_optimiser_for_each_part():
     algorithm, model = ALGORITHMS["fedrep"](), vit()
     layout = layout_of(model, algorithm)
     theta = layout.flatten(model.state_dict())
-    ctx = ClientContext(model, layout, {"shared": layout.split(theta)[0]}, Optimizer("adamw", 0.01), B, 0)
+    ctx = ClientContext(
+        Network(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("adamw", 0.01), B, 0
+    )
     carry = algorithm.client_init(algorithm.client_state(theta, layout), ctx)
     (batch,) = data((4,))
     plain, parts = vit(), {"head": [], "body": []}
     for name, parameter in plain.named_parameters():
         parts["head" if is_head(name) else "body"].append(parameter)
     for phase in ("head", "head", "body"):
-        now = ClientContext(model, layout, ctx.broadcast, ctx.optimizer, B, 0, 0, phase)
+        now = ClientContext(Network(model, layout), layout, ctx.broadcast, ctx.optimizer, B, 0, 0, phase)
         carry, _ = algorithm.client_step(carry, Batch(*batch, torch.ones(4)), now)
     for phase, steps in (("head", 2), ("body", 1)):
         optimizer = torch.optim.AdamW(parts[phase], 0.01, weight_decay=0.0)

@@ -9,11 +9,11 @@ from conftest import tiny
 from test_training import Simulation
 
 from raysim import seeds
-from raysim.context import Batch
 from raysim.data.transforms import to_model_input
 from raysim.errors import ConfigError
 from raysim.experiment import prepare
 from raysim.models.build import build_model
+from raysim.network import Batch
 
 RESNET = {
     "name": "resnet50",

@@ -1,7 +1,8 @@
 import torch
 from torch import nn
 
-from raysim.context import Batch, ClientContext
+from raysim.context import ClientContext
+from raysim.network import Batch, Network
 from raysim.optimizers import Optimizer
 from raysim.parameters import ParameterLayout
 
@@ -11,7 +12,7 @@ def make_context(optimizer=None):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     layout = ParameterLayout.of(net)
     theta = layout.flatten(net.state_dict())
-    return net, theta, ClientContext(net, layout, {}, optimizer or Optimizer("sgd", 0.1), 6, 0)
+    return net, theta, ClientContext(Network(net, layout), layout, {}, optimizer or Optimizer("sgd", 0.1), 6, 0)
 
 
 def make_batch(n=6, padded=0, seed=0):

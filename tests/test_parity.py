@@ -8,8 +8,9 @@ import timm
 import torch
 
 from raysim.aggregation import weighted_sum
-from raysim.context import Batch, ClientContext
+from raysim.context import ClientContext
 from raysim.models.plugins import PLUGINS
+from raysim.network import Batch, Network
 from raysim.optimizers import Optimizer
 from raysim.parameters import ParameterLayout
 
@@ -26,7 +27,7 @@ def build(group, personal=()):
     if group != "partial":
         PLUGINS["prefix" if group == "prefix_-" else group].add(model, 8, 1.5, None)
     layout = ParameterLayout.of(model, personal)
-    return model, layout, ClientContext(model, layout, {}, Optimizer("sgd", 0.01), 6, 0)
+    return model, layout, ClientContext(Network(model, layout), layout, {}, Optimizer("sgd", 0.01), 6, 0)
 
 
 def theta(layout, prefix):

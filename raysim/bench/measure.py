@@ -5,10 +5,13 @@ from __future__ import annotations
 import platform
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from raysim import __version__
 from raysim.bench.plain import PlainLoop, check_is_plain
 from raysim.bench.workloads import Workload
 from raysim.config import Config
+from raysim.config_file import config_of
 from raysim.driver import Job
 from raysim.experiment import Prepared, prepare_on, start
 from raysim.resources import connect, usable_cpus
@@ -129,43 +133,95 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def compare(workload: Workload, algorithm: dict[str, Any], rounds: int, resources: dict[str, Any]) -> dict[str, Any]:
-    """Both sides for ``rounds`` rounds after one to warm up; which of them is first changes from round to round.
+@contextmanager
+def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterator[Driven]:
+    """A workload ready for its first round, with a store of its own that is deleted afterwards.
 
     Raises:
-        ConfigError: the algorithm is not one that the plain loop can do, or the resources are not there.
+        ConfigError: an override is wrong, or the cluster can't give what it asks for.
     """
-    machine_now = machine()
     with tempfile.TemporaryDirectory(prefix="raysim-bench-") as folder:
-        config, run = _prepared(workload, algorithm, rounds + 1, resources, folder)
-        check_is_plain(config.algorithm)
-        started, _ = connect(config.resources)
+        store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
+        config = config_of(workload.raw, [store, *overrides, f"rounds={rounds}"], f"bench {workload.name}")
+
+        def prepare() -> Prepared:
+            return prepare_on(workload.name, config, workload.dataset(), workload.partition(config.data.num_clients))
+
+        with ThreadPoolExecutor(1) as thread:  # as in raysim.experiment.run
+            preparing = thread.submit(prepare)
+            started, _ = connect(config.resources)
         try:
-            driver, job = start(SteppedDriver, config, [run])
-            actors = job.runs[0].config.resources.num_actors
-            assert isinstance(actors, int)
-            shared, personal = run.layout.split(torch.from_numpy(run.initial))
-            with PlainLoop(job.runs[0].config, run.dataset, run.partition, shared, personal, actors) as loop:
-                plain, ours, metrics, memory, stored = _alternate(driver, loop, rounds)
+            run = preparing.result()
+            actor, job = start(SteppedDriver, config, [run])
+            ray.get(actor.pids.remote())  # all actors are configured
+            yield Driven(job.runs[0].config, run, actor)
+            ray.kill(actor)
         finally:
             if started:
                 ray.shutdown()
-    cohort = workload.cohort
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A ``SteppedDriver`` with what it was started from."""
+
+    config: Config
+    """As the run has it, nothing left ``auto``."""
+    run: Prepared
+    actor: Any
+
+    def round(self, round: int) -> tuple[float, list[dict[str, float]]]:
+        """Seconds that a round took, and the metrics of the rounds that are complete with it."""
+        begin = perf_counter()
+        done = ray.get(self.actor.round.remote(round))
+        return perf_counter() - begin, [metrics for _, metrics in done]
+
+    def processes(self) -> dict[str, list[int]]:
+        pids = ray.get(self.actor.pids.remote())
+        return {"driver": pids[:1], "actors": pids[1:]}
+
+
+def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Both sides for ``rounds`` rounds after one to warm up; which of them is first changes from round to round.
+
+    Raises:
+        ConfigError: the plain loop can't do what is asked, an override is wrong, or the resources are not there.
+    """
+    facts = machine()
+    plain: list[float] = []
+    ours: list[float] = []
+    metrics: list[dict[str, float]] = []
+    stored: list[int] = []
+    with driven(workload, overrides, rounds + 1) as raysim:
+        config, run, actors = raysim.config, raysim.run, raysim.config.resources.num_actors
+        check_is_plain(config)
+        assert isinstance(actors, int)
+        shared, personal = run.layout.split(torch.from_numpy(run.initial))
+        with PlainLoop(config, run.dataset, run.partition, shared, personal, actors) as loop:
+            memory = Memory({**raysim.processes(), "plain": loop.pids})
+            with memory.watched():
+                for round in range(rounds + 1):
+                    for side in ("plain", "raysim") if round % 2 else ("raysim", "plain"):
+                        begin, before = perf_counter(), object_store_bytes()
+                        if side == "plain":
+                            loop.round(round)
+                            plain.append(perf_counter() - begin)
+                        else:
+                            seconds, done = raysim.round(round)
+                            ours.append(seconds)
+                            metrics += done
+                            stored.append(object_store_bytes() - before)
+    plain, ours, metrics, stored = plain[1:], ours[1:], metrics[1:], stored[1:]
     busy = float(np.median([row["system/actor_busy_fraction"] for row in metrics]))
     seconds = float(np.median(ours))
     return {
-        "workload": workload.name,
-        "algorithm": algorithm,
-        "device": job.runs[0].config.resources.device,
-        "actors": actors,
-        "rounds": rounds,
-        "cohort": cohort,
-        "clients_per_batch": job.runs[0].config.resources.clients_per_batch,
+        **_described(workload, config),
         "plain_seconds_per_round": float(np.median(plain)),
         "raysim_seconds_per_round": seconds,
         "ratio": float(np.median(np.array(ours) / np.array(plain))),
-        "overhead_ms_per_client": 1000 * (1 - busy) * seconds * actors / cohort,
+        "overhead_ms_per_client": 1000 * (1 - busy) * seconds * actors / config.cohort_size,
         "actor_busy_fraction": busy,
+        "padding_fraction": float(np.median([row["system/padding_fraction"] for row in metrics])),
         "peak_private_mb": memory.peak["driver"] + memory.peak["actors"],
         "peak_private_mb_driver": memory.peak["driver"],
         "peak_private_mb_actors": memory.peak["actors"],
@@ -173,37 +229,81 @@ def compare(workload: Workload, algorithm: dict[str, Any], rounds: int, resource
         "object_store_bytes_per_round": float(np.median(stored)),
         "plain_seconds": plain,
         "raysim_seconds": ours,
-        "machine": machine_now,
+        "machine": facts,
     }
 
 
-def _alternate(
-    driver: Any, loop: PlainLoop, rounds: int
-) -> tuple[list[float], list[float], list[dict[str, float]], Memory, list[int]]:
-    from time import perf_counter
-
-    pids = ray.get(driver.pids.remote())
-    memory = Memory({"driver": pids[:1], "actors": pids[1:], "plain": loop.pids})
-    plain, ours, metrics, stored = [], [], [], []
-    with memory.watched():
-        for round in range(rounds + 1):
-            for side in ("plain", "raysim") if round % 2 else ("raysim", "plain"):
-                before, start = object_store_bytes(), perf_counter()
-                if side == "plain":
-                    loop.round(round)
-                    plain.append(perf_counter() - start)
-                else:
-                    metrics += [row for _, row in ray.get(driver.round.remote(round))]
-                    ours.append(perf_counter() - start)
-                    stored.append(object_store_bytes() - before)
-        memory.look()
-    return plain[1:], ours[1:], metrics[1:], memory, stored[1:]  # the first round warms up
+FEW_CLIENTS = 2_000
+SETTLED = 5  # from this round on memory is expected to stay
 
 
-def _prepared(
-    workload: Workload, algorithm: dict[str, Any], rounds: int, resources: dict[str, Any], folder: str
-) -> tuple[Config, Prepared]:
-    config = workload.config(algorithm, rounds, resources)
-    tracking = config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
-    config = config.model_copy(update={"tracking": tracking})
-    return config, prepare_on(workload.name, config, workload.dataset(), workload.partition())
+def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All clients of the workload beside ``FEW_CLIENTS``, in turn, each with actors of its own.
+
+    Raises:
+        ConfigError: an override is wrong, or the resources are not there.
+    """
+    facts = machine()
+    begun = psutil.Process().create_time()
+    all_seconds: list[float] = []
+    few_seconds: list[float] = []
+    history: list[float] = []
+    overrides = [*_half_of_each(overrides), *overrides]
+    with driven(workload, overrides, rounds) as everyone:
+        ready = time.time() - begun
+        all_seconds.append(everyone.round(0)[0])
+        first = time.time() - begun
+        memory = Memory(everyone.processes())
+        few_clients = [f"data.num_clients={FEW_CLIENTS}"]
+        with driven(workload, [*overrides, *few_clients], rounds) as few, memory.watched():
+            few.round(0)
+            for round in range(1, rounds):
+                for side in ("few", "all") if round % 2 else ("all", "few"):
+                    if side == "few":
+                        few_seconds.append(few.round(round)[0])
+                    else:
+                        all_seconds.append(everyone.round(round)[0])
+                        history.append(sum(memory.look().values()))
+        states = ray.get(everyone.actor.num_states.remote())
+    ratios = np.array(all_seconds[1:]) / np.array(few_seconds)
+    config = everyone.config
+    return {
+        **_described(workload, config),
+        "num_clients": config.data.num_clients,
+        "clients_with_state": states,
+        "state_bytes_per_client": 4 * everyone.run.layout.num_personal,
+        "raysim_seconds_per_round": float(np.median(all_seconds[1:])),
+        "few_clients": FEW_CLIENTS,
+        "few_clients_seconds_per_round": float(np.median(few_seconds)),
+        "ratio": float(np.median(ratios)),
+        "seconds_to_start": ready,
+        "seconds_to_first_round": first,
+        "peak_private_mb": memory.peak["driver"] + memory.peak["actors"],
+        "private_mb_growth": history[-1] - history[SETTLED - 1],
+        "private_mb": history,
+        "raysim_seconds": all_seconds,
+        "machine": facts,
+    }
+
+
+def _half_of_each(overrides: Sequence[str]) -> list[str]:
+    """Two pools of actors at once: each has half of every CPU, or GPU; only one of the two works at a time."""
+    given = dict(override.split("=", 1) for override in overrides)
+    actors = int(given.get("resources.num_actors", usable_cpus()))
+    halves = [f"resources.num_actors={actors}", "resources.num_cpus_per_actor=0.5"]
+    return halves + (
+        [f"resources.num_gpus_per_actor={0.5 / actors}"] if given.get("resources.device") == "cuda" else []
+    )
+
+
+def _described(workload: Workload, config: Config) -> dict[str, Any]:
+    resources = config.resources
+    return {
+        "workload": workload.name,
+        "algorithm": config.algorithm.model_dump(mode="json"),
+        "device": resources.device,
+        "actors": resources.num_actors,
+        "rounds": config.rounds,
+        "cohort": config.cohort_size,
+        "clients_per_batch": resources.clients_per_batch,
+    }

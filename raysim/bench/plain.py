@@ -29,25 +29,37 @@ from raysim.parameters import ParameterLayout
 
 Ints = NDArray[np.int64]
 # A method that overrides one of these trains in another way than the loop below.
-OWN_TRAINING = ("broadcast", "server_step", "client_state", "client_init", "client_step", "client_final", "personalize")
+OWN_TRAINING = (
+    "broadcast",
+    "server_step",
+    "client_state",
+    "epochs",
+    "client_init",
+    "client_step",
+    "client_final",
+    "personalize",
+)
 
 
-def check_is_plain(algorithm: FederatedAlgorithm) -> None:
-    """Refuse a method that is more than local training of a model with shared and personal parameters.
+def check_is_plain(config: Config) -> None:
+    """Refuse what the loop does not do.
 
     Raises:
-        ConfigError: the loop does not do what the method does.
+        ConfigError: the algorithm or a setting is more than local training of shared and personal parameters.
     """
-    own = [hook for hook in (*OWN_TRAINING, "epochs") if getattr(type(algorithm), hook) is not _base(hook)]
+    algorithm = config.algorithm
+    own = [h for h in OWN_TRAINING if getattr(type(algorithm), h) is not getattr(FederatedAlgorithm, h)]
     if own or algorithm.adapt_steps() or algorithm.pooled:
         raise ConfigError(
-            f"--algorithm: the plain loop trains shared and personal parameters together, as fedavg, fedper and fedperfix "
+            "algorithm: the plain loop trains shared and personal parameters together, as fedavg, fedper and fedperfix "
             f"do; {algorithm.name} has {', '.join(own) or 'adaptation'} of its own"
         )
-
-
-def _base(hook: str) -> Any:
-    return getattr(FederatedAlgorithm, hook)
+    plain = config.data.augment == "none" and config.train.schedule == "constant"
+    if not plain or config.train.optimizer.clip_norm is not None or config.evaluate.clients != "cohort":
+        raise ConfigError(
+            "the plain loop has no augmentation, learning rate schedule or gradient clipping and evaluates the cohort: leave "
+            "data.augment, train.schedule, train.optimizer.clip_norm and evaluate.clients as they are"
+        )
 
 
 class PlainLoop:
@@ -151,8 +163,8 @@ def _work(
             model.load_state_dict(layout.unflatten(torch.cat([shared, own])), strict=False)
             rng = seeds.stream(config.seed, "batches", round, client)
             index = partition.train(client)
-            order = rng.permuted(np.arange(len(index))[None], axis=1)[0]
-            _train(model, images, labels, torch.from_numpy(index[order]), config, device)
+            orders = rng.permuted(np.tile(np.arange(len(index)), (config.train.local_epochs, 1)), axis=1)
+            _train(model, images, labels, [torch.from_numpy(index[order]) for order in orders], config, device)
             test = torch.from_numpy(partition.test(client))
             model.eval()
             with torch.no_grad():
@@ -168,20 +180,23 @@ def _work(
 
 
 def _train(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    index: Tensor,
-    config: Config,
-    device: torch.device,
+    model: nn.Module, images: Tensor, labels: Tensor, epochs: list[Tensor], config: Config, device: torch.device
 ) -> None:
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.train.optimizer.lr)
-    for batch in index.split(config.train.batch_size):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(_input(images[batch], device)), labels[batch].to(device))
-        loss.backward()
-        optimizer.step()
+    settings = config.train.optimizer
+    optimizer: torch.optim.Optimizer
+    if settings.name == "adamw":
+        optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+        )
+    for index in epochs:
+        for batch in index.split(config.train.batch_size):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(_input(images[batch], device)), labels[batch].to(device))
+            loss.backward()
+            optimizer.step()
 
 
 def _input(images: Tensor, device: torch.device) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from raysim.config import Config
 from raysim.data.partitions import Partition
 from raysim.data.sources import Dataset
 
@@ -35,21 +34,20 @@ class Workload:
     batch_size: int
     side: int
     model: dict[str, Any]
+    algorithm: dict[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
 
-    def config(self, algorithm: dict[str, Any], rounds: int, resources: dict[str, Any]) -> Config:
-        return Config.model_validate(
-            {
-                "name": f"bench-{self.name}",
-                "rounds": rounds,
-                "data": {"name": "npz", "root": "made-by-bench", "num_clients": self.num_clients},
-                "model": {"name": "vit_tiny_patch16_224", "image_size": self.side, "kwargs": self.model},
-                "algorithm": algorithm,
-                "train": {"batch_size": self.batch_size, "optimizer": {"lr": 0.01}},
-                "cohort": {"size": self.cohort},
-                "evaluate": {"clients": "cohort"},
-                "resources": resources,
-            }
-        )
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The configuration, as it would stand in a YAML file."""
+        return {
+            "name": f"bench-{self.name}",
+            "data": {"name": "npz", "root": "made by the benchmark", "num_clients": self.num_clients},
+            "model": {"name": "vit_tiny_patch16_224", "image_size": self.side, "kwargs": self.model},
+            "algorithm": self.algorithm,
+            "train": {"batch_size": self.batch_size, "optimizer": {"lr": 0.01}},
+            "cohort": {"size": self.cohort},
+            "evaluate": {"clients": "cohort"},
+        }
 
     def dataset(self) -> Dataset:
         rng = np.random.default_rng(0)
@@ -57,12 +55,46 @@ class Workload:
         labels = rng.integers(0, NUM_CLASSES, NUM_IMAGES)
         return Dataset(images, labels, tuple(map(str, range(NUM_CLASSES))))
 
-    def partition(self) -> Partition:
+    def partition(self, num_clients: int) -> Partition:
         each = self.num_train + self.num_test
-        indices = np.random.default_rng(1).integers(0, NUM_IMAGES, self.num_clients * each)
-        offsets = np.arange(self.num_clients + 1) * each
-        return Partition(indices, offsets, np.full(self.num_clients, self.num_train))
+        indices = np.random.default_rng(1).integers(0, NUM_IMAGES, num_clients * each)
+        return Partition(indices, np.arange(num_clients + 1) * each, np.full(num_clients, self.num_train))
 
 
-HEAVY = Workload("heavy", 100, 20, 80, 20, 20, 32, {"patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3})
-MANY = Workload("many", 10_000, 1_000, 8, 2, 8, 16, {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2})
+_SMALL_VIT = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload(
+            "heavy",
+            num_clients=100,
+            cohort=20,
+            num_train=80,
+            num_test=20,
+            batch_size=20,
+            side=32,
+            model={"patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3},
+        ),
+        Workload(
+            "many",
+            num_clients=10_000,
+            cohort=1_000,
+            num_train=8,
+            num_test=2,
+            batch_size=8,
+            side=16,
+            model=_SMALL_VIT,
+        ),
+        Workload(
+            "clients",
+            num_clients=100_000,
+            cohort=1_000,
+            num_train=8,
+            num_test=2,
+            batch_size=8,
+            side=16,
+            model=_SMALL_VIT,
+            algorithm={"name": "fedperfix", "mid_dim": 30},  # 50 kB of personal state for each client
+        ),
+    )
+}

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim import seeds
-from raysim.context import Batch
 from raysim.data.transforms import augment, draw_augmentation, to_model_input
+from raysim.network import Batch
 
 Ints = NDArray[np.int64]
 

@@ -1,0 +1,83 @@
+"""``raysim bench`` for the terminal and for a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raysim.bench.measure import against_plain_torch, many_clients
+from raysim.bench.workloads import WORKLOADS
+from raysim.errors import ConfigError
+
+ROUNDS = {"heavy": 5, "many": 9, "clients": 24}
+
+
+def run_bench(
+    console: Console,
+    name: str,
+    device: str,
+    actors: int | None,
+    rounds: int | None,
+    algorithm: str | None,
+    overrides: Sequence[str],
+    file: Path | None,
+) -> None:
+    """See ``raysim bench --help``.
+
+    Raises:
+        ConfigError: an option or override is wrong, the resources are not there, or the file can't be written.
+    """
+    if file is not None and not file.absolute().parent.is_dir():
+        raise ConfigError(f"--json: there is no folder {file.absolute().parent}")
+    given = [f"resources.device={device}"]
+    given += [f"resources.num_actors={actors}"] if actors is not None else []
+    given += [f"algorithm={{name: {algorithm}}}"] if algorithm is not None else []
+    measure = many_clients if name == "clients" else against_plain_torch
+    figures = measure(WORKLOADS[name], rounds or ROUNDS[name], [*given, *overrides])
+    for label, text in lines(figures):
+        console.print(f"{label:<34}", style="dim", end="")
+        console.print(text, highlight=False)
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is printed: (what, figure)."""
+    f, on = figures, figures["machine"]
+    rows = [
+        ("workload", f"{f['workload']}: {f['cohort']:,} clients per round, {f['algorithm']['name']}"),
+        ("machine", f"{on['cpu']}, {on['cores']} cores, {on['gpu'] or 'no GPU'}; load {on['load_at_start']}"),
+        ("actors", f"{f['actors']} on {f['device']}, {f['clients_per_batch']} clients per batch"),
+        ("raysim, seconds per round", f"{f['raysim_seconds_per_round']:.3f}"),
+    ]
+    return rows + (_beside_plain(f) if "plain_seconds_per_round" in f else _beside_few(f))
+
+
+def _beside_plain(f: dict[str, Any]) -> list[tuple[str, str]]:
+    driver, actors = f["peak_private_mb_driver"], f["peak_private_mb_actors"]
+    return [
+        ("plain torch, seconds per round", f"{f['plain_seconds_per_round']:.3f}"),
+        ("ratio, median over rounds", f"{f['ratio']:.2f}"),
+        ("overhead per client", f"{f['overhead_ms_per_client']:.2f} ms of an actor's time in which it waits"),
+        ("actors busy", f"{100 * f['actor_busy_fraction']:.0f} % of the time"),
+        ("padding", f"{100 * f['padding_fraction']:.1f} % of the samples"),
+        ("peak private memory", f"{driver:,.0f} MB driver, {actors:,.0f} MB actors"),
+        ("  of the plain loop", f"{f['plain_peak_private_mb']:,.0f} MB"),
+        ("object store, written per round", f"{f['object_store_bytes_per_round'] / 1e6:.2f} MB"),
+    ]
+
+
+def _beside_few(f: dict[str, Any]) -> list[tuple[str, str]]:
+    started, first, having = f["seconds_to_start"], f["seconds_to_first_round"], f["clients_with_state"]
+    return [
+        (f"  with {f['few_clients']:,} clients", f"{f['few_clients_seconds_per_round']:.3f}"),
+        ("ratio, median over rounds", f"{f['ratio']:.2f}"),
+        ("clients", f"{f['num_clients']:,}; {having:,} have a state of {f['state_bytes_per_client']:,} bytes"),
+        ("from command to rounds", f"{started:.1f} s; to the end of the first round {first:.1f} s"),
+        ("peak private memory", f"{f['peak_private_mb']:,.0f} MB of driver and actors"),
+        ("  from round 5 to the end", f"{f['private_mb_growth']:+,.0f} MB"),
+    ]
