@@ -195,7 +195,9 @@ def compare(
 @click.option("--actors", type=click.IntRange(1), help="Client actors, and processes of the plain loop. Default: auto.")
 @click.option("--rounds", type=click.IntRange(2), help="Measured rounds. Default: 5 (heavy), 9 (many), 24 (clients).")
 @click.option("--algorithm", help="Default: fedavg (clients: fedperfix). Its keys as overrides: algorithm.mid_dim=64")
+@click.option("--vary", metavar="KEY=V1,V2,...", help="Measure several values of a key, one after another.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="With --vary: draw seconds per round.")
 def bench(
     workload: str,
     overrides: tuple[str, ...],
@@ -203,7 +205,9 @@ def bench(
     actors: int | None,
     rounds: int | None,
     algorithm: str | None,
+    vary: str | None,
     file: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure what a round costs, on images that are made up.
 
@@ -216,4 +220,8 @@ def bench(
     """
     from raysim.bench.report import run_bench
 
-    run_bench(console, workload, device, actors, rounds, algorithm, overrides, file)
+    if plot is not None and vary is None:
+        raise click.UsageError("--plot needs --vary KEY=V1,V2,...")
+    options = [f"resources.device={device}", *([f"resources.num_actors={actors}"] if actors is not None else [])]
+    options += [f"algorithm={{name: {algorithm}}}"] if algorithm is not None else []
+    run_bench(console, workload, [*options, *overrides], rounds, vary, file, plot)

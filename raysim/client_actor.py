@@ -18,7 +18,7 @@ import ray
 import torch
 
 from raysim.aggregation import PartialSum
-from raysim.errors import ClientError
+from raysim.errors import ClientError, OutOfDeviceMemory
 from raysim.optimizers import Tensors
 from raysim.personal_store import SlotFile
 from raysim.tasks import RunSetup, Task, TaskResult
@@ -45,31 +45,13 @@ class ClientActor:
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get ready for a run; returns what this worker computes on, and its process."""
-        # Imported where it is used: the driver imports this module, too, and would wait seconds for timm.
-        from raysim.models.build import build_model
-        from raysim.training import ClientEngine
-
-        config = setup.config
-        device = config.resources.device
-        if device == "cuda":
-            _make_cuda_deterministic()
-        model = build_model(
-            config.model.model_copy(update={"pretrained": False, "weights": None}),
-            config.algorithm,
-            setup.num_classes,
-            setup.in_channels,
-            config.seed,
-        )
-        refs = [setup.images, setup.labels, setup.partition, setup.initial, setup.frozen]
-        images, labels, partition, initial, frozen = ray.get(refs)
-        model.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in frozen.items()}, strict=False)
-        theta = torch.from_numpy(initial.copy())  # torch ignores that a shared array is read-only
-        self._engine = ClientEngine(config, model, theta, images, labels, partition, device)
+        self._engine = make_engine(setup)
         if self._slots is not None:
             self._slots.close()
         self._slots = SlotFile(setup.slot_file, self._engine.state_layout.size)
         self._partial = PartialSum(-1)
         self._broadcast: tuple[Any, Tensors] | None = None
+        device = setup.config.resources.device
         return {"device": device, "device_name": device_name(device), "pid": str(os.getpid())}
 
     def run(self, task: Task, version: int, broadcast: dict[str, NDArray[np.float32]]) -> TaskResult:
@@ -134,12 +116,14 @@ class ClientActor:
                 if (alone := self._error_alone(task, i)) is not None:
                     culprits, error = [client], alone
                     break
+        kind = ClientError
         who = f"client {culprits[0]}" if len(culprits) == 1 else f"clients {', '.join(map(str, culprits))}"
         hint = ""
         if isinstance(error, torch.OutOfMemoryError):
+            kind = OutOfDeviceMemory
             hint = "\nThe device is out of memory: lower resources.clients_per_batch, or give each actor a larger share of it"
         trace = "".join(traceback.format_exception(error))
-        return ClientError(f"{task.kind} of {who} failed in round {task.round}: {error!r}{hint}\n\n{trace}")
+        return kind(f"{task.kind} of {who} failed in round {task.round}: {error!r}{hint}\n\n{trace}")
 
     def _error_alone(self, task: Task, i: int) -> Exception | None:
         """What one client of a batch raises on its own, with no effect on slots or sums."""
@@ -160,6 +144,30 @@ class ClientActor:
         except Exception as error:
             return error
         return None
+
+
+def make_engine(setup: RunSetup) -> ClientEngine:
+    """What a worker needs for a run, from the object store."""
+    # Imported where it is used: the driver imports this module, too, and would wait seconds for timm.
+    from raysim.models.build import build_model
+    from raysim.training import ClientEngine
+
+    config = setup.config
+    if config.resources.device == "cuda":
+        _make_cuda_deterministic()
+        torch.cuda.empty_cache()  # of the run before
+    model = build_model(
+        config.model.model_copy(update={"pretrained": False, "weights": None}),
+        config.algorithm,
+        setup.num_classes,
+        setup.in_channels,
+        config.seed,
+    )
+    refs = [setup.images, setup.labels, setup.partition, setup.initial, setup.frozen]
+    images, labels, partition, initial, frozen = ray.get(refs)
+    model.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in frozen.items()}, strict=False)
+    theta = torch.from_numpy(initial.copy())  # torch ignores that a shared array is read-only
+    return ClientEngine(config, model, theta, images, labels, partition, config.resources.device)
 
 
 # Functions of the module, not methods: Ray pickles an actor class by value, and torch.backends can't be pickled.

@@ -32,7 +32,7 @@ from raysim import __version__
 from raysim.compare import compare
 from raysim.config import Config
 from raysim.config_file import dump
-from raysim.errors import ClientError, ConfigError
+from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.parameters import ParameterLayout
 from raysim.rounds import RoundReport, Run
 from raysim.scheduling import ActorPool, Stopped
@@ -55,6 +55,8 @@ class RunSpec:
     class_counts: NDArray[np.int64]
     """(N, classes)"""
     domains: list[str]
+    may_vectorise: bool
+    """Whether ``clients_per_batch`` was chosen by raysim, so that it may choose a smaller one."""
 
     @property
     def config(self) -> Config:
@@ -188,6 +190,24 @@ class Study:
             self._tracker.log_table(parent, compare(history), "comparison.csv")
 
     def _run(self, spec: RunSpec, parent: str | None) -> None:
+        """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""
+        reason: dict[str, str] = {}
+        while True:
+            try:
+                return self._attempt(spec, parent, reason)
+            except RayTaskError as error:
+                size = spec.config.resources.clients_per_batch
+                assert isinstance(size, int)
+                if not isinstance(error.cause, OutOfDeviceMemory) or not spec.may_vectorise or size == 1:
+                    raise
+                resources = spec.config.resources.model_copy(update={"clients_per_batch": size // 2})
+                config = spec.config.model_copy(update={"resources": resources})
+                spec = replace(spec, setup=replace(spec.setup, config=config))
+                reason = {"raysim.restarted": f"out of device memory with {size} clients per batch"}
+                log.warning("%s: %s; the run starts again with %d", config.name, reason["raysim.restarted"], size // 2)
+                self._say(note=f"{config.name}: {reason['raysim.restarted']}; it starts again with {size // 2}")
+
+    def _attempt(self, spec: RunSpec, parent: str | None, tags: dict[str, str]) -> None:
         config = spec.config
         folder = Path(tempfile.mkdtemp(prefix="raysim-"))
         try:
@@ -198,6 +218,7 @@ class Study:
                 {**config.flat(), **_sizes(spec)},
                 {
                     **self._tags(config, machine),
+                    **tags,
                     "raysim.entry": spec.entry,
                     "raysim.dataset_digest": spec.dataset_digest,
                 },

@@ -1,4 +1,4 @@
-"""The two errors that a user meets: their configuration or data is wrong, or their algorithm raised."""
+"""The errors that a user meets: their configuration or data is wrong, or their algorithm raised."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class ConfigError(ValueError):
 
 class ClientError(RuntimeError):
     """Training or evaluating clients failed: their algorithm raised (with its traceback), or kills its workers."""
+
+
+class OutOfDeviceMemory(ClientError):
+    """A client batch did not fit into an actor's GPU."""

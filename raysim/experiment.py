@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
 from raysim.errors import ConfigError
 from raysim.parameters import ParameterLayout
-from raysim.resources import clients_per_batch, connect, place, same_resources
+from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, connect, device_of, place, same_resources
 from raysim.tasks import RunSetup
 from raysim.tracking import git_commit, resolve_uri
+from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
@@ -79,6 +80,8 @@ class Prepared:
     """(P,), the initial parameters."""
     frozen: dict[str, NDArray[np.float32]]
     """Parameters that are not among them."""
+    may_vectorise: bool
+    """Whether ``clients_per_batch`` is raysim's to choose."""
 
 
 def prepare(config: Config) -> list[Prepared]:
@@ -126,12 +129,17 @@ def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partitio
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
     if has_batch_norm(model):
+        if config.resources.compile:
+            raise ConfigError(
+                f"resources.compile: the training of BatchNorm layers ({config.model.name}) is not compiled"
+            )
         size = _one_by_one(config, partition)
     else:
         size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
     resources = config.resources.model_copy(update={"clients_per_batch": size})
     resolved = config.model_copy(update={"resources": resources})
-    return Prepared(entry, resolved, dataset, partition, layout, initial, frozen)
+    may_vectorise = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
+    return Prepared(entry, resolved, dataset, partition, layout, initial, frozen, may_vectorise)
 
 
 def _one_by_one(config: Config, partition: Partition) -> int:
@@ -193,13 +201,15 @@ def start(actor_class: Any, config: Config, runs: list[Prepared]) -> tuple[Any, 
     Raises:
         ConfigError: the cluster can't give what ``resources`` asks for.
     """
-    most_batches = max(_most_batches(r.config) for r in runs)
-    placement = place(same_resources([r.config for r in runs]), most_batches)
-    uri = resolve_uri(config.tracking)
-    specs = _specs(runs, placement.resources, uri)
+    resources, uri = same_resources([r.config for r in runs]), resolve_uri(config.tracking)
+    import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
+    specs, per_gpu = _specs(runs), 1
+    if device_of(resources) == "cuda":
+        specs, per_gpu = _after_a_trial(specs, import_path)
+    placement = place(resources, max(_most_batches(spec.config) for spec in specs), per_gpu)
+    specs = [_with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
     job = Job(_resolved(config, placement.resources, uri), specs, uri, git_commit(Path.cwd()))
     assert isinstance(placement.resources.num_actors, int)
-    import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
     driver = actor_class.options(**placement.driver_options).remote(
         [ray.put(job)], placement.resources.num_actors, placement.actor_options, import_path
     )
@@ -249,7 +259,7 @@ def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
     return config.model_copy(update={"resources": own, "tracking": tracking})
 
 
-def _specs(runs: list[Prepared], resources: ResourcesConfig, uri: str) -> list[RunSpec]:
+def _specs(runs: list[Prepared]) -> list[RunSpec]:
     """Put every array that actors read into the object store, each only once."""
     refs: dict[int, ray.ObjectRef] = {}
 
@@ -259,23 +269,38 @@ def _specs(runs: list[Prepared], resources: ResourcesConfig, uri: str) -> list[R
         return refs[id(value)]
 
     specs = []
-    for prepared in runs:
-        data, partition = prepared.dataset, prepared.partition
-        setup = RunSetup(
-            _resolved(prepared.config, resources, uri),
-            put(data.images),
-            put(data.labels),
-            put(partition),
-            ray.put(prepared.initial),
-            ray.put(prepared.frozen),
-            data.num_classes,
-            data.images.shape[3],
-            Path(),
-        )
+    for run in runs:
+        data, partition = run.dataset, run.partition
+        arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
+        setup = RunSetup(run.config, *arrays, data.num_classes, data.images.shape[3], Path())
         counts = partition.class_counts(data.labels, data.num_classes)
         domains = partition.client_domains(data)
-        specs.append(RunSpec(prepared.entry, setup, prepared.layout, data.digest, data.class_names, counts, domains))
+        specs.append(
+            RunSpec(run.entry, setup, run.layout, data.digest, data.class_names, counts, domains, run.may_vectorise)
+        )
     return specs
+
+
+def _with_config(spec: RunSpec, config: Config) -> RunSpec:
+    return replace(spec, setup=replace(spec.setup, config=config))
+
+
+def _after_a_trial(specs: list[RunSpec], import_path: list[str]) -> tuple[list[RunSpec], int]:
+    """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors then share one."""
+    actor_class: Any = TrialActor  # Ray's decorator adds `options`
+    sized, per_gpu = [], MOST_ACTORS_PER_GPU
+    for spec in specs:
+        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(import_path)
+        share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
+        resources = spec.config.resources.model_copy(update=share)
+        setup = replace(spec.setup, config=spec.config.model_copy(update={"resources": resources}))
+        asked = None if spec.may_vectorise else int(spec.config.resources.clients_per_batch)
+        choice: Choice = ray.get(actor.choose.remote(setup, asked))
+        ray.kill(actor)
+        resources = spec.config.resources.model_copy(update={"clients_per_batch": choice.clients_per_batch})
+        sized.append(_with_config(spec, spec.config.model_copy(update={"resources": resources})))
+        per_gpu = min(per_gpu, choice.actors_per_gpu)
+    return sized, per_gpu
 
 
 def _watch(driver: Any, names: list[str], watch: Callable[[Status, list[str]], None] | None) -> Status:

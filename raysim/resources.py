@@ -21,6 +21,7 @@ from raysim.errors import ConfigError
 # 5 % slower).
 LARGE_STEP = 300e6
 MAX_CLIENTS_PER_BATCH = 32
+CUDA_ENVIRONMENT = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}  # deterministic matrix products
 
 
 def usable_cpus() -> int:
@@ -80,17 +81,29 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     return True, warning
 
 
-def place(resources: ResourcesConfig, most_batches: int) -> Placement:
+def device_of(resources: ResourcesConfig) -> str:
+    """``cpu`` or ``cuda``, resolved against this node."""
+    if resources.device != "auto":
+        return resources.device
+    return "cuda" if _node_resources()[1].get("GPU", 0.0) else "cpu"
+
+
+def _node_resources() -> tuple[str, dict[str, float]]:
+    """This node's id, and what Ray has there."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return node_id, next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+
+
+def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1) -> Placement:
     """Resolve ``auto`` against this node; ``most_batches`` is the largest number of tasks in a round.
 
     Raises:
         ConfigError: the node can't satisfy what is asked; says what was asked and what exists.
     """
-    node_id = ray.get_runtime_context().get_node_id()
-    have = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+    node_id, have = _node_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
-    room = int(gpus if device == "cuda" else cpus // resources.num_cpus_per_actor)
+    device = device_of(resources)
+    room = int(gpus * actors_per_gpu if device == "cuda" else cpus // resources.num_cpus_per_actor)
     actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
     per_gpu = -(-actors // int(gpus)) if gpus else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
@@ -106,7 +119,7 @@ def place(resources: ResourcesConfig, most_batches: int) -> Placement:
     here = NodeAffinitySchedulingStrategy(node_id, soft=False)
     options: dict[str, Any] = {"num_cpus": resources.num_cpus_per_actor, "num_gpus": share, "scheduling_strategy": here}
     if device == "cuda":
-        options["runtime_env"] = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}
+        options["runtime_env"] = CUDA_ENVIRONMENT
     return Placement(resolved, options, {"num_cpus": 0, "scheduling_strategy": here})
 
 

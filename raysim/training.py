@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from raysim import seeds
 from raysim.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.config import Config
 from raysim.context import ClientContext
-from raysim.data.batching import Order, Pool, batches, draw_order
+from raysim.data.batching import Order, Pool, Samples, batches, draw_order, to_device
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
 from raysim.models.build import set_fused_attention
@@ -86,9 +87,10 @@ class ClientEngine:
         self.config, self.partition, self.device = config, partition, torch.device(device)
         self.algorithm: FederatedAlgorithm = config.algorithm
         self.layout = layout_of(model, self.algorithm)
-        self._images, self._labels = images, labels
+        self._samples = Samples(images, labels, self.device, _data_budget(config, self.device))
         state = self.algorithm.client_state(initial, self.layout)
         self.state_layout = StateLayout.of(state)
+        self.initial = initial
         self.initial_state = self.state_layout.pack(state).numpy()
         self._model = model.to(self.device).requires_grad_(False)
         resources = config.resources
@@ -108,12 +110,14 @@ class ClientEngine:
         evaluate: bool = True,
         sensitivity: bool = False,
         pooled: Ints | None = None,
+        steps: int | None = None,
     ) -> Training:
         """Train clients (K,) from states (K, size) and sum up their uploads.
 
         ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
         or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
-        ``pooled`` are samples to train on in place of the clients' own; then K is 1.
+        ``pooled`` are samples to train on in place of the clients' own; then K is 1. ``steps`` ends every local epoch after
+        so many.
         """
         context = self._context(round, broadcast, training=True)
         before = self._state(states)
@@ -121,7 +125,7 @@ class ClientEngine:
         torch.manual_seed(seeds.torch_seed(self.config.seed, "dropout", round, int(clients[0])))
         inputs = {**before, **(messages or {})}
         carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
-        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled)
+        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
@@ -191,7 +195,7 @@ class ClientEngine:
         return ClientContext(self._network, self.layout, broadcast, optimizer, train.batch_size, round)
 
     def _state(self, states: NDArray[np.float32]) -> Tensors:
-        return self.state_layout.unpack(torch.from_numpy(states).to(self.device))
+        return self.state_layout.unpack(to_device(torch.from_numpy(states), self.device))
 
     def _for_each(self, num_clients: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """One client's function to a function over K clients: directly for one client, else through vmap."""
@@ -208,7 +212,13 @@ class ClientEngine:
         return directly
 
     def _local_epochs(
-        self, for_each: Any, carry: Any, context: ClientContext, clients: Ints, pooled: Ints | None
+        self,
+        for_each: Any,
+        carry: Any,
+        context: ClientContext,
+        clients: Ints,
+        pooled: Ints | None,
+        steps: int | None,
     ) -> tuple[Any, Tensors]:
         """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
         phases = self.algorithm.epochs(self.config.train.local_epochs)
@@ -219,7 +229,7 @@ class ClientEngine:
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
-            for batch, everyone in self._batches(pool, order, epoch, self.algorithm.batches_per_step):
+            for batch, everyone in islice(self._batches(pool, order, epoch, self.algorithm.batches_per_step), steps):
                 new, metrics = step(carry, batch)
                 count = batch.mask.sum(dim=1)
                 active = count > 0
@@ -243,7 +253,7 @@ class ClientEngine:
         logits = for_each(lambda theta, images: context.logits(theta, images))
         parts = [logits(theta, self._input(images)) for images in pool.images.split(chunk, dim=1)]
         probabilities, hits = _classified(torch.cat(parts, dim=1), pool.labels)
-        own = torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]).to(self.device)
+        own = to_device(torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]), self.device)
         correct = (hits & own).sum(dim=1)
         return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
 
@@ -267,9 +277,9 @@ class ClientEngine:
         index = np.concatenate(tests)
         parts = []
         for start in range(0, len(index), EVALUATION_SAMPLES):
-            images = torch.from_numpy(self._images[index[start : start + EVALUATION_SAMPLES]]).to(self.device)
-            parts.append(self._network.logits(theta, self._input(images)))
-        probabilities, hits = _classified(torch.cat(parts), torch.from_numpy(self._labels[index]).to(self.device))
+            images, labels = self._samples.at(index[start : start + EVALUATION_SAMPLES])
+            parts.append(_classified(self._network.logits(theta, self._input(images)), labels))
+        probabilities, hits = (torch.cat(column) for column in zip(*parts, strict=True))
         counts = np.array([len(test) for test in tests])
         correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
         return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
@@ -284,13 +294,20 @@ class ClientEngine:
         return to_model_input(images, self.config.model.image_size)
 
     def _pool(self, split: Callable[[int], Ints], clients: Ints) -> Pool:
-        return Pool.gather(self._images, self._labels, [split(c) for c in clients.tolist()], self.device)
+        return Pool.gather(self._samples, [split(c) for c in clients.tolist()])
 
     def _order(self, purpose: str, round: int, clients: Ints, pool: Pool, epochs: int) -> Order:
-        side = min(self._images.shape[1:3])
-        return draw_order(
-            self.config.seed, purpose, round, clients, pool.counts, epochs, self.config.data.augment, side
-        )
+        augment, side = self.config.data.augment, self._samples.side
+        return draw_order(self.config.seed, purpose, round, clients, pool.counts, epochs, augment, side, self.device)
+
+
+def _data_budget(config: Config, device: torch.device) -> int:
+    """Bytes of a device's memory that the data set may take: a quarter of the actor's share of a GPU."""
+    if device.type != "cuda":
+        return 0
+    share = config.resources.num_gpus_per_actor
+    assert share != "auto"
+    return int(0.25 * min(share, 1) * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _classified(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

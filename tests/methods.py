@@ -196,6 +196,15 @@ class Buggy(FederatedAlgorithm):
         raise ZeroDivisionError("a bug in my method")
 
 
+class OutOfMemory(FederatedAlgorithm):
+    """Has no room for more than one client at a time."""
+
+    def client_init(self, state, ctx):
+        if torch._C._functorch.is_batchedtensor(state["personal"]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().client_init(state, ctx)
+
+
 class OneInTraining(Merge):
     """Reports a metric in one of its phases only."""
 

@@ -41,9 +41,9 @@ def plain_training(engine, config, client):
         for chunk in torch.from_numpy(index[order]).split(8):
             if len(chunk) == 1:
                 continue
-            images = to_model_input(torch.from_numpy(engine._images[chunk]), 8)
+            images = to_model_input(engine._samples.at(chunk)[0], 8)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), torch.from_numpy(engine._labels[chunk])).backward()
+            torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk)[1]).backward()
             optimizer.step()
     return model
 
@@ -69,7 +69,7 @@ def test_no_optimiser_touches_statistics(optimizer):
     s = simulation(train={"optimizer": optimizer, "local_epochs": 1, "batch_size": 400})
     s.round(0, [[0]])
     plain = build_model(s.config.model, s.config.algorithm, 10, 1, 0).train()
-    plain(to_model_input(torch.from_numpy(s.engine._images[s.engine.partition.train(0)]), 8))
+    plain(to_model_input(s.engine._samples.at(s.engine.partition.train(0))[0], 8))
     ours = s.engine.layout.unflatten(s.shared)
     for name in s.engine.layout.statistics:
         np.testing.assert_allclose(ours[name], plain.state_dict()[name], atol=1e-5)
@@ -147,8 +147,8 @@ def test_per_fedavg_pairs_of_a_resnet_are_those_of_plain_torch(count):
     s = simulation(algorithm={"name": "perfedavg"})
     engine = s.engine
     context = engine._context(0, s.broadcast, training=True)
-    images = to_model_input(torch.from_numpy(engine._images[:count]), 8)
-    batch = Batch(images, torch.from_numpy(engine._labels[:count]), torch.ones(count))
+    images = to_model_input(engine._samples.at(np.arange(count))[0], 8)
+    batch = Batch(images, engine._samples.at(np.arange(count))[1], torch.ones(count))
     carry = s.algorithm.client_init({"personal": torch.zeros(0)}, context)
     after = s.algorithm.client_step(carry, batch, context)[0]["theta"]
     model = build_model(s.config.model, s.config.algorithm, 10, 1, 0).train()
@@ -170,8 +170,8 @@ def test_per_fedavg_pairs_of_a_resnet_are_those_of_plain_torch(count):
 def test_running_statistics_have_no_part_in_apfls_alpha(mixture):
     s = simulation(algorithm={"name": "apfl", "alpha": 0.5, "mixture": mixture})
     engine, context = s.engine, s.engine._context(0, s.broadcast, training=True)
-    images = to_model_input(torch.from_numpy(engine._images[:8]), 8)
-    batch = Batch(images, torch.from_numpy(engine._labels[:8]), torch.ones(8))
+    images = to_model_input(engine._samples.at(np.arange(8))[0], 8)
+    batch = Batch(images, engine._samples.at(np.arange(8))[1], torch.ones(8))
     alphas = []
     for shift in (0.0, 5.0):
         own = s.initial + 0.01

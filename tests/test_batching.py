@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.data.batching import Pool, batches, draw_order
+from raysim.data.batching import Pool, Samples, batches, draw_order
 from raysim.data.transforms import augment, draw_augmentation, to_model_input
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
@@ -10,9 +10,9 @@ LABELS = np.arange(10)
 CPU = torch.device("cpu")
 
 
-def epoch_of(indices, clients, batch_size=2, augmentation="none"):
-    pool = Pool.gather(IMAGES, LABELS, [np.array(i) for i in indices], CPU)
-    order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation, 2)
+def epoch_of(indices, clients, batch_size=2, augmentation="none", budget=0):
+    pool = Pool.gather(Samples(IMAGES, LABELS, CPU, budget), [np.array(i) for i in indices])
+    order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation, 2, CPU)
     return list(batches(pool, order, 1, batch_size, 2))
 
 
@@ -41,10 +41,26 @@ def test_a_clients_order_does_not_depend_on_who_is_beside_it():
     assert alone[1][:1] == beside[1][:1]
 
 
+def test_samples_are_the_same_on_their_device_and_copied_as_needed():
+    copied, resident = (epoch_of([[1, 2, 3], [6, 7]], [10, 11], budget=budget) for budget in (0, 10**6))
+    for (a, _), (b, _) in zip(copied, resident, strict=True):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(a, b, strict=True))
+
+
+def test_samples_are_read_where_they_lie_and_stay_as_they_are():
+    frozen = IMAGES.copy()
+    frozen.flags.writeable = False
+    samples = Samples(frozen, LABELS, CPU, 0)
+    images, labels = samples.at(np.array([[3, 4], [5, 3]]))
+    assert labels.tolist() == [[3, 4], [5, 3]]
+    images.zero_()
+    assert frozen[3].max() == 3
+
+
 def test_epochs_and_rounds_differ():
     counts = np.array([10])
-    first = draw_order(0, "batches", 0, np.array([5]), counts, 2, "none", 2).positions
-    second = draw_order(0, "batches", 1, np.array([5]), counts, 2, "none", 2).positions
+    first = draw_order(0, "batches", 0, np.array([5]), counts, 2, "none", 2, CPU).positions
+    second = draw_order(0, "batches", 1, np.array([5]), counts, 2, "none", 2, CPU).positions
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first[0], second[0])
 
@@ -68,8 +84,8 @@ def test_augmentation_is_drawn_in_range(name, reach):
 
 def test_augmentation_is_the_clients_own():
     counts = np.array([4, 6])
-    both = draw_order(0, "batches", 0, np.array([1, 2]), counts, 1, "crop_flip", 32)
-    alone = draw_order(0, "batches", 0, np.array([2]), counts[1:], 1, "crop_flip", 32)
+    both = draw_order(0, "batches", 0, np.array([1, 2]), counts, 1, "crop_flip", 32, CPU)
+    alone = draw_order(0, "batches", 0, np.array([2]), counts[1:], 1, "crop_flip", 32, CPU)
     assert np.array_equal(both.flips[:, 1], alone.flips[:, 0])
     assert np.array_equal(both.shifts[:, 1], alone.shifts[:, 0])
     assert len(epoch_of([[1, 2, 3]], [4], augmentation="flip")) == 2

@@ -1,4 +1,4 @@
-"""Client batches, and the dispatch of rounds over actors that die at any moment (a fake Ray, thousands of rounds)."""
+"""The dispatch of rounds over actors that die at any moment (a fake Ray, thousands of rounds)."""
 
 import logging
 import random
@@ -14,21 +14,8 @@ from ray.exceptions import ActorDiedError
 from raysim import scheduling
 from raysim.aggregation import FixedPoint, PartialSum, combine
 from raysim.errors import ClientError
-from raysim.planning import cut
-from raysim.scheduling import ActorPool, Stopped
+from raysim.scheduling import ActorPool, Costs, Stopped
 from raysim.tasks import Task, TaskResult
-
-
-def test_client_batches_are_a_function_of_the_cohort_largest_first():
-    clients, sizes = np.array([2, 5, 7, 8, 9]), np.array([10, 30, 10, 20, 40])
-    batches = [batch.tolist() for batch in cut(clients, sizes, 2)]
-    assert batches == [[9, 5], [8, 2], [7]]
-    order = np.array([3, 0, 4, 1, 2])
-    assert [batch.tolist() for batch in cut(clients[order], sizes[order], 2)] == batches
-
-
-def test_no_clients_no_batches():
-    assert cut(np.array([], np.int64), np.array([], np.int64), 4) == []
 
 
 class FakeRay:
@@ -192,3 +179,38 @@ def test_a_run_can_be_stopped_while_it_waits(fake):
     pool.configure(None, print)
     with pytest.raises(Stopped):
         pool.run(0, tasks_of(0, 3, 0), 0, None, lambda task: task, lambda *_: stop.set())
+
+
+def sized(kind, index, samples):
+    return Task(kind, index, 0, np.array([index]), np.array([0]), np.array([0]), samples=samples)
+
+
+def test_costs_are_measured_per_kind_and_guessed_before():
+    costs = Costs()
+    train, evaluate = sized("train", 0, 10), sized("evaluate", 1, 10)
+    assert costs.expected(train) == 3 * costs.expected(evaluate)
+    costs.measured(TaskResult(train, None, {}, {}, None, seconds=6.0))
+    assert costs.expected(train) == pytest.approx(6.0)
+    assert costs.expected(evaluate) == pytest.approx(2.0)  # in proportion, until it is measured itself
+    costs.measured(TaskResult(evaluate, None, {}, {}, None, seconds=5.0))
+    assert costs.expected(evaluate) == pytest.approx(5.0)
+    costs.measured(TaskResult(evaluate, None, {}, {}, None, seconds=10.0))
+    assert costs.expected(evaluate) == pytest.approx(6.0)
+
+
+def test_the_longest_run_first_two_in_flight_and_at_the_end_for_the_first_idle_actor(fake):
+    ray = fake(0, death=0.0)
+    pool = ActorPool(2, {}, [], threading.Event())
+    pool.configure(None, print)
+    sizes = {0: 5, 1: 80, 2: 10, 3: 20, 4: 40, 5: 1}
+    in_flight = []
+
+    def watch(*_):
+        in_flight.append([[int(t.clients[0]) for t in worker.running.values()] for worker in pool.workers])
+
+    results, _ = pool.run(0, [sized("evaluate", i, n) for i, n in sizes.items()], 0, None, lambda t: t, watch)
+    assert [r.task.index for r in results] == [0, 1, 2, 3, 4, 5]
+    # 80 and 40 to one actor each, 20 and 10 behind the shorter and the longer, then one at a time
+    assert in_flight[0] == [[1, 2], [4, 3]]
+    assert all(len(a) + len(b) <= 4 for a, b in in_flight)
+    assert ray.deaths == 0

@@ -194,6 +194,24 @@ def test_clients_that_always_kill_their_actor_end_the_run(store, tmp_path):
         run(store, algorithm={"name": "methods:KillsItsActor", "folder": str(tmp_path)}, resources={"num_actors": 1})
 
 
+def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_ones(store):
+    hungry = {"algorithm": {"name": "methods:OutOfMemory"}, **EVERYONE}
+    with pytest.raises(raysim.RunFailed, match=r"clients 0, 1.*lower resources.clients_per_batch|out of memory"):
+        run(store, name="asked", **hungry, resources={"clients_per_batch": 2})
+    notes = []
+    config = tiny(**hungry, name="auto", tracking={"uri": store}, resources={"clients_per_batch": "auto"})
+    chosen = raysim.run(config, lambda status, _: notes.append(status.note)).runs[0]
+    assert any("auto: out of device memory with 2 clients per batch; it starts again with 1" in n for n in notes)
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("auto").experiment_id], order_by=["start_time ASC"])
+    assert [r.info.status for r in runs] == ["FAILED", "FINISHED"]
+    assert [r.data.params["resources.clients_per_batch"] for r in runs] == ["2", "1"]
+    assert runs[1].data.tags["raysim.restarted"] == "out of device memory with 2 clients per batch"
+    assert "raysim.restarted" not in runs[0].data.tags
+    same = run(store, name="one", **hungry, resources={"clients_per_batch": 1}).runs[0]
+    assert chosen.checksums == same.checksums
+
+
 def test_a_bug_in_an_algorithm_surfaces_once_with_client_and_traceback(store):
     with pytest.raises(raysim.RunFailed) as caught:
         run(store, name="buggy", algorithm={"name": "methods:Buggy"})

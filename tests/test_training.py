@@ -115,9 +115,9 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
         rng = seeds.stream(0, "batches", 0, client)
         for order in rng.permuted(np.tile(np.arange(len(index)), (2, 1)), axis=1):
             for chunk in torch.from_numpy(index[order]).split(8):
-                images = to_model_input(torch.from_numpy(engine._images[chunk]), 8)
+                images = to_model_input(engine._samples.at(chunk)[0], 8)
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(images), torch.from_numpy(engine._labels[chunk])).backward()
+                torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk)[1]).backward()
                 optimizer.step()
         theta = engine.layout.flatten(model.state_dict())
         expected = expected + theta.double() * sizes[client] / sizes.sum()
@@ -154,7 +154,11 @@ def test_a_client_with_nan_is_rejected_keeps_its_state_and_is_evaluated_as_untra
     (result,) = Simulation(algorithm={"name": "methods:Poisoned"}).round(0, [[0, 1, 2, 3]])
     assert result.accepted.all()
     simulation = Simulation(algorithm={"name": "methods:Poisoned"}, train={"local_epochs": 1})
-    labels, partition, incoming = simulation.engine._labels, simulation.engine.partition, simulation.broadcast
+    labels, partition, incoming = (
+        simulation.engine._samples._labels.numpy(),
+        simulation.engine.partition,
+        simulation.broadcast,
+    )
     (result,) = simulation.round(0, [[0, 1, 2, 3]])
     expected = np.array([(labels[partition.train(c)] == 0).sum() % 2 == 0 for c in range(4)])
     assert 0 < expected.sum() < 4

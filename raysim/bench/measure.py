@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import ray
 import torch
+from numpy.typing import NDArray
 
 from raysim import __version__
 from raysim.bench.plain import PlainLoop, check_is_plain
@@ -30,8 +31,6 @@ from raysim.resources import connect, usable_cpus
 from raysim.rounds import Run
 from raysim.scheduling import ActorPool
 from raysim.tracking import Tracker
-
-SAMPLE_SECONDS = 0.5  # between two looks at the processes' memory
 
 
 @ray.remote(max_restarts=0)
@@ -63,6 +62,11 @@ class SteppedDriver:
             self._tracker.log_round(self._run_id, which, metrics)
         return done
 
+    def shared(self) -> NDArray[np.float32]:
+        """(S,): the shared parameters after the rounds so far."""
+        array: NDArray[np.float32] = self._run.shared.numpy()
+        return array
+
     def num_states(self) -> int:
         """How many clients have a personal state by now."""
         return self._run.num_states
@@ -70,30 +74,16 @@ class SteppedDriver:
 
 @dataclass
 class Memory:
-    """Private memory of groups of processes in MB, looked at again and again by a thread."""
+    """Private memory of groups of processes in MB, looked at between rounds: client actors keep what they have freed."""
 
     groups: dict[str, list[int]]
     peak: dict[str, float] = field(default_factory=dict)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
-    def look(self) -> dict[str, float]:
+    def look(self) -> float:
+        """All groups together."""
         now = {name: sum(private_mb(pid) for pid in pids) for name, pids in self.groups.items()}
         self.peak = {name: max(value, self.peak.get(name, 0.0)) for name, value in now.items()}
-        return now
-
-    def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self.look()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
+        return sum(now.values())
 
 
 def private_mb(pid: int) -> float:
@@ -187,6 +177,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
     Raises:
         ConfigError: the plain loop can't do what is asked, an override is wrong, or the resources are not there.
     """
+    check_is_plain(config_of(workload.raw, overrides, f"bench {workload.name}"))
     facts = machine()
     plain: list[float] = []
     ours: list[float] = []
@@ -194,23 +185,23 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
     stored: list[int] = []
     with driven(workload, overrides, rounds + 1) as raysim:
         config, run, actors = raysim.config, raysim.run, raysim.config.resources.num_actors
-        check_is_plain(config)
         assert isinstance(actors, int)
         shared, personal = run.layout.split(torch.from_numpy(run.initial))
         with PlainLoop(config, run.dataset, run.partition, shared, personal, actors) as loop:
             memory = Memory({**raysim.processes(), "plain": loop.pids})
-            with memory.watched():
-                for round in range(rounds + 1):
-                    for side in ("plain", "raysim") if round % 2 else ("raysim", "plain"):
-                        begin, before = perf_counter(), object_store_bytes()
-                        if side == "plain":
-                            loop.round(round)
-                            plain.append(perf_counter() - begin)
-                        else:
-                            seconds, done = raysim.round(round)
-                            ours.append(seconds)
-                            metrics += done
-                            stored.append(object_store_bytes() - before)
+            for round in range(rounds + 1):
+                for side in ("plain", "raysim") if round % 2 else ("raysim", "plain"):
+                    before, begin = object_store_bytes(), perf_counter()
+                    if side == "plain":
+                        loop.round(round)
+                        plain.append(perf_counter() - begin)
+                    else:
+                        seconds, done = raysim.round(round)
+                        ours.append(seconds)
+                        metrics += done
+                        stored.append(object_store_bytes() - before)
+                memory.look()
+            difference = np.abs(ray.get(raysim.actor.shared.remote()) - loop.shared.numpy()).max()
     plain, ours, metrics, stored = plain[1:], ours[1:], metrics[1:], stored[1:]
     busy = float(np.median([row["system/actor_busy_fraction"] for row in metrics]))
     seconds = float(np.median(ours))
@@ -220,6 +211,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
         "raysim_seconds_per_round": seconds,
         "ratio": float(np.median(np.array(ours) / np.array(plain))),
         "overhead_ms_per_client": 1000 * (1 - busy) * seconds * actors / config.cohort_size,
+        "largest_difference": float(difference),
         "actor_busy_fraction": busy,
         "padding_fraction": float(np.median([row["system/padding_fraction"] for row in metrics])),
         "peak_private_mb": memory.peak["driver"] + memory.peak["actors"],
@@ -255,7 +247,7 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
         first = time.time() - begun
         memory = Memory(everyone.processes())
         few_clients = [f"data.num_clients={FEW_CLIENTS}"]
-        with driven(workload, [*overrides, *few_clients], rounds) as few, memory.watched():
+        with driven(workload, [*overrides, *few_clients], rounds) as few:
             few.round(0)
             for round in range(1, rounds):
                 for side in ("few", "all") if round % 2 else ("all", "few"):
@@ -263,7 +255,7 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
                         few_seconds.append(few.round(round)[0])
                     else:
                         all_seconds.append(everyone.round(round)[0])
-                        history.append(sum(memory.look().values()))
+                        history.append(memory.look())
         states = ray.get(everyone.actor.num_states.remote())
     ratios = np.array(all_seconds[1:]) / np.array(few_seconds)
     config = everyone.config

@@ -12,6 +12,7 @@ from rich.console import Console
 from raysim.bench.measure import against_plain_torch, many_clients
 from raysim.bench.workloads import WORKLOADS
 from raysim.errors import ConfigError
+from raysim.plots import check_picture, plot_bench
 
 ROUNDS = {"heavy": 5, "many": 9, "clients": 24}
 
@@ -19,30 +20,38 @@ ROUNDS = {"heavy": 5, "many": 9, "clients": 24}
 def run_bench(
     console: Console,
     name: str,
-    device: str,
-    actors: int | None,
+    options: Sequence[str],
     rounds: int | None,
-    algorithm: str | None,
-    overrides: Sequence[str],
+    vary: str | None,
     file: Path | None,
+    plot: Path | None,
 ) -> None:
-    """See ``raysim bench --help``.
+    """See ``raysim bench --help``; ``options`` are overrides of the workload's configuration.
 
     Raises:
-        ConfigError: an option or override is wrong, the resources are not there, or the file can't be written.
+        ConfigError: an option or override is wrong, the resources are not there, or a file can't be written.
     """
     if file is not None and not file.absolute().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {file.absolute().parent}")
-    given = [f"resources.device={device}"]
-    given += [f"resources.num_actors={actors}"] if actors is not None else []
-    given += [f"algorithm={{name: {algorithm}}}"] if algorithm is not None else []
+    check_picture(plot)
+    key, _, values = (vary or "").partition("=")
+    if vary is not None and not (key and values):
+        raise ConfigError(f"--vary: {vary!r} is not KEY=VALUE,VALUE,... such as cohort.size=100,1000")
+    variants = [f"{key}={value}" for value in values.split(",")] if vary else [None]
     measure = many_clients if name == "clients" else against_plain_torch
-    figures = measure(WORKLOADS[name], rounds or ROUNDS[name], [*given, *overrides])
-    for label, text in lines(figures):
-        console.print(f"{label:<34}", style="dim", end="")
-        console.print(text, highlight=False)
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    measured = []
+    for variant in variants:
+        if variant is not None:
+            console.print(variant, style="bold", highlight=False)
+        figures = measure(WORKLOADS[name], rounds or ROUNDS[name], [*options, *([variant] if variant else [])])
+        measured.append(figures | ({"varied": variant} if variant else {}))
+        for label, text in lines(figures):
+            console.print(f"{label:<34}", style="dim", end="")
+            console.print(text, highlight=False)
+        if file is not None:  # after every variant: what is measured is not lost if the next one fails
+            file.write_text(json.dumps(measured if vary else figures, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        plot_bench(key, values.split(","), measured).savefig(plot)
 
 
 def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -62,6 +71,7 @@ def _beside_plain(f: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("plain torch, seconds per round", f"{f['plain_seconds_per_round']:.3f}"),
         ("ratio, median over rounds", f"{f['ratio']:.2f}"),
+        ("largest difference of parameters", f"{f['largest_difference']:.1e} after {f['rounds']} rounds"),
         ("overhead per client", f"{f['overhead_ms_per_client']:.2f} ms of an actor's time in which it waits"),
         ("actors busy", f"{100 * f['actor_busy_fraction']:.0f} % of the time"),
         ("padding", f"{100 * f['padding_fraction']:.1f} % of the samples"),
