@@ -84,9 +84,9 @@ def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) ->
     if not accepted.all():
         chosen = torch.from_numpy(accepted).to(values.device)
         values, factors = values[chosen], factors[chosen]
-    columns = max(1, SUM_ELEMENTS // max(1, len(values))) if values.device.type == "cpu" else max(1, values.shape[1])
-    parts = [factors @ piece.double() for piece in values.split(columns, dim=1)]
-    return torch.cat(parts) if parts else factors.new_zeros(0)
+    if values.numel() <= SUM_ELEMENTS or values.device.type != "cpu":
+        return factors @ values.double()
+    return torch.cat([factors @ piece.double() for piece in values.split(max(1, SUM_ELEMENTS // len(values)), dim=1)])
 
 
 @dataclass

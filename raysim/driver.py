@@ -54,7 +54,7 @@ class RunSpec:
     class_names: tuple[str, ...]
     class_counts: NDArray[np.int64]
     """(N, classes)"""
-    domains: list[str]
+    domains: NDArray[np.str_]
     may_vectorise: bool
     """Whether ``clients_per_batch`` was chosen by raysim, so that it may choose a smaller one."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.partitions import Partition
+from raysim.data.partitions import Partition, ranges
 from raysim.tasks import Evaluation
 
 Ints = NDArray[np.int64]
@@ -22,26 +22,32 @@ class ClientResults:
     clients: Ints
     correct: Ints
     num_test: Ints
-    probabilities: list[NDArray[np.float32]]
-    """One (num_test, classes) per client."""
+    probabilities: NDArray[np.float32]
+    """(sum of num_test, classes), client after client."""
 
     @classmethod
     def merge(cls, parts: Sequence[Evaluation]) -> ClientResults:
         """Evaluations of client batches, in whatever order they came, to one in client-id order."""
-        clients = np.concatenate([part.clients for part in parts])
-        correct = np.concatenate([part.correct for part in parts])
-        num_test = np.concatenate([part.num_test for part in parts])
-        rows = [p for part in parts for p in np.split(part.probabilities, np.cumsum(part.num_test)[:-1])]
-        order = np.argsort(clients)
-        assert (np.diff(clients[order]) > 0).all(), "a client was evaluated twice"
-        return cls(clients[order], correct[order], num_test[order], [rows[i] for i in order])
+        whole = cls(
+            np.concatenate([part.clients for part in parts]),
+            np.concatenate([part.correct for part in parts]),
+            np.concatenate([part.num_test for part in parts]),
+            np.concatenate([part.probabilities for part in parts]),
+        )
+        order = np.argsort(whole.clients)
+        assert (np.diff(whole.clients[order]) > 0).all(), "a client was evaluated twice"
+        return whole._at(order)
 
     def only(self, clients: Ints) -> ClientResults:
         """Without the clients that were evaluated beside those (E,) that were asked for, both ascending."""
         index = np.searchsorted(self.clients, clients)
         assert (self.clients[index] == clients).all(), "a client was not evaluated"
-        rows = [self.probabilities[i] for i in index]
-        return ClientResults(clients, self.correct[index], self.num_test[index], rows)
+        return self._at(index)
+
+    def _at(self, index: Ints) -> ClientResults:
+        starts = np.cumsum(self.num_test) - self.num_test
+        rows = ranges(starts[index], self.num_test[index])
+        return ClientResults(self.clients[index], self.correct[index], self.num_test[index], self.probabilities[rows])
 
     @property
     def accuracy(self) -> Floats:
@@ -52,22 +58,20 @@ class ClientResults:
         """The round's ``personalized/...`` metrics; ``labels`` (n,) are the whole data set's."""
         accuracy = self.accuracy
         worst = np.sort(accuracy)[: max(1, len(accuracy) // 10)]
-        true = [labels[partition.test(c)] for c in self.clients.tolist()]
         return {
             "personalized/accuracy_mean": float(accuracy.mean()),
             "personalized/accuracy_std": float(accuracy.std()),
             "personalized/accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
             "personalized/accuracy_worst_decile": float(worst.mean()),
-            "personalized/auc_micro": auc_micro(np.concatenate(self.probabilities), np.concatenate(true)),
+            "personalized/auc_micro": auc_micro(self.probabilities, labels[partition.tests(self.clients)]),
         }
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
         """(E,): micro-averaged AUC of each client's own test samples, from ranks, for all clients at once."""
         import pandas as pd
 
-        scores = np.concatenate(self.probabilities)
-        num_classes = scores.shape[1]
-        true = np.concatenate([labels[partition.test(c)] for c in self.clients.tolist()])
+        scores, num_classes = self.probabilities, self.probabilities.shape[1]
+        true = labels[partition.tests(self.clients)]
         owner = np.repeat(np.arange(len(self.clients)), self.num_test)
         ranks = pd.Series(scores.ravel()).groupby(np.repeat(owner, num_classes)).rank().to_numpy()
         ranks_of_positives = ranks.reshape(scores.shape)[np.arange(len(true)), true]

@@ -83,7 +83,7 @@ class Run:
         setup: RunSetup,
         layout: ParameterLayout,
         pool: ActorPool,
-        domains: list[str],
+        domains: NDArray[np.str_],
         report: Callable[[RoundReport], None],
     ) -> None:
         self.config, self._pool, self._domains, self._report = setup.config, pool, domains, report
@@ -305,7 +305,7 @@ class Run:
                 "auc": results.client_auc(self._labels, self._partition),
                 "train_samples": self._partition.num_train[ids],
                 "test_samples": self._partition.num_test[ids],
-                "domain": [self._domains[i] for i in ids.tolist()],
+                "domain": self._domains[ids],
             }
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ def layer_type(name: str, heads: tuple[str, ...] = ("head",)) -> str:
     return next((kind for kind, pattern in TYPES.items() if re.search(pattern, f".{name}.")), "other")
 
 
+@lru_cache(maxsize=16)
 def shared_types(layout: ParameterLayout) -> list[str]:
     """The type of each shared tensor, in the layout's order; statistics of BatchNorm are no update of a client."""
     return [

@@ -93,6 +93,7 @@ class ClientEngine:
         self.initial = initial
         self.initial_state = self.state_layout.pack(state).numpy()
         self._model = model.to(self.device).requires_grad_(False)
+        self._fused: bool | None = None
         resources = config.resources
         self._network = Network(self._model, self.layout, resources.precision, resources.compile)
         statistics = self.layout.statistics
@@ -122,7 +123,7 @@ class ClientEngine:
         context = self._context(round, broadcast, training=True)
         before = self._state(states)
         for_each = self._for_each(len(clients))
-        torch.manual_seed(seeds.torch_seed(self.config.seed, "dropout", round, int(clients[0])))
+        self._seed("dropout", round, clients)
         inputs = {**before, **(messages or {})}
         carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
         carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps)
@@ -179,8 +180,24 @@ class ClientEngine:
 
     # Inside a batch.
 
+    def _seed(self, purpose: str, round: int, clients: Ints) -> None:
+        """For what torch draws itself; ``torch.manual_seed`` asks all kinds of devices, which takes a millisecond."""
+        seed = seeds.torch_seed(self.config.seed, purpose, round, int(clients[0]))
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+
+    def _training_mode(self, training: bool) -> None:
+        if self._model.training != training:  # walks through all modules
+            self._model.train(training)
+
+    def _fuse_attention(self, fused: bool) -> None:
+        if self._fused != fused:
+            set_fused_attention(self._model, fused)
+            self._fused = fused
+
     def _context(self, round: int, broadcast: Tensors, training: bool) -> ClientContext:
-        self._model.train(training)
+        self._training_mode(training)
         train = self.config.train
         decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if train.schedule == "cosine" else 1.0
         settings = train.optimizer
@@ -199,7 +216,7 @@ class ClientEngine:
 
     def _for_each(self, num_clients: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """One client's function to a function over K clients: directly for one client, else through vmap."""
-        set_fused_attention(self._model, num_clients == 1)
+        self._fuse_attention(num_clients == 1)
         if num_clients > 1:
             return lambda f: torch.func.vmap(f, randomness="different")
 
@@ -247,7 +264,7 @@ class ClientEngine:
         theta = for_each(lambda shared, state: self.algorithm.personalize(shared, state, context))(shared, state)
         if self.algorithm.adapt_steps():
             theta = self._adapted(for_each, theta, round, clients, context)
-        self._model.eval()
+        self._training_mode(False)
         pool = self._pool(self.partition.test, clients)
         chunk = max(1, EVALUATION_SAMPLES // len(clients))
         logits = for_each(lambda theta, images: context.logits(theta, images))
@@ -259,8 +276,8 @@ class ClientEngine:
 
     def _adapted(self, for_each: Any, theta: Tensor, round: int, clients: Ints, context: ClientContext) -> Tensor:
         """Parameters (K, P) after ``adapt`` on the first batch of as many shuffled epochs as there are steps."""
-        self._model.train()
-        torch.manual_seed(seeds.torch_seed(self.config.seed, "adapt", round, int(clients[0])))
+        self._training_mode(True)
+        self._seed("adapt", round, clients)
         pool, steps = self._pool(self.partition.train, clients), self.algorithm.adapt_steps()
         order = self._order("adapt", round, clients, pool, steps)
         step = for_each(lambda theta, batch: self.algorithm.adapt(theta, batch, context))
@@ -271,16 +288,15 @@ class ClientEngine:
 
     def _evaluate_one(self, clients: Ints, theta: Tensor) -> Evaluation:
         """One model (P,) on the test samples of all clients, in plain batches."""
-        set_fused_attention(self._model, True)
-        self._model.eval()
-        tests = [self.partition.test(int(c)) for c in clients]
-        index = np.concatenate(tests)
+        self._fuse_attention(True)
+        self._training_mode(False)
+        index = self.partition.tests(clients)
         parts = []
         for start in range(0, len(index), EVALUATION_SAMPLES):
             images, labels = self._samples.at(index[start : start + EVALUATION_SAMPLES])
             parts.append(_classified(self._network.logits(theta, self._input(images)), labels))
         probabilities, hits = (torch.cat(column) for column in zip(*parts, strict=True))
-        counts = np.array([len(test) for test in tests])
+        counts = self.partition.num_test[clients]
         correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
         return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
 

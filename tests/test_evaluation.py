@@ -47,7 +47,11 @@ def test_the_worst_decile_of_twenty_clients_is_two():
 
 def test_only_keeps_those_that_were_asked_for():
     results = ClientResults.merge([evaluation([0, 1], [1, 1], [P0, P1])]).only(np.array([1]))
-    assert (results.clients.tolist(), results.correct.tolist(), len(results.probabilities)) == ([1], [1], 1)
+    assert (results.clients.tolist(), results.correct.tolist(), results.probabilities.tolist()) == (
+        [1],
+        [1],
+        np.float32(P1).tolist(),
+    )
 
 
 def test_a_client_twice_is_an_error():

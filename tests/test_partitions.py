@@ -97,7 +97,7 @@ def test_impossible_pathological(digits, clients, k, message):
 
 def test_by_domain_gives_every_client_one_domain(digits):
     partition = divide(digits, name="by_domain", alpha=1.0, min_samples=20, num_clients=8)
-    assert partition.client_domains(digits) == ["0°", "0°", "90°", "90°", "180°", "180°", "270°", "270°"]
+    assert partition.client_domains(digits).tolist() == ["0°", "0°", "90°", "90°", "180°", "180°", "270°", "270°"]
     with pytest.raises(ConfigError, match="3 clients can't be divided over 4 domains"):
         divide(digits, name="by_domain", num_clients=3)
     with pytest.raises(ConfigError, match="needs a data set with domains"):
@@ -178,3 +178,14 @@ def test_the_table_has_a_row_per_client_and_one_for_the_rest(digits):
 def test_the_training_samples_of_all_clients():
     partition = Partition(np.array([7, 8, 9, 3, 4, 5, 6]), np.array([0, 3, 7]), np.array([2, 1]))
     assert partition.all_train.tolist() == [7, 8, 3]
+
+
+def test_what_many_clients_have_is_found_at_once():
+    dataset = Dataset(
+        np.zeros((6, 2, 2, 1), np.uint8), np.zeros(6, np.int64), ("a",), np.array([0, 0, 1, 1, 0, 1]), ("x", "y")
+    )
+    partition = Partition(np.array([1, 0, 2, 3, 4, 5]), np.array([0, 2, 4, 6]), np.array([1, 1, 1]))
+    assert partition.client_domains(dataset).tolist() == ["x", "y", "mixed"]
+    assert partition.tests(np.array([2, 0])).tolist() == [5, 0]
+    each = [partition.test(c) for c in (0, 1, 2)]
+    assert partition.tests(np.arange(3)).tolist() == np.concatenate(each).tolist()

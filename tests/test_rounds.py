@@ -51,7 +51,7 @@ def run(tmp_path, seed, **changes):
     path = tmp_path / f"slots-{seed}"
     setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1, path)
     pool, reports = ShuffledPool(engine, path, seed), []
-    rounds = Run(setup, engine.layout, pool, [""] * 8, reports.append)
+    rounds = Run(setup, engine.layout, pool, np.zeros(8, "U1"), reports.append)
     done = [rounds.round(round_) for round_ in range(config.rounds)]
     done.append(rounds.finish())
     return rounds, done, pool, [r for r in reports if r.metrics is not None]

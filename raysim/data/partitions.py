@@ -62,21 +62,34 @@ class Partition:
     def test(self, client: int) -> Ints:
         return self.indices[self.offsets[client] + self.num_train[client] : self.offsets[client + 1]]
 
+    def tests(self, clients: Ints) -> Ints:
+        """The test samples of clients (E,), client after client."""
+        return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_test[clients])]
+
     def class_counts(self, labels: Ints, num_classes: int) -> Ints:
         """(N, classes): how many samples of each class a client has, training and test together."""
         owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
         flat = np.bincount(owner * num_classes + labels[self.indices], minlength=self.num_clients * num_classes)
         return flat.reshape(self.num_clients, num_classes)
 
-    def client_domains(self, dataset: Dataset) -> list[str]:
-        """The domain of each client, ``mixed`` if its samples come from several, empty if the data set has none."""
+    def client_domains(self, dataset: Dataset) -> NDArray[np.str_]:
+        """(N,): each client's domain, ``mixed`` if its samples come from several, empty if the data set has none."""
         if dataset.domains is None:
-            return [""] * self.num_clients
-        names = []
-        for client in range(self.num_clients):
-            found = np.unique(dataset.domains[self.indices[self.offsets[client] : self.offsets[client + 1]]])
-            names.append(dataset.domain_names[found[0]] if len(found) == 1 else "mixed")
-        return names
+            return np.zeros(self.num_clients, "U1")
+        domains = dataset.domains[self.indices]
+        first, last = (f.reduceat(domains, self.offsets[:-1]) for f in (np.minimum, np.maximum))
+        names = np.array([*dataset.domain_names, "mixed"])
+        return names[np.where(first == last, first, len(names) - 1)]
+
+
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """``[starts[0], ..., starts[0] + counts[0] - 1, starts[1], ...]``: several ranges in one array.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    before = np.cumsum(counts) - counts
+    return np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
 
 
 def client_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.DataFrame:
