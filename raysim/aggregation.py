@@ -105,7 +105,11 @@ class PartialSum:
             return
         self.batches.add(batch)
         for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            if name in self.sums:  # in place: these are as long as the model, and there is one for every client batch
+                np.add(self.sums[name].total, value.total, out=self.sums[name].total)
+                self.sums[name] = FixedPoint(self.sums[name].total, self.sums[name].weight + value.weight)
+            else:
+                self.sums[name] = FixedPoint(value.total.copy(), value.weight)
 
 
 def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:

@@ -74,7 +74,7 @@ class PlainLoop:
         self, config: Config, dataset: Dataset, partition: Partition, shared: Tensor, personal: Tensor, processes: int
     ) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        self._config, self._num_train = config, partition.num_train
+        self._config, self._num_train, self._shares_all = config, partition.num_train, not len(personal)
         self.shared = shared.clone().share_memory_()
         self._sums = torch.zeros(processes, len(shared)).share_memory_()
         states = torch.zeros(config.data.num_clients, len(personal)).share_memory_()  # no memory until a client trains
@@ -113,9 +113,14 @@ class PlainLoop:
         weights = self._num_train[cohort] / self._num_train[cohort].sum()
         n = len(self._pipes)
         for i, pipe in enumerate(self._pipes):
-            pipe.send((round, cohort[i::n], weights[i::n]))
+            pipe.send(("train", round, cohort[i::n], weights[i::n]))
         counts = np.sum([pipe.recv() for pipe in self._pipes], axis=0)
         self.shared.copy_(self._sums.sum(dim=0))
+        if self._shares_all:  # then the server's model is evaluated, too, as in raysim
+            for i, pipe in enumerate(self._pipes):
+                pipe.send(("evaluate", round, cohort[i::n], weights[i::n]))
+            for pipe in self._pipes:
+                pipe.recv()
         return float(counts[0] / counts[1])
 
     def __enter__(self) -> PlainLoop:
@@ -153,9 +158,13 @@ def _work(
     pipe.send(None)
     while True:
         try:
-            round, clients, weights = pipe.recv()
+            what, round, clients, weights = pipe.recv()
         except EOFError:
             return
+        if what == "evaluate":
+            model.load_state_dict(layout.unflatten(shared.clone()), strict=False)
+            pipe.send(_hits(model, images, labels, partition.tests(clients), config, device))
+            continue
         total.zero_()
         correct = seen = 0
         for client, weight in zip(clients.tolist(), weights.tolist(), strict=True):
@@ -165,11 +174,8 @@ def _work(
             index = partition.train(client)
             orders = rng.permuted(np.tile(np.arange(len(index)), (config.train.local_epochs, 1)), axis=1)
             _train(model, images, labels, [torch.from_numpy(index[order]) for order in orders], config, device)
-            test = torch.from_numpy(partition.test(client))
-            model.eval()
-            with torch.no_grad():
-                hits = model(_input(images[test], device)).argmax(dim=-1) == labels[test].to(device)
-            correct, seen = correct + int(hits.sum()), seen + len(test)
+            hits, tested = _hits(model, images, labels, partition.test(client), config, device)
+            correct, seen = correct + hits, seen + tested
             trained = model.state_dict()
             for name, piece in sums.items():
                 piece.add_(trained[name].cpu(), alpha=weight)
@@ -194,9 +200,26 @@ def _train(
     for index in epochs:
         for batch in index.split(config.train.batch_size):
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(_input(images[batch], device)), labels[batch].to(device))
-            loss.backward()
+            with _precision(config, device):
+                logits = model(_input(images[batch], device))
+            F.cross_entropy(logits.float(), labels[batch].to(device)).backward()
             optimizer.step()
+
+
+def _hits(
+    model: nn.Module, images: Tensor, labels: Tensor, index: Ints, config: Config, device: torch.device
+) -> tuple[int, int]:
+    """How many samples are classified correctly, of how many."""
+    model.eval()
+    hits = 0
+    with torch.no_grad(), _precision(config, device):
+        for part in torch.from_numpy(index).split(512):
+            hits += int((model(_input(images[part], device)).argmax(dim=-1) == labels[part].to(device)).sum())
+    return hits, len(index)
+
+
+def _precision(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.resources.precision == "bfloat16")
 
 
 def _input(images: Tensor, device: torch.device) -> Tensor:
