@@ -132,7 +132,8 @@ class Run:
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
         tasks = self._planner.training(round, cohort, messages, evaluating and before)
         if before:
-            tasks += self._planner.evaluation("evaluate", round, np.setdiff1d(evaluated, cohort), len(tasks))
+            others = evaluated[np.isin(evaluated, cohort, assume_unique=True, invert=True)]
+            tasks += self._planner.evaluation("evaluate", round, others, len(tasks))
         results, parts = self._run_tasks(round, tasks)
         trained = [result for result in results if result.task.kind == "train"]
         sums = combine(parts, round, {result.task.index for result in trained})
