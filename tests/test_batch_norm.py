@@ -41,9 +41,9 @@ def plain_training(engine, config, client):
         for chunk in torch.from_numpy(index[order]).split(8):
             if len(chunk) == 1:
                 continue
-            images = to_model_input(engine._samples.at(chunk)[0], 8)
+            images = to_model_input(engine._samples.at(chunk.numpy())[0], 8)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk)[1]).backward()
+            torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk.numpy())[1]).backward()
             optimizer.step()
     return model
 

@@ -115,9 +115,9 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
         rng = seeds.stream(0, "batches", 0, client)
         for order in rng.permuted(np.tile(np.arange(len(index)), (2, 1)), axis=1):
             for chunk in torch.from_numpy(index[order]).split(8):
-                images = to_model_input(engine._samples.at(chunk)[0], 8)
+                images = to_model_input(engine._samples.at(chunk.numpy())[0], 8)
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk)[1]).backward()
+                torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk.numpy())[1]).backward()
                 optimizer.step()
         theta = engine.layout.flatten(model.state_dict())
         expected = expected + theta.double() * sizes[client] / sizes.sum()
