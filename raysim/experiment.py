@@ -28,7 +28,7 @@ from raysim.data.sources import Dataset, load_dataset
 from raysim.driver import Driver, Job, RunResult, RunSpec, Status
 from raysim.errors import ConfigError
 from raysim.parameters import ParameterLayout
-from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, connect, device_of, place, same_resources
+from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, connect, place, same_resources
 from raysim.tasks import RunSetup
 from raysim.tracking import git_commit, resolve_uri
 from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
@@ -203,10 +203,13 @@ def start(actor_class: Any, config: Config, runs: list[Prepared]) -> tuple[Any, 
     """
     resources, uri = same_resources([r.config for r in runs]), resolve_uri(config.tracking)
     import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
-    specs, per_gpu = _specs(runs), 1
-    if device_of(resources) == "cuda":
+    specs = _specs(runs)
+    # Before a trial, too: without a GPU it would wait for ever.
+    placement = place(resources, max(_most_batches(spec.config) for spec in specs))
+    packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
+    if placement.resources.device == "cuda" and (packs or any(spec.may_vectorise for spec in specs)):
         specs, per_gpu = _after_a_trial(specs, import_path)
-    placement = place(resources, max(_most_batches(spec.config) for spec in specs), per_gpu)
+        placement = place(resources, max(_most_batches(spec.config) for spec in specs), per_gpu)
     specs = [_with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
     job = Job(_resolved(config, placement.resources, uri), specs, uri, git_commit(Path.cwd()))
     assert isinstance(placement.resources.num_actors, int)

@@ -81,13 +81,6 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     return True, warning
 
 
-def device_of(resources: ResourcesConfig) -> str:
-    """``cpu`` or ``cuda``, resolved against this node."""
-    if resources.device != "auto":
-        return resources.device
-    return "cuda" if _node_resources()[1].get("GPU", 0.0) else "cpu"
-
-
 def _node_resources() -> tuple[str, dict[str, float]]:
     """This node's id, and what Ray has there."""
     node_id = ray.get_runtime_context().get_node_id()
@@ -102,8 +95,10 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     """
     node_id, have = _node_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    device = device_of(resources)
-    room = int(gpus * actors_per_gpu if device == "cuda" else cpus // resources.num_cpus_per_actor)
+    device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
+    room = int(cpus // resources.num_cpus_per_actor)
+    if device == "cuda":
+        room = min(room, int(gpus) * actors_per_gpu)
     actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
     per_gpu = -(-actors // int(gpus)) if gpus else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0

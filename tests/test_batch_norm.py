@@ -116,6 +116,8 @@ def test_clients_train_one_by_one():
         ConfigError, match=r"resources.clients_per_batch: resnet50 has BatchNorm .* take 1 or auto, not 4"
     ):
         prepare(tiny(**config, resources={"clients_per_batch": 4}))
+    with pytest.raises(ConfigError, match="resources.compile: the training of BatchNorm layers .* is not compiled"):
+        prepare(tiny(**config, resources={"clients_per_batch": 1, "compile": True}))
 
 
 def test_a_client_of_one_sample_is_refused(tmp_path):

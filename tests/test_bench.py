@@ -79,6 +79,7 @@ def test_what_the_plain_loop_can_not_do_is_refused(cluster):
     for override, message in (
         ("algorithm={name: fedrep}", "fedrep has epochs, client_init, client_step of its own"),
         ("algorithm={name: fedbabu}", "fedbabu has"),
+        ("algorithm={name: fedperfix, freeze_backbone: true}", "fedperfix has frozen parameters of its own"),
         ("data.augment=flip", "no augmentation"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -73,6 +73,15 @@ def test_auto_on_two_gpus(node, keys, actors, share):
 
 
 @pytest.mark.parametrize(
+    ("cpus", "per_gpu", "batches", "actors", "share"), [(8, 3, 50, 6, 0.3333), (8, 4, 5, 5, 0.3333), (3, 4, 50, 3, 0.5)]
+)
+def test_as_many_actors_as_a_gpu_has_room_for(node, cpus, per_gpu, batches, actors, share):
+    node(CPU=cpus, GPU=2)
+    placement = place(asked(), batches, per_gpu)
+    assert (placement.resources.num_actors, placement.resources.num_gpus_per_actor) == (actors, share)
+
+
+@pytest.mark.parametrize(
     ("keys", "gpus", "message"),
     [
         ({"num_gpus_per_actor": 0.5}, 0, r"num_gpus_per_actor: 0\.5 asked, this node has 0 GPUs"),

@@ -49,6 +49,7 @@ def check_is_plain(config: Config) -> None:
     """
     algorithm = config.algorithm
     own = [h for h in OWN_TRAINING if getattr(type(algorithm), h) is not getattr(FederatedAlgorithm, h)]
+    own += ["frozen parameters"] if algorithm.trainable_patterns() != ["*"] else []
     if own or algorithm.adapt_steps() or algorithm.pooled:
         raise ConfigError(
             "algorithm: the plain loop trains shared and personal parameters together, as fedavg, fedper and fedperfix "
