@@ -45,6 +45,7 @@ class ClientActor:
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get ready for a run; returns what this worker computes on, and its process."""
+        self._engine = None  # frees the model and data of the run before, which may lie on the GPU
         self._engine = make_engine(setup)
         if self._slots is not None:
             self._slots.close()

@@ -108,6 +108,7 @@ class ActorPool:
         """
         self._setup, self.costs = ray.put(setup), Costs()
         for worker in self.workers:
+            worker.running, worker.summed = {}, []  # what a run left that ended with an error
             worker.configured = worker.handle.configure.remote(self._setup)
         waiting = {worker.configured: worker for worker in self.workers}
         self.machines = []

@@ -38,8 +38,8 @@ def test_training_on_pooled_samples_is_plain_torch_training_on_them():
     for order in rng.permuted(np.tile(np.arange(len(drawn)), (2, 1)), axis=1):
         for chunk in torch.from_numpy(drawn[order]).split(8):
             optimizer.zero_grad()
-            images = to_model_input(torch.from_numpy(engine._images[chunk]), 8)
-            torch.nn.functional.cross_entropy(model(images), torch.from_numpy(engine._labels[chunk])).backward()
+            images = to_model_input(engine._samples.at(chunk.numpy())[0], 8)
+            torch.nn.functional.cross_entropy(model(images), engine._samples.at(chunk.numpy())[1]).backward()
             optimizer.step()
     expected = engine.layout.flatten(model.state_dict())
     np.testing.assert_allclose(trained.sums["shared"].mean(40), expected, atol=1e-6)

@@ -214,3 +214,20 @@ def test_the_longest_run_first_two_in_flight_and_at_the_end_for_the_first_idle_a
     assert in_flight[0] == [[1, 2], [4, 3]]
     assert all(len(a) + len(b) <= 4 for a, b in in_flight)
     assert ray.deaths == 0
+
+
+def test_what_a_failed_run_left_behind_is_no_part_of_the_next(fake):
+    fake(0, death=0.0)
+    pool = ActorPool(2, {}, [], threading.Event())
+    pool.configure(None, print)
+
+    def fail(*_):
+        raise ClientError("a bug")
+
+    with pytest.raises(ClientError, match="a bug"):
+        pool.run(0, tasks_of(0, 6, 0), 0, None, lambda task: task, fail)
+    assert any(worker.running for worker in pool.workers)
+    pool.configure(None, print)
+    results, parts = pool.run(0, tasks_of(0, 2, 0), 0, None, lambda task: task, lambda *_: None)
+    assert [int(r.task.clients[0]) for r in results] == [0, 1]
+    assert combine(parts, 0, {0, 1})["shared"].weight == 2
