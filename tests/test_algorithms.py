@@ -181,7 +181,7 @@ def test_per_fedavg_hessian_free_approximates_the_second_derivative():
         inner = torch.func.grad(ctx.loss)(theta, first)
         return ctx.loss(theta - LR * inner, second)
 
-    for module in ctx.model.modules():
+    for module in ctx.network.model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # has no second derivative
     exact = torch.func.grad(meta)(theta)
