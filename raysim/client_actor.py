@@ -7,6 +7,7 @@ the one thing that is mutable, the partial sum of the round.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -42,16 +43,17 @@ class ClientActor:
         torch.set_num_threads(1)  # two threads add in another order than one, whatever num_cpus is
         self._engine: ClientEngine | None = None
         self._slots: SlotFile | None = None
+        self._broadcast: tuple[Any, Tensors] | None = None
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get ready for a run; returns what this worker computes on, and its process."""
-        self._engine = None  # frees the model and data of the run before, which may lie on the GPU
+        self._engine = self._broadcast = None  # of the run before: its model and data may lie on the GPU,
+        gc.collect()  # held by an error's traceback
         self._engine = make_engine(setup)
         if self._slots is not None:
             self._slots.close()
         self._slots = SlotFile(setup.slot_file, self._engine.state_layout.size)
         self._partial = PartialSum(-1)
-        self._broadcast: tuple[Any, Tensors] | None = None
         device = setup.config.resources.device
         return {"device": device, "device_name": device_name(device), "pid": str(os.getpid())}
 

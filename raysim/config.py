@@ -220,13 +220,16 @@ class ResourcesConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where Ray sees a GPU."""
     num_actors: Auto | Positive = "auto"
-    """Client actors (worker processes). auto: one per CPU core or GPU, no more than client batches in a round."""
+    """Client actors (worker processes). auto: one per CPU core, or as many as the GPUs have room for; no more than client
+    batches in a round."""
     num_cpus_per_actor: float = Field(1, gt=0)
     """Ray's logical CPUs of an actor. An actor computes with one thread whatever it is."""
     num_gpus_per_actor: Auto | Annotated[float, Field(ge=0)] = "auto"
-    """Share of a GPU per actor, such as 0.25. auto: the GPUs divided among the actors."""
+    """Share of a GPU per actor, such as 0.25. auto: the GPUs divided among the actors, up to four on each by the memory of a
+    trial step."""
     clients_per_batch: Auto | Positive = "auto"
-    """Clients that an actor trains together as one vectorised computation; 1 trains them one by one."""
+    """Clients that an actor trains together as one vectorised computation; 1 trains them one by one. auto: from model and
+    batch size on a CPU, from the memory of a trial step on a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is faster where the
     CPU or GPU computes in it."""

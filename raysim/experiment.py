@@ -178,7 +178,7 @@ def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None
         watch: called about five times a second with the driver's status and the names of all runs.
 
     Raises:
-        ConfigError: something is wrong with the configuration, the data or the resources; nothing was started.
+        ConfigError: something is wrong with the configuration, the data or the resources; no run was started.
         RunFailed: a run failed, for instance because an algorithm raised.
         RunKilled: ``KeyboardInterrupt`` came while it ran.
     """

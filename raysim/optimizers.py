@@ -68,7 +68,7 @@ class Optimizer:
 
 
 class _AdamW(torch.autograd.Function):
-    """A step of AdamW in half the passes of its formulas, by operations for which ``vmap`` has no rules of its own."""
+    """A step of AdamW in half the time of its formulas, by operations for which ``vmap`` has no rules of its own."""
 
     @staticmethod
     def forward(*args: Any) -> Any:

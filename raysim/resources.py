@@ -98,7 +98,7 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
     room = int(cpus // resources.num_cpus_per_actor)
     if device == "cuda":
-        room = min(room, int(gpus) * actors_per_gpu)
+        room = min(room, _on_gpus(int(gpus), resources.num_gpus_per_actor, actors_per_gpu))
     actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
     per_gpu = -(-actors // int(gpus)) if gpus else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
@@ -118,6 +118,13 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     return Placement(resolved, options, {"num_cpus": 0, "scheduling_strategy": here})
 
 
+def _on_gpus(gpus: int, share: float | str, actors_per_gpu: int) -> int:
+    """How many actors have room on so many GPUs, each with a given share of one, or so many to each."""
+    if isinstance(share, str):
+        return gpus * actors_per_gpu
+    return int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else gpus
+
+
 def _check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float, gpus: int) -> None:
     """An actor's share lies on one GPU, so it is not only the sum that must fit; Ray would wait for ever."""
     where = "resources.num_gpus_per_actor"
@@ -131,7 +138,7 @@ def _check_gpus(resources: ResourcesConfig, device: str, actors: int, share: flo
         raise ConfigError(f"{where}: 0 asked with device 'cuda'")
     if share > 1 and share != int(share):
         raise ConfigError(f"{where}: {share:g} is not possible: a share above 1 must be a whole number of GPUs")
-    room = int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else actors
+    room = _on_gpus(gpus, share, 1) if share else actors
     if actors > room:
         raise ConfigError(
             f"resources: {actors} actors with {share:g} of a GPU each do not fit on this node's {gpus} GPUs, which have room "

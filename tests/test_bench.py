@@ -81,6 +81,7 @@ def test_what_the_plain_loop_can_not_do_is_refused(cluster):
         ("algorithm={name: fedbabu}", "fedbabu has"),
         ("algorithm={name: fedperfix, freeze_backbone: true}", "fedperfix has frozen parameters of its own"),
         ("data.augment=flip", "no augmentation"),
+        ("evaluate.every=2", "evaluates the cohort in every round"),
     ):
         with pytest.raises(ConfigError, match=message):
             measure.against_plain_torch(SMALL, 2, ["resources.num_actors=1", override])

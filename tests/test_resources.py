@@ -60,12 +60,17 @@ def asked(**keys):
         ({"num_actors": 5}, 5, 0.3333),
         ({"num_actors": 4, "num_gpus_per_actor": 0.5}, 4, 0.5),
         ({"device": "cpu"}, 6, 0.0),
+        ({"num_gpus_per_actor": 0.5}, 4, 0.5),
+        ({"num_gpus_per_actor": 0.25}, 6, 0.25),  # room for eight, but there are six batches
+        ({"num_gpus_per_actor": 2}, 1, 2.0),
     ],
 )
 def test_auto_on_two_gpus(node, keys, actors, share):
     node(CPU=8, GPU=2)
     placement = place(asked(**keys), most_batches=6)
     assert (placement.resources.num_actors, placement.resources.num_gpus_per_actor) == (actors, share)
+    if "num_gpus_per_actor" in keys:  # what is asked for is not changed by a trial
+        assert place(asked(**keys), most_batches=6, actors_per_gpu=3).resources == placement.resources
     assert placement.actor_options["num_gpus"] == share
     is_cuda = keys.get("device") != "cpu"
     assert placement.resources.device == ("cuda" if is_cuda else "cpu")

@@ -26,6 +26,7 @@ from raysim.bench.workloads import Workload
 from raysim.config import Config
 from raysim.config_file import config_of
 from raysim.driver import Job
+from raysim.errors import ConfigError
 from raysim.experiment import Prepared, prepare_on, start
 from raysim.resources import connect, usable_cpus
 from raysim.rounds import Run
@@ -43,8 +44,8 @@ class SteppedDriver:
         torch.set_num_threads(1)
         prepared: Job = ray.get(job[0])
         spec = prepared.runs[0]
-        self._folder = tempfile.TemporaryDirectory(prefix="raysim-bench-")
-        setup = replace(spec.setup, slot_file=Path(self._folder.name) / "personal_state")
+        folder = Path(prepared.tracking_uri.removeprefix("sqlite:///")).parent  # the command's, which deletes it
+        setup = replace(spec.setup, slot_file=folder / "personal_state")
         self._pool = ActorPool(num_actors, actor_options, import_path, threading.Event())
         self._tracker = Tracker(prepared.tracking_uri, prepared.experiment)
         self._pool.configure(setup, lambda _: None)
@@ -74,7 +75,7 @@ class SteppedDriver:
 
 @dataclass
 class Memory:
-    """Private memory of groups of processes in MB, looked at between rounds: client actors keep what they have freed."""
+    """Private memory of groups of processes in MB after each round; client actors still hold most of what they used in it."""
 
     groups: dict[str, list[int]]
     peak: dict[str, float] = field(default_factory=dict)
@@ -95,7 +96,8 @@ def object_store_bytes() -> int:
     """Bytes that were ever put into the object stores of the cluster, by whomever."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    return int(get_memory_info_reply(get_state_from_address()).store_stats.cumulative_created_bytes)
+    here = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
+    return int(get_memory_info_reply(get_state_from_address(here)).store_stats.cumulative_created_bytes)
 
 
 def machine() -> dict[str, Any]:
@@ -143,9 +145,11 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
         try:
             run = preparing.result()
             actor, job = start(SteppedDriver, config, [run])
-            ray.get(actor.pids.remote())  # all actors are configured
-            yield Driven(job.runs[0].config, run, actor)
-            ray.kill(actor)
+            try:
+                ray.get(actor.pids.remote())  # all actors are configured
+                yield Driven(job.runs[0].config, run, actor)
+            finally:
+                ray.kill(actor)
         finally:
             if started:
                 ray.shutdown()
@@ -183,7 +187,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
     ours: list[float] = []
     metrics: list[dict[str, float]] = []
     stored: list[int] = []
-    with driven(workload, overrides, rounds + 1) as raysim:
+    with driven(workload, overrides, rounds + 2) as raysim:  # the last round, which evaluates everyone, is not run
         config, run, actors = raysim.config, raysim.run, raysim.config.resources.num_actors
         assert isinstance(actors, int)
         shared, personal = run.layout.split(torch.from_numpy(run.initial))
@@ -201,7 +205,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
                         metrics += done
                         stored.append(object_store_bytes() - before)
                 memory.look()
-            difference = np.abs(ray.get(raysim.actor.shared.remote()) - loop.shared.numpy()).max()
+            difference = np.abs(ray.get(raysim.actor.shared.remote()) - loop.shared.numpy()).max(initial=0.0)
     plain, ours, metrics, stored = plain[1:], ours[1:], metrics[1:], stored[1:]
     busy = float(np.median([row["system/actor_busy_fraction"] for row in metrics]))
     seconds = float(np.median(ours))
@@ -235,12 +239,14 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
     Raises:
         ConfigError: an override is wrong, or the resources are not there.
     """
+    if rounds <= SETTLED:
+        raise ConfigError(f"--rounds: memory is compared with that of round {SETTLED}, so take at least {SETTLED + 1}")
     facts = machine()
     begun = psutil.Process().create_time()
     all_seconds: list[float] = []
     few_seconds: list[float] = []
     history: list[float] = []
-    overrides = [*_half_of_each(overrides), *overrides]
+    overrides = [*overrides, *_half_of_each(overrides)]
     with driven(workload, overrides, rounds) as everyone:
         ready = time.time() - begun
         all_seconds.append(everyone.round(0)[0])
@@ -279,13 +285,17 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
 
 
 def _half_of_each(overrides: Sequence[str]) -> list[str]:
-    """Two pools of actors at once: each has half of every CPU, or GPU; only one of the two works at a time."""
-    given = dict(override.split("=", 1) for override in overrides)
-    actors = int(given.get("resources.num_actors", usable_cpus()))
-    halves = [f"resources.num_actors={actors}", "resources.num_cpus_per_actor=0.5"]
-    return halves + (
-        [f"resources.num_gpus_per_actor={0.5 / actors}"] if given.get("resources.device") == "cuda" else []
-    )
+    """Two pools of actors at once: each has half of every CPU; only one of the two works at a time.
+
+    Raises:
+        ConfigError: a GPU is asked for, which the two pools could not share.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    if given.get("resources.device", "auto") not in ("auto", "cpu"):
+        raise ConfigError("--device: bench clients is about memory and the driver's work, and runs on CPUs only")
+    actors = given.get("resources.num_actors", "auto")
+    actors = str(usable_cpus()) if actors == "auto" else actors
+    return [f"resources.num_actors={actors}", "resources.num_cpus_per_actor=0.5", "resources.device=cpu"]
 
 
 def _described(workload: Workload, config: Config) -> dict[str, Any]:

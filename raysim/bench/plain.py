@@ -56,10 +56,12 @@ def check_is_plain(config: Config) -> None:
             f"do; {algorithm.name} has {', '.join(own) or 'adaptation'} of its own"
         )
     plain = config.data.augment == "none" and config.train.schedule == "constant"
-    if not plain or config.train.optimizer.clip_norm is not None or config.evaluate.clients != "cohort":
+    evaluate = config.evaluate
+    as_usual = evaluate.clients == "cohort" and evaluate.every == 1 and evaluate.protocol == "paper"
+    if not plain or config.train.optimizer.clip_norm is not None or not as_usual or config.cohort.size is None:
         raise ConfigError(
-            "the plain loop has no augmentation, learning rate schedule or gradient clipping and evaluates the cohort: leave "
-            "data.augment, train.schedule, train.optimizer.clip_norm and evaluate.clients as they are"
+            "the plain loop has no augmentation, schedule or gradient clipping and evaluates the cohort in "
+            "every round: leave data.augment, train.schedule, clip_norm, evaluate.* and cohort.size as they are"
         )
 
 
@@ -78,7 +80,7 @@ class PlainLoop:
         self._config, self._num_train, self._shares_all = config, partition.num_train, not len(personal)
         self.shared = shared.clone().share_memory_()
         self._sums = torch.zeros(processes, len(shared)).share_memory_()
-        states = torch.zeros(config.data.num_clients, len(personal)).share_memory_()  # no memory until a client trains
+        states = torch.zeros(config.data.num_clients, len(personal)).share_memory_()
         trained = torch.zeros(config.data.num_clients, dtype=torch.bool).share_memory_()
         images, labels = (torch.from_numpy(a.copy()).share_memory_() for a in (dataset.images, dataset.labels))
         self._pipes: list[Connection] = []
