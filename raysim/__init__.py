@@ -12,13 +12,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "ConfigError", "Result", "RunFailed", "RunKilled", "__version__", "load_config", "run"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Result",
+    "RunFailed",
+    "RunKilled",
+    "__version__",
+    "attach",
+    "load_config",
+    "resume",
+    "run",
+]
 
 if TYPE_CHECKING:
     from raysim.config import Config
     from raysim.config_file import load_config
     from raysim.errors import ConfigError
-    from raysim.experiment import Result, RunFailed, RunKilled, run
+    from raysim.experiment import Result, RunFailed, RunKilled, attach, resume, run
 
 _HOME = {
     "Config": "raysim.config",
@@ -27,6 +38,8 @@ _HOME = {
     "Result": "raysim.experiment",
     "RunFailed": "raysim.experiment",
     "RunKilled": "raysim.experiment",
+    "attach": "raysim.experiment",
+    "resume": "raysim.experiment",
     "run": "raysim.experiment",
 }
 

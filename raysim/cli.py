@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from raysim.errors import ConfigError
 if TYPE_CHECKING:
     from raysim.config import Config
     from raysim.driver import Status
-    from raysim.experiment import Result
+    from raysim.experiment import Result, Watch
 
 # A log file has no width: let lines be as long as they are.
 # Names come from users and data sets: none of them is markup.
@@ -57,28 +58,62 @@ def main() -> None:
 @main.command()
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def run(file: str, overrides: tuple[str, ...]) -> None:
+@click.option("--fresh", is_flag=True, help="Start a study anew, whatever of it was left unfinished.")
+def run(file: str, overrides: tuple[str, ...], fresh: bool) -> None:
     """Run the YAML FILE, a single run or a study, and log it to MLflow.
 
     Any key can be changed by its dotted path: train.optimizer.lr=0.1 data.num_clients=100
+
+    A study that was interrupted goes on: finished runs are skipped, the others continue from their checkpoints.
     """
     config = _load(file, overrides)
-    from raysim.config_file import children
-
-    rounds = [child.rounds for _, child in children(config)]
-    from raysim.experiment import RunFailed, RunKilled
     from raysim.experiment import run as run_config
+
+    _shown(lambda watch: run_config(config, watch, fresh))
+
+
+@main.command()
+@click.argument("where", metavar="RUN_ID|DIR")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--round", "from_round", type=click.IntRange(0), help="Go back to the checkpoint of so many rounds.")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+def resume(where: str, overrides: tuple[str, ...], from_round: int | None, uri: str | None) -> None:
+    """Go on with a run or study that was interrupted, from its checkpoints, in the same MLflow run.
+
+    RUN_ID is an MLflow run, DIR a folder of checkpoints. Keys that change no result may be changed: resources.num_actors=2
+    """
+    sys.path.append(os.getcwd())
+    from raysim.experiment import resume as resume_runs
+
+    _shown(lambda watch: resume_runs(where, overrides, uri, from_round, watch))
+
+
+@main.command()
+@click.argument("where", metavar="RUN_ID|DIR")
+@click.option("--stop", is_flag=True, help="End it; it is closed as KILLED in MLflow.")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+def attach(where: str, stop: bool, uri: str | None) -> None:
+    """Show a run again that goes on in a cluster although its command is gone; Ctrl-C leaves it running."""
+    sys.path.append(os.getcwd())
+    from raysim.experiment import attach as attach_to
+
+    _shown(lambda watch: attach_to(where, uri, stop, watch))
+
+
+def _shown(work: Callable[[Watch], Result]) -> None:
+    """Do what a command is for, with progress, result and errors on the console."""
+    from raysim.experiment import RunFailed, RunKilled
     from raysim.progress import ProgressView
 
     try:
         with ProgressView(console) as view:
 
-            def watch(status: Status, names: list[str]) -> None:
+            def watch(status: Status, names: list[str], rounds: list[int]) -> None:
                 # Ends as Ctrl-C does, the run closed as KILLED. Here, since Ray puts a handler of its own in place.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 view(status, names, rounds)
 
-            result = run_config(config, watch)
+            result = work(watch)
     except RunFailed as error:
         errors.print("the run failed", style="bold red")
         errors.print(str(error), highlight=False, soft_wrap=True)
@@ -86,17 +121,17 @@ def run(file: str, overrides: tuple[str, ...]) -> None:
     except RunKilled as error:
         errors.print(str(error))
         sys.exit(130)
-    _print_result(result, config.study is not None)
+    _print_result(result)
 
 
-def _print_result(result: Result, is_study: bool) -> None:
+def _print_result(result: Result) -> None:
     from raysim.compare import caption
     from raysim.progress import as_rich
     from raysim.tracking import dashboard_command
 
     console.print(as_rich(result.table, caption(result.experiment)))
-    run_id = result.parent_run_id if is_study else result.runs[0].run_id
-    pictures = "comparison.png" if is_study else "partition.png"
+    run_id = result.parent_run_id or result.runs[0].run_id
+    pictures = "comparison.png" if result.parent_run_id else "partition.png"
     console.print(
         f"run {run_id} in experiment {result.experiment!r}, with {pictures} among its artifacts", highlight=False
     )
@@ -114,8 +149,8 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     """Show how FILE divides its data over clients, and what of its model is shared."""
     config = _load(file, overrides)
     from raysim.data.partitions import client_table
-    from raysim.experiment import prepare
     from raysim.plots import check_picture, plot_partition
+    from raysim.preparation import prepare
     from raysim.progress import as_rich
 
     check_picture(Path(plot) if plot else None)

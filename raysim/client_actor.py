@@ -1,6 +1,6 @@
 """The client actor: a Ray worker with its share of a device that hosts one client batch after another.
 
-A thin wrapper around ``training.ClientEngine``: it moves data in and out of the object store and the slot file, and keeps
+A thin wrapper around ``training.ClientEngine``: it moves data in and out of the object store and the slot files, and keeps
 the one thing that is mutable, the partial sum of the round.
 """
 
@@ -13,15 +13,16 @@ import platform
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 
 from raysim.aggregation import PartialSum
-from raysim.errors import ClientError, OutOfDeviceMemory
+from raysim.errors import ClientError, OutOfDeviceMemory, StatesLost
+from raysim.node_states import States
 from raysim.optimizers import Tensors
-from raysim.personal_store import SlotFile
 from raysim.tasks import RunSetup, Task, TaskResult
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ClientActor:
         _keep_freed_memory()
         torch.set_num_threads(1)  # two threads add in another order than one, whatever num_cpus is
         self._engine: ClientEngine | None = None
-        self._slots: SlotFile | None = None
+        self._states: States | None = None
         self._broadcast: tuple[Any, Tensors] | None = None
 
     def configure(self, setup: RunSetup) -> dict[str, str]:
@@ -50,22 +51,38 @@ class ClientActor:
         self._engine = self._broadcast = None  # of the run before: its model and data may lie on the GPU,
         gc.collect()  # held by an error's traceback
         self._engine = make_engine(setup)
-        if self._slots is not None:
-            self._slots.close()
-        self._slots = SlotFile(setup.slot_file, self._engine.state_layout.size)
         self._partial = PartialSum(-1)
         device = setup.config.resources.device
-        return {"device": device, "device_name": device_name(device), "pid": str(os.getpid())}
+        return {
+            "device": device,
+            "device_name": device_name(device),
+            "pid": str(os.getpid()),
+            "node": ray.get_runtime_context().get_node_id(),
+            "log": ray._private.worker.global_worker.get_err_file_path(),
+        }
+
+    def open_states(self, node: int, path: Path) -> None:
+        """The personal states of the run: this node's number and its slot file."""
+        assert self._engine is not None
+        if self._states is not None:
+            self._states.close()
+        self._states = States(node, path, self._engine.state_layout.size)
+
+    def know(self, readers: dict[int, Any]) -> None:
+        """The readers of all nodes that have states by now."""
+        assert self._states is not None
+        self._states.readers = readers
 
     def run(self, task: Task, version: int, broadcast: dict[str, NDArray[np.float32]]) -> TaskResult:
         """Do a task with the server's broadcast of this version (equal versions are equal broadcasts).
 
         Raises:
             ClientError: the algorithm raised; names the client.
+            StatesLost: a node that has a state of one of the clients is gone.
         """
         start = time.perf_counter()
         assert self._engine is not None
-        assert self._slots is not None
+        assert self._states is not None
         if self._broadcast is None or self._broadcast[0] != version:
             tensors = {k: torch.from_numpy(v.copy()).to(self._engine.device) for k, v in broadcast.items()}
             self._broadcast = (version, tensors)
@@ -73,6 +90,8 @@ class ClientActor:
             self._partial = PartialSum(task.round)
         try:
             return TaskResult(task, *self._run(task), time.perf_counter() - start)
+        except StatesLost:
+            raise
         except Exception as error:
             failure = error
         raise self._client_error(task, failure)
@@ -83,12 +102,12 @@ class ClientActor:
 
     def _run(self, task: Task) -> tuple[Any, Any, Any, Any]:
         assert self._engine is not None
-        assert self._slots is not None
+        assert self._states is not None
         assert self._broadcast is not None
         _, broadcast = self._broadcast
         if task.kind == "global":
             return None, {}, {}, self._engine.evaluate_global(task.round, task.clients, broadcast)
-        states = self._slots.read(task.read, self._engine.initial_state)
+        states = self._states.read(task.read, self._engine.initial_state)
         if task.kind == "evaluate":
             return None, {}, {}, self._engine.evaluate(task.round, task.clients, broadcast, states)
         assert task.write is not None
@@ -104,8 +123,9 @@ class ClientActor:
             task.evaluate,
             sensitivity=task.pooled is None,
             pooled=task.pooled,
+            work=task.work,
         )
-        self._slots.write(task.write, trained.states)
+        self._states.write(task.write, trained.states)
         self._partial.add(task.index, trained.sums)
         return trained.accepted, trained.metrics, trained.squared_updates, trained.evaluation
 
@@ -131,10 +151,10 @@ class ClientActor:
     def _error_alone(self, task: Task, i: int) -> Exception | None:
         """What one client of a batch raises on its own, with no effect on slots or sums."""
         assert self._engine is not None
-        assert self._slots is not None
+        assert self._states is not None
         assert self._broadcast is not None
         one = slice(i, i + 1)
-        states = self._slots.read(task.read[one], self._engine.initial_state)
+        states = self._states.read(task.read[one], self._engine.initial_state)
         weights = {k: v[one] for k, v in (task.weights or {}).items()}
         messages = {k: torch.from_numpy(v[one]).to(self._engine.device) for k, v in (task.messages or {}).items()}
         try:

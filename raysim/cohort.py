@@ -24,6 +24,19 @@ def sample_cohort(config: Config, round: int) -> Ints:
     return np.sort(rng.choice(config.data.num_clients, config.cohort_size, replace=False))
 
 
+def participation(config: Config, round: int, cohort: Ints) -> tuple[NDArray[np.bool_], NDArray[np.float64] | None]:
+    """Who of a cohort (K,) reports to the server, and which share of its local steps each does (None: all of them)."""
+    reports = np.ones(len(cohort), np.bool_)
+    if config.cohort.dropout:
+        rng = seeds.stream(config.seed, "reports", round)
+        reports = rng.random(len(cohort)) >= config.cohort.dropout
+    if not config.cohort.stragglers:
+        return reports, None
+    rng = seeds.stream(config.seed, "stragglers", round)
+    slow = rng.random(len(cohort)) < config.cohort.stragglers
+    return reports, np.where(slow, rng.random(len(cohort)), 1.0)
+
+
 def evaluated_clients(config: Config, cohort: Ints) -> Ints:
     """The ids of the clients that are evaluated in a round, ascending."""
     if config.evaluate.clients == "cohort":
@@ -37,37 +50,48 @@ def evaluated_clients(config: Config, cohort: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class TrainedCohort:
-    """The results of all client batches of a round."""
+    """The results of the client batches of a round."""
 
     results: Sequence[TaskResult]
     num_train: Ints
     """(N,): training samples of every client, by which means are weighted."""
+    dropped: tuple[int, ...] = ()
+    """Clients of the cohort that have no result, because they killed every worker that ran them."""
 
     @cached_property
     def clients(self) -> Ints:
         """(K,), ascending."""
-        return np.sort(np.concatenate([result.task.clients for result in self.results]))
+        return np.sort(np.concatenate([np.empty(0, np.int64), *(result.task.clients for result in self.results)]))
 
     @cached_property
     def accepted(self) -> NDArray[np.bool_]:
         """(K,): whose result was finite and in range."""
         return self._in_order(lambda result: np.asarray(result.accepted)).astype(np.bool_)
 
+    @cached_property
+    def reported(self) -> NDArray[np.bool_]:
+        """(K,): whose update the server has: it was accepted, and the client did not drop out before it reported."""
+        return self.accepted & self._in_order(lambda result: np.asarray(result.task.reports)).astype(np.bool_)
+
     @property
     def rejected(self) -> list[int]:
         return self.clients[~self.accepted].tolist()
 
     def mean(self, of: Callable[[TaskResult], NDArray[np.generic]]) -> float:
-        """The mean over the training samples of accepted clients of what each result has per client (K,)."""
-        accepted = self.accepted
-        weights = self.num_train[self.clients][accepted]
-        return float((self._in_order(of).astype(np.float64)[accepted] * weights).sum() / weights.sum())
+        """The mean over the training samples of clients that reported of what each result has per client (K,)."""
+        reported = self.reported
+        weights = self.num_train[self.clients][reported]
+        return float((self._in_order(of).astype(np.float64)[reported] * weights).sum() / weights.sum())
 
     def metrics(self) -> dict[str, float]:
         """``train/...`` as the algorithm reports it, and ``cohort/...``."""
-        accepted = self.accepted
-        result = {"cohort/size": float(len(accepted)), "cohort/rejected": float((~accepted).sum())}
-        for name in self.results[0].metrics if accepted.any() else ():
+        result = {
+            "cohort/size": float(len(self.clients) + len(self.dropped)),
+            "cohort/reported": float(self.reported.sum()),
+            "cohort/rejected": float((~self.accepted).sum()),
+            "cohort/dropped": float(len(self.dropped)),
+        }
+        for name in self.results[0].metrics if self.reported.any() else ():
             result[f"train/{name}"] = self.mean(lambda r, name=name: r.metrics[name])  # type: ignore[misc]
         return result
 
@@ -78,5 +102,7 @@ class TrainedCohort:
         return {kind: cohort.mean(lambda r, kind=kind: r.squared_updates[kind]) for kind in kinds}  # type: ignore[misc]
 
     def _in_order(self, of: Callable[[TaskResult], NDArray[np.generic]]) -> NDArray[np.generic]:
+        if not self.results:
+            return np.empty(0)
         clients = np.concatenate([result.task.clients for result in self.results])
         return np.concatenate([of(result) for result in self.results])[np.argsort(clients)]

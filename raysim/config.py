@@ -178,7 +178,7 @@ class TrainConfig(Section):
 
 
 class CohortConfig(Section):
-    """Which clients train in a round: exactly one of the three keys."""
+    """Which clients train in a round: exactly one of ``fraction``, ``size`` and ``schedule``; and what befalls them."""
 
     fraction: float | None = Field(None, gt=0, le=1)
     """Share of the clients, sampled without replacement, at least one."""
@@ -186,6 +186,13 @@ class CohortConfig(Section):
     """Number of clients, sampled without replacement."""
     schedule: list[list[int]] | None = None
     """Client ids of every round, given."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Simulated: the chance of a client to train and never report. Its own state changes, the mean is that of the others."""
+    stragglers: float = Field(0.0, ge=0, le=1)
+    """Simulated: the chance of a client to be slow in a round: it does a random share of its local steps, at least one."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What to do about a client batch that kills its worker more than ``resources.max_retries`` times: stop the run, or go on
+    without its clients, counted in ``cohort/dropped``. Such a result is not reproducible."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> CohortConfig:
@@ -236,6 +243,24 @@ class ResourcesConfig(Section):
     compile: bool = False
     """Run forward and backward through ``torch.compile``: a minute at the start of every actor, and a C++ compiler (CPU) or
     Triton (GPU)."""
+    client_timeout: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds after which a client batch is taken to hang and its actor is replaced. auto: twenty times what was measured for
+    its number of samples, at least a minute."""
+    max_retries: int = Field(3, ge=0)
+    """How often a client batch that killed its actor is tried again."""
+    allow_mixed: bool = False
+    """Use nodes with different CPUs or GPUs in one run; bits then depend on which client ran where."""
+
+
+class CheckpointConfig(Section):
+    """What a run goes on from when a node, the driver or the whole machine is lost. No key changes a result."""
+
+    dir: str | None = None
+    """A folder or any fsspec URI (``s3://bucket/runs``); null: ``checkpoints`` beside the MLflow store."""
+    every: Positive | None = 5
+    """Rounds from one checkpoint to the next. null: none, and nothing can be resumed."""
+    keep: Positive = 2
+    """Checkpoints of a run that are kept; one that is finished keeps its last."""
 
 
 class TrackingConfig(Section):
@@ -283,6 +308,7 @@ class Config(Section):
     cohort: CohortConfig = CohortConfig(fraction=1.0)
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     study: list[dict[str, Any]] | None = None
     """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
@@ -291,6 +317,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
         clients, cohort = self.data.num_clients, self.cohort
+        if self.algorithm.pooled and (cohort.dropout or cohort.stragglers):
+            raise ValueError(
+                f"cohort: dropout and stragglers are not used by {self.algorithm.name!r}, which has no clients"
+            )
         if cohort.size is not None and cohort.size > clients:
             raise ValueError(f"cohort.size is {cohort.size}, but data.num_clients is {clients}")
         if cohort.schedule is not None:

@@ -19,6 +19,7 @@ from raysim.config import AlgorithmBlockError, Config, flatten
 from raysim.errors import ConfigError
 
 Raw = dict[str, Any]
+WHO_TRAINS = {"fraction", "size", "schedule"}  # keys of ``cohort``, of which a file has one
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,17 +120,19 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "", entry: bool = False) -> Raw:
     """Mappings are merged key by key, except where keys of the old block would make no sense beside the new ones.
 
-    Replaced as a whole: ``cohort`` (its keys exclude each other), and ``algorithm`` and ``data.partition`` if the change
-    names one; ``algorithm`` in a study entry always; ``model.kwargs`` if the change names a model or is empty.
+    Of ``cohort`` the keys that say who trains replace each other. Replaced as a whole: ``algorithm`` and ``data.partition``
+    if the change names one; ``algorithm`` in a study entry always; ``model.kwargs`` if the change names a model or is empty.
     """
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
         path = prefix + key
         if not (isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)):
             merged[key] = copy.deepcopy(value)
+        elif path == "cohort":
+            kept = {k: v for k, v in merged[key].items() if not (k in WHO_TRAINS and WHO_TRAINS & value.keys())}
+            merged[key] = {**kept, **copy.deepcopy(dict(value))}
         elif (
-            path == "cohort"
-            or (path == "model.kwargs" and (not value or "name" in changes))
+            (path == "model.kwargs" and (not value or "name" in changes))
             or (path in ("algorithm", "data.partition") and "name" in value)
             or (path == "algorithm" and entry)
         ):
@@ -164,8 +167,7 @@ def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
     for i, entry in enumerate(config.study or []):
         varied = [k for k, _ in flatten(entry) if k != "name"] + (["seed"] if "seeds" in entry else [])
         for dotted in given:
-            for key in varied:
-                inside = _replaced_block(key, entry)
+            for key, inside in ((k, replaced) for k in varied for replaced in _replaced(k, entry)):
                 if dotted != "study" and (
                     f"{dotted}.".startswith(f"{inside}.") or f"{inside}.".startswith(f"{dotted}.")
                 ):
@@ -175,14 +177,15 @@ def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:
                     )
 
 
-def _replaced_block(key: str, entry: Mapping[str, Any]) -> str:
+def _replaced(key: str, entry: Mapping[str, Any]) -> list[str]:
     """What of the file a study entry that sets ``key`` replaces, as ``_merge`` does it."""
-    for block in ("algorithm", "cohort"):
-        if key.startswith(f"{block}."):
-            return block
+    if key.startswith("algorithm."):
+        return ["algorithm"]
+    if key.startswith("cohort.") and key.split(".")[1] in WHO_TRAINS:
+        return [f"cohort.{name}" for name in sorted(WHO_TRAINS)]
     if key.startswith("data.partition.") and "name" in entry["data"]["partition"]:
-        return "data.partition"
-    return key
+        return ["data.partition"]
+    return [key]
 
 
 def _validate(raw: Mapping[str, Any], where: str) -> Config:

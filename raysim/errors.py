@@ -17,3 +17,15 @@ class ClientError(RuntimeError):
 
 class OutOfDeviceMemory(ClientError):
     """A client batch did not fit into an actor's GPU."""
+
+
+class CheckpointError(ValueError):
+    """A file of a checkpoint is missing, damaged or foreign."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name, self.problem = name, problem
+        super().__init__(f"{name}: {problem}")
+
+
+class StatesLost(RuntimeError):
+    """Personal states can't be read, since the node that had them is gone; the run goes back to its last checkpoint."""

@@ -1,40 +1,36 @@
-"""From a configuration to results: prepare every run, place the actors, start the driver, watch it.
-
-Everything that can be wrong with the configuration or the data is found in ``prepare``, before any actor is started.
-"""
+"""What a command does: start a driver, or find one that is at work, and watch it until its runs are over."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
-from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.compare import compare
-from raysim.config import Config, DataConfig, ResourcesConfig
-from raysim.config_file import children
-from raysim.data.partitions import Partition, make_partition
-from raysim.data.sources import Dataset, load_dataset
-from raysim.driver import Driver, Job, RunResult, RunSpec, Status
+from raysim.config import Config, ResourcesConfig, TrackingConfig
+from raysim.config_file import children, config_of
+from raysim.driver import NAMESPACE, Driver, Status
 from raysim.errors import ConfigError
-from raysim.parameters import ParameterLayout
-from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, connect, place, same_resources
-from raysim.tasks import RunSetup
-from raysim.tracking import git_commit, resolve_uri
-from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
+from raysim.resources import connect
+from raysim.study import Job, RunResult
+from raysim.study_folder import StudyFolder, StudyState, check_checkpoints, differences, new_name, new_state, unfinished
+from raysim.tracking import checkpoint_of, checkpoint_root, git_commit, home, in_ray_job, resolve_uri
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
+AWAY_SECONDS = 300  # without an answer from a driver that is being started again
+
+Watch = Callable[[Status, list[str], list[int]], None]
 
 
 class RunFailed(RuntimeError):
@@ -67,174 +63,189 @@ class Result:
         return compare(self.history)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run that has been checked: data loaded and divided, model built, ``clients_per_batch`` resolved."""
-
-    entry: str
-    config: Config
-    dataset: Dataset
-    partition: Partition
-    layout: ParameterLayout
-    initial: NDArray[np.float32]
-    """(P,), the initial parameters."""
-    frozen: dict[str, NDArray[np.float32]]
-    """Parameters that are not among them."""
-    may_vectorise: bool
-    """Whether ``clients_per_batch`` is raysim's to choose."""
-
-
-def prepare(config: Config) -> list[Prepared]:
-    """Check everything about every run of a configuration; equal data sets are loaded once.
-
-    Raises:
-        ConfigError: see its message.
-    """
-    cache: dict[str, Any] = {}
-    prepared = []
-    for entry, child in children(config):
-        try:
-            prepared.append(_prepare_one(entry, child, cache))
-        except ConfigError as error:
-            if config.study is None:
-                raise
-            raise ConfigError(*(f"study entry {child.name!r}: {problem}" for problem in error.problems)) from error
-    same_resources([run.config for run in prepared])
-    return prepared
-
-
-def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
-    """``cache`` has the data sets and partitions of earlier runs."""
-    source = _source_key(config.data, config.model.image_size)
-    if source not in cache:
-        cache[source] = load_dataset(config.data, config.model.image_size)
-    dataset: Dataset = cache[source]
-    split = f"{source} {config.data.model_dump_json()} {config.seed}"
-    if split not in cache:
-        cache[split] = make_partition(config.data, dataset, config.seed)
-    return prepare_on(entry, config, dataset, cache[split])
-
-
-def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partition) -> Prepared:
-    """Check a run on data that is already there, which ``config.data`` then only describes.
-
-    Raises:
-        ConfigError: the model can't be built or doesn't fit the data or the algorithm.
-    """
-    # Imported where they are used: timm takes two seconds, in which Ray is started.
-    from raysim.models.build import build_model, has_batch_norm, tokens_per_image
-    from raysim.training import layout_of
-
-    model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
-    layout, tensors = layout_of(model, config.algorithm), model.state_dict()
-    initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
-    if has_batch_norm(model):
-        if config.resources.compile:
-            raise ConfigError(
-                f"resources.compile: the training of BatchNorm layers ({config.model.name}) is not compiled"
-            )
-        size = _one_by_one(config, partition)
-    else:
-        size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
-    resources = config.resources.model_copy(update={"clients_per_batch": size})
-    resolved = config.model_copy(update={"resources": resources})
-    may_vectorise = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
-    return Prepared(entry, resolved, dataset, partition, layout, initial, frozen, may_vectorise)
-
-
-def _one_by_one(config: Config, partition: Partition) -> int:
-    """``clients_per_batch`` of a model with BatchNorm: padding or other clients' samples would change its statistics."""
-    if config.resources.clients_per_batch not in ("auto", 1):
-        raise ConfigError(
-            f"resources.clients_per_batch: {config.model.name} has BatchNorm layers, so its clients train one by one: "
-            f"take 1 or auto, not {config.resources.clients_per_batch}"
-        )
-    why = f"the BatchNorm layers of {config.model.name} can't take statistics of one sample"
-    least = 2 * config.algorithm.batches_per_step
-    if config.train.batch_size < 2:
-        raise ConfigError(f"train.batch_size: {why}; take 2 or more")
-    if len(few := np.flatnonzero(partition.num_train < least)):
-        raise ConfigError(
-            f"data: client {few[0]} has {partition.num_train[few[0]]} training samples, and {config.algorithm.name} needs "
-            f"{least}: {why}. Raise data.partition.min_samples"
-        )
-    return 1
-
-
-def _source_key(data: DataConfig, image_size: int) -> str:
-    """Equal for two runs that use the same samples."""
-    size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
-    clients = data.num_clients if data.name == "federated_npz" else None
-    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
-
-
-def run(config: Config, watch: Callable[[Status, list[str]], None] | None = None) -> Result:
+def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Result:
     """Run a configuration, alone or as a study, and return its results; blocks until the end.
 
     Uses the Ray cluster that this process is connected to, or that RAY_ADDRESS names; otherwise it starts a local one
-    and shuts it down at the end.
+    and shuts it down at the end. A study that was asked for in the same words before and has not finished goes on: its
+    finished runs are skipped, and the others continue from their checkpoints.
 
     Args:
-        watch: called about five times a second with the driver's status and the names of all runs.
+        watch: called about five times a second with the driver's status, the names of all runs, and their rounds.
+        fresh: start a study anew, whatever was left unfinished.
 
     Raises:
         ConfigError: something is wrong with the configuration, the data or the resources; no run was started.
         RunFailed: a run failed, for instance because an algorithm raised.
         RunKilled: ``KeyboardInterrupt`` came while it ran.
     """
-    with ThreadPoolExecutor(1) as thread:
-        preparing = thread.submit(prepare, config)  # while Ray starts, which is mostly waiting
-        started, warning = connect(config.resources)
-        try:
-            runs = preparing.result()
-            if warning:
-                print(warning, file=sys.stderr)
-            return _run(config, runs, watch)
-        finally:
-            if started:
-                ray.shutdown()
+    uri = resolve_uri(config.tracking)
+    _say_where(config, uri)
+    state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
+    folder = None
+    if config.checkpoint.every is not None:
+        root = checkpoint_root(config.checkpoint, uri)
+        folder = unfinished(root, config, uri) if config.study is not None and not fresh else None
+        if folder is not None:
+            print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
+        folder = folder or f"{root.rstrip('/')}/{new_name(config)}"
+    return _command(state, folder, watch)
 
 
-def start(actor_class: Any, config: Config, runs: list[Prepared]) -> tuple[Any, Job]:
-    """Place the runs on the cluster and start the actor that drives them: ``Driver``, or one like it.
+def resume(
+    where: str,
+    overrides: Sequence[str] = (),
+    uri: str | None = None,
+    from_round: int | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Go on with runs that were interrupted, in the same MLflow runs.
+
+    Args:
+        where: an MLflow run id, of a study or of one of its runs, or the folder of its checkpoints.
+        overrides: changes such as ``"resources.num_actors=2"``, of keys that change no result.
+        uri: the MLflow store that has the run id.
+        from_round: go back to the newest checkpoint of at most so many rounds.
 
     Raises:
-        ConfigError: the cluster can't give what ``resources`` asks for.
+        ConfigError: there is nothing to go on with, a checkpoint is damaged, or a change would change results.
+        RunFailed, RunKilled: as ``run``.
     """
-    resources, uri = same_resources([r.config for r in runs]), resolve_uri(config.tracking)
-    import_path = [os.getcwd(), *(entry for entry in sys.path if entry)]
-    specs = _specs(runs)
-    # Before a trial, too: without a GPU it would wait for ever.
-    placement = place(resources, max(_most_batches(spec.config) for spec in specs))
-    packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
-    if placement.resources.device == "cuda" and (packs or any(spec.may_vectorise for spec in specs)):
-        specs, per_gpu = _after_a_trial(specs, import_path)
-        placement = place(resources, max(_most_batches(spec.config) for spec in specs), per_gpu)
-    specs = [_with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
-    job = Job(_resolved(config, placement.resources, uri), specs, uri, git_commit(Path.cwd()))
-    assert isinstance(placement.resources.num_actors, int)
-    driver = actor_class.options(**placement.driver_options).remote(
-        [ray.put(job)], placement.resources.num_actors, placement.actor_options, import_path
-    )
-    return driver, job
-
-
-def _run(config: Config, runs: list[Prepared], watch: Callable[[Status, list[str]], None] | None) -> Result:
-    driver, job = start(Driver, config, runs)
+    folder = find_folder(where, uri)
+    state = folder.read()
+    assert state is not None
+    config = config_of(state.config, overrides, f"{folder.uri}/study.json")
+    asked = config.model_dump(mode="json")
+    if (changed := differences(state.config, asked)) or asked["study"] != state.config["study"]:
+        raise ConfigError(
+            *(changed or ["study: has other entries"]),
+            "the run can't go on with changes that change its results; start a new one with `raysim run`",
+        )
+    folder.lock()
     try:
-        status = _watch(driver, [spec.config.name for spec in job.runs], watch)
-        if status.state == "failed":
-            raise RunFailed(status.error)
-        if status.state == "killed":
-            raise RunKilled("the run was stopped; it is closed as KILLED in MLflow")
-        results, parent = ray.get(driver.results.remote())
-    except BaseException:
-        _stop(driver)
-        raise
+        for line in check_checkpoints(folder, state, from_round):
+            print(line, file=sys.stderr)
+        state.config, state.starts, state.finished = asked, 0, False
+        folder.write(state)
     finally:
-        ray.kill(driver)
+        folder.unlock()
+    return _command(state, folder.uri, watch)
+
+
+def find_folder(where: str, uri: str | None = None) -> StudyFolder:
+    """The folder of a command's runs, by its path, that of one of its runs, or an MLflow run id.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    place = where if "://" in where or Path(where).exists() else None
+    if place is None:
+        place = checkpoint_of(resolve_uri(TrackingConfig(uri=uri)), where)
+    folder = StudyFolder(place)
+    if folder.read() is None:  # a run's own folder lies in that of the command
+        parent = StudyFolder(folder.uri.rsplit("/", 1)[0])
+        if parent.read() is None:
+            raise ConfigError(f"{place}: is no folder of checkpoints: it has no study.json")
+        folder = parent
+    return folder
+
+
+def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch | None = None) -> Result:
+    """Watch runs whose command is gone, on the cluster that RAY_ADDRESS names or that runs on this machine.
+
+    Args:
+        where, uri: as for ``resume``.
+        stop: ask them to end.
+
+    Raises:
+        ConfigError: there is no cluster, or nobody is at work there.
+        RunFailed, RunKilled: as ``run``.
+    """
+    folder = find_folder(where, uri)
+    state = folder.read()
+    assert state is not None
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+        except ConnectionError as error:
+            raise ConfigError(f"RAY_ADDRESS: there is no Ray cluster to look at: {error}") from error
+    try:
+        try:
+            driver = ray.get_actor(_actor_name(folder.uri), NAMESPACE)
+        except ValueError as error:
+            done = "they are finished" if state.finished else f"continue with `raysim resume {folder.uri}`"
+            raise ConfigError(f"nobody is at work on the runs of {folder.uri}: {done}") from error
+        if stop:
+            driver.stop.remote()
+        return _results(driver, state, watch, ours=stop)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _actor_name(folder: str) -> str:
+    return f"driver of {folder}"
+
+
+def _say_where(config: Config, uri: str) -> None:
+    """In a job nobody sees the folder that the command runs in."""
+    if not in_ray_job():
+        return
+    kept = checkpoint_root(config.checkpoint, uri) if config.checkpoint.every is not None else "nowhere"
+    print(f"*** On {socket.gethostname()}: MLflow store {uri}, checkpoints in {kept}", file=sys.stderr)
+    if not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("RAYSIM_HOME")):
+        print("*** MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment choose another place", file=sys.stderr)
+
+
+def _command(state: StudyState, folder: str | None, watch: Watch | None) -> Result:
+    resources = ResourcesConfig.model_validate(state.config["resources"])
+    started, warning = connect(resources)
+    try:
+        if warning:
+            print(warning, file=sys.stderr)
+        import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
+        job = Job(state.model_dump_json(), folder, str(home()), import_path)
+        actor_class: Any = Driver
+        name = _actor_name(folder) if folder is not None else None
+        try:
+            # Without checkpoints there is nothing that it could go on from.
+            lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
+            driver = actor_class.options(**driver_options(), name=name, **lives).remote(job)
+        except ValueError as error:  # the name is taken
+            raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
+        return _results(driver, state, watch, ours=True)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def driver_options() -> dict[str, Any]:
+    """On this node, where SQLite stores and folders are, and for as long as the cluster lives, with or without us."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here, "lifetime": "detached", "namespace": NAMESPACE}
+
+
+def _results(driver: Any, state: StudyState, watch: Watch | None, ours: bool) -> Result:
+    """Watch a driver to its end; one that is ``ours`` ends with us, whatever ends us."""
+    runs = [child for _, child in children(config_of(state.config, [], "study.json"))]
+    try:
+        status = _watch(driver, [child.name for child in runs], [child.rounds for child in runs], watch, ours)
+        results, parent = ray.get(driver.results.remote()) if status.state == "finished" else ([], None)
+    except BaseException:
+        if ours:
+            _stop(driver)
+            ray.kill(driver)
+        raise
+    ray.kill(driver)
+    if status.problems is not None:
+        raise ConfigError(*status.problems)
+    if status.state == "failed":
+        raise RunFailed(status.error)
+    if status.state == "killed":
+        raise RunKilled("the run was stopped; it is closed as KILLED in MLflow")
     history = pd.concat([result.history for result in results], ignore_index=True)
-    return Result(results, history, job.tracking_uri, job.experiment, parent)
+    return Result(results, history, state.tracking_uri, state.experiment, parent)
 
 
 def _stop(driver: Any) -> None:
@@ -242,88 +253,43 @@ def _stop(driver: Any) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     try:
         driver.stop.remote()
-        while ray.get(driver.status.remote(0)).state in ("starting", "running") and time.monotonic() < deadline:
+        while ray.get(driver.status.remote("", 0)).state in ("starting", "running") and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
     except RayError:
         pass  # the driver is gone: there is nothing to wait for
 
 
-def _most_batches(config: Config) -> int:
-    """Client batches of a round, of training or of evaluation, whichever are more."""
-    asked = config.evaluate.clients
-    evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
-    return -(-max(config.cohort_size, evaluated) // int(config.resources.clients_per_batch))
-
-
-def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
-    """With the actors' resources and the store written in; ``clients_per_batch`` as the run itself has it."""
-    own = resources.model_copy(update={"clients_per_batch": config.resources.clients_per_batch})
-    tracking = config.tracking.model_copy(update={"uri": uri})
-    return config.model_copy(update={"resources": own, "tracking": tracking})
-
-
-def _specs(runs: list[Prepared]) -> list[RunSpec]:
-    """Put every array that actors read into the object store, each only once."""
-    refs: dict[int, ray.ObjectRef] = {}
-
-    def put(value: Any) -> ray.ObjectRef:
-        if id(value) not in refs:
-            refs[id(value)] = ray.put(value)
-        return refs[id(value)]
-
-    specs = []
-    for run in runs:
-        data, partition = run.dataset, run.partition
-        arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
-        setup = RunSetup(run.config, *arrays, data.num_classes, data.images.shape[3], Path())
-        counts = partition.class_counts(data.labels, data.num_classes)
-        domains = partition.client_domains(data)
-        specs.append(
-            RunSpec(run.entry, setup, run.layout, data.digest, data.class_names, counts, domains, run.may_vectorise)
-        )
-    return specs
-
-
-def _with_config(spec: RunSpec, config: Config) -> RunSpec:
-    return replace(spec, setup=replace(spec.setup, config=config))
-
-
-def _after_a_trial(specs: list[RunSpec], import_path: list[str]) -> tuple[list[RunSpec], int]:
-    """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors then share one."""
-    actor_class: Any = TrialActor  # Ray's decorator adds `options`
-    sized, per_gpu = [], MOST_ACTORS_PER_GPU
-    for spec in specs:
-        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(import_path)
-        share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
-        resources = spec.config.resources.model_copy(update=share)
-        setup = replace(spec.setup, config=spec.config.model_copy(update={"resources": resources}))
-        asked = None if spec.may_vectorise else int(spec.config.resources.clients_per_batch)
-        choice: Choice = ray.get(actor.choose.remote(setup, asked))
-        ray.kill(actor)
-        resources = spec.config.resources.model_copy(update={"clients_per_batch": choice.clients_per_batch})
-        sized.append(_with_config(spec, spec.config.model_copy(update={"resources": resources})))
-        per_gpu = min(per_gpu, choice.actors_per_gpu)
-    return sized, per_gpu
-
-
-def _watch(driver: Any, names: list[str], watch: Callable[[Status, list[str]], None] | None) -> Status:
-    """Poll the driver until it is done; on Ctrl-C ask it to stop and wait until its MLflow run is closed."""
-    deadline, seen = None, 0
+def _watch(driver: Any, names: list[str], rounds: list[int], watch: Watch | None, ours: bool) -> Status:
+    """Poll the driver until it is done; on Ctrl-C ask ours to stop and wait until its MLflow run is closed."""
+    deadline, life, seen, answered = None, "", 0, time.monotonic()
     while True:
         try:
-            status: Status = ray.get(driver.status.remote(seen))
-            seen += len(status.finished)
+            status: Status = ray.get(driver.status.remote(life, seen))
+            answered = time.monotonic()
+            if status.life != life:
+                if life and watch:
+                    watch(_told("the driver was lost and has been started again"), names, rounds)
+                life, seen = status.life, 0
+            seen += len(status.events)
             if watch:
-                watch(status, names)
+                watch(status, names, rounds)
             if status.state in ("finished", "failed", "killed"):
                 return status
             if deadline is not None and time.monotonic() > deadline:
                 raise RunKilled(f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open")
             time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            if deadline is not None:
+            if deadline is not None or not ours:
                 raise
             deadline = time.monotonic() + STOP_SECONDS
             driver.stop.remote()
+        except ActorUnavailableError as error:  # Ray is starting it again
+            if time.monotonic() - answered > AWAY_SECONDS:
+                raise RunFailed(f"the driver actor does not answer: {error}") from error
+            time.sleep(POLL_SECONDS)
         except RayError as error:
             raise RunFailed(f"the driver actor is gone: {error}") from error
+
+
+def _told(event: str) -> Status:
+    return Status(events=(event,))

@@ -1,8 +1,9 @@
 """Personal state of many clients: one slot file per node, its slots copied on write.
 
-The driver owns ``SlotIndex`` (which client has which slot, which slots are free); actors read and write slots by number
-through ``SlotFile``. Every attempt at a client batch writes fresh slots, and a round is committed by switching the index:
-until then nothing that a retry would read has changed. RAM holds 16 bytes per client; the file is sparse.
+The driver owns ``SlotIndex`` (which client has which slot of which node, which slots are free); actors read and write slots
+by number through ``SlotFile``, those of other nodes through ``raysim.node_states``. Every attempt at a client batch writes
+fresh slots, and a round is committed by switching the index: until then nothing that a retry would read has changed. RAM
+holds 24 bytes per client; the file is sparse.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from raysim.errors import ConfigError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 NEVER_TRAINED = -1
+NODE_SHIFT = 40  # an address is the number of a node and that of a slot, in one integer
 
 
 @dataclass(frozen=True)
@@ -84,40 +86,80 @@ class SlotFile:
         os.close(self._fd)
 
 
+def address(node: int, slots: Ints) -> Ints:
+    """Where a state is in the whole cluster: the number of a node, and a slot of its file."""
+    return (node << NODE_SHIFT) + slots
+
+
+def node_of(addresses: Ints) -> Ints:
+    """The node of each address."""
+    return addresses >> NODE_SHIFT
+
+
+def slot_of(addresses: Ints) -> Ints:
+    """The slot of each address in its node's file."""
+    return addresses & (2**NODE_SHIFT - 1)
+
+
 @dataclass
 class SlotIndex:
-    """The driver's view: each client's committed slot (N,), and the slots that nothing refers to."""
+    """The driver's view: each client's committed address (N,), and the slots of each node that nothing refers to."""
 
     num_clients: int
-    slots: Ints = field(init=False)
-    _free: list[Ints] = field(default_factory=list)
-    _end: int = 0
+    addresses: Ints = field(init=False)
+    versions: Ints = field(init=False)
+    """(N,): raised with every state that is committed, since a slot may be used again."""
+    _free: dict[int, list[Ints]] = field(default_factory=dict)
+    _end: dict[int, int] = field(default_factory=dict)
+    _held: list[Ints] | None = None
 
     def __post_init__(self) -> None:
-        self.slots = np.full(self.num_clients, NEVER_TRAINED, np.int64)
+        self.addresses = np.full(self.num_clients, NEVER_TRAINED, np.int64)
+        self.versions = np.zeros(self.num_clients, np.int64)
 
-    def allocate(self, count: int) -> Ints:
-        """Fresh slots (count,), reused ones first."""
+    def allocate(self, count: int, node: int = 0) -> Ints:
+        """Fresh addresses (count,) on a node, reused ones first."""
         taken: list[Ints] = []
-        while count and self._free:
-            chunk = self._free.pop()
+        free, end = self._free.setdefault(node, []), self._end.get(node, 0)
+        while count and free:
+            chunk = free.pop()
             taken.append(chunk[:count])
             if len(chunk) > count:
-                self._free.append(chunk[count:])
+                free.append(chunk[count:])
             count -= len(taken[-1])
-        taken.append(np.arange(self._end, self._end + count))
-        self._end += count
+        taken.append(address(node, np.arange(end, end + count)))
+        self._end[node] = end + count
         return np.concatenate(taken)
 
-    def commit(self, clients: Ints, slots: Ints, accepted: NDArray[np.bool_]) -> None:
-        """Adopt what clients (K,) wrote to slots (K,), except those that were not accepted, and free what is unused.
+    def commit(self, clients: Ints, addresses: Ints, accepted: NDArray[np.bool_]) -> None:
+        """Adopt what clients (K,) wrote, except those that were not accepted, and free what is unused.
 
-        Slots of attempts that failed are never handed in: a process that is not surely dead may still write to them.
+        Addresses of attempts that failed are never handed in: a process that is not surely dead may still write to them.
         """
-        old = self.slots[clients]
-        self.slots[clients] = np.where(accepted, slots, old)
-        unused = np.where(accepted, old, slots)
-        self._free.append(unused[unused != NEVER_TRAINED])
+        old = self.addresses[clients]
+        self.addresses[clients] = np.where(accepted, addresses, old)
+        self.versions[clients] += accepted
+        unused = np.where(accepted, old, addresses)
+        self._release(unused[unused != NEVER_TRAINED])
+
+    def hold(self) -> None:
+        """From now on nothing is used again: a checkpoint is being copied."""
+        assert self._held is None
+        self._held = []
+
+    def release(self) -> None:
+        """The copy is complete."""
+        held, self._held = self._held or [], None
+        for unused in held:
+            self._release(unused)
+
+    def _release(self, unused: Ints) -> None:
+        if self._held is not None:
+            self._held.append(unused)
+            return
+        nodes = node_of(unused)
+        for node in np.unique(nodes).tolist():
+            self._free.setdefault(node, []).append(unused[nodes == node])
 
 
 def check_space(folder: Path, slot_size: int, num_slots: int) -> None:

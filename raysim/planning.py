@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeds
+from raysim.cohort import participation
 from raysim.config import Config
 from raysim.data.partitions import Partition
 from raysim.personal_store import SlotIndex
@@ -27,7 +28,7 @@ def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
 
 
 class Planner:
-    """Makes tasks; reads the clients' slots from ``index`` and allocates fresh ones."""
+    """Makes tasks; reads from ``index`` where the clients' states are."""
 
     def __init__(self, config: Config, partition: Partition, index: SlotIndex) -> None:
         assert isinstance(config.resources.clients_per_batch, int)
@@ -43,20 +44,26 @@ class Planner:
             return [self._pooled(round, cohort)]
         sizes = self._partition.num_train
         total = int(sizes[cohort].sum())
+        reports, work = participation(self._config, round, cohort)
         return [
             Task(
                 "train",
                 i,
                 round,
                 ids,
-                self._index.slots[ids],
-                self._index.allocate(len(ids)),
-                {"samples": sizes[ids] / total, "uniform": np.full(len(ids), 1 / len(cohort))},
-                {name: rows[np.searchsorted(cohort, ids)] for name, rows in messages.items()},
+                self._index.addresses[ids],
+                weights={
+                    "samples": reports[at] * (sizes[ids] / total),
+                    "uniform": reports[at] * np.full(len(ids), 1 / len(cohort)),
+                },
+                reports=reports[at],
+                work=work[at] if work is not None and (work[at] < 1).any() else None,
+                messages={name: rows[at] for name, rows in messages.items()},
                 evaluate=evaluate,
                 samples=self._epochs * len(ids) * int(sizes[ids].max()),
             )
             for i, ids in enumerate(cut(cohort, sizes[cohort], self._size))
+            for at in [np.searchsorted(cohort, ids)]
         ]
 
     def _pooled(self, round: int, cohort: Ints) -> Task:
@@ -65,14 +72,21 @@ class Planner:
         rng = seeds.stream(self._config.seed, "pooled", round)
         drawn = rng.choice(partition.all_train, int(partition.num_train[cohort].sum()), replace=False)
         weights = {"samples": np.ones(1), "uniform": np.ones(1)}
-        slot = self._index.allocate(1)
-        return Task("train", 0, round, one, self._index.slots[one], slot, weights, {}, drawn, samples=len(drawn))
+        state, reports = self._index.addresses[one], np.ones(1, np.bool_)
+        return Task(
+            *("train", 0, round, one, state),
+            weights=weights,
+            reports=reports,
+            messages={},
+            pooled=drawn,
+            samples=len(drawn),
+        )
 
     def evaluation(self, kind: Literal["evaluate", "global"], round: int, clients: Ints, first: int) -> list[Task]:
         """Clients (E,) in batches, with indices from ``first``."""
         sizes = self._partition.num_test
         return [
-            Task(kind, first + i, round, ids, self._index.slots[ids], samples=len(ids) * int(sizes[ids].max()))
+            Task(kind, first + i, round, ids, self._index.addresses[ids], samples=len(ids) * int(sizes[ids].max()))
             for i, ids in enumerate(cut(clients, sizes[clients], self._size))
         ]
 

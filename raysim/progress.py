@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from raysim.driver import Status
+    from raysim.records import RoundRecord
 
 
 class ProgressView:
@@ -32,7 +33,8 @@ class ProgressView:
             console=console,
         )
         self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")
-        self._start, self._note = time.monotonic(), ""
+        self._start = time.monotonic()
+        self._shown: set[tuple[int, int]] = set()
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
@@ -46,24 +48,29 @@ class ProgressView:
 
     def __call__(self, status: Status, names: list[str], rounds: list[int]) -> None:
         """``names`` and numbers of ``rounds`` of all runs, in the order in which they run."""
-        if status.note and status.note != self._note:
-            self._note = status.note
-            self._console.print(status.note, style="yellow", highlight=False)
-        for run, report in status.finished:
-            assert report.metrics is not None
-            where = f"{names[run]}: round {report.round + 1} of {rounds[run]}"
-            if report.rejected:
-                ids = ", ".join(map(str, report.rejected))
-                line = f"{where}: rejected client {ids}: its parameters were not finite or out of range"
-                self._console.print(line, style="yellow", highlight=False)
-            if not self._console.is_terminal:
-                passed = time.monotonic() - self._start
-                self._console.print(f"[{passed:6.1f} s] {where}: {summary(report.metrics)}", highlight=False)
-        if status.finished:
-            self._bars.update(self._task, note=summary(status.finished[-1][1].metrics or {}))
+        for event in status.events:
+            if isinstance(event, str):
+                self._console.print(event, style="yellow", highlight=False, soft_wrap=True)
+            elif event[1].completed is not None:
+                self._completed(event[0], event[1].completed, names, rounds)
         if self._console.is_terminal and status.report is not None:
-            done = sum(rounds[: status.run]) + status.report.round + (status.report.metrics is not None)
+            done = sum(rounds[: status.run]) + status.report.round + (status.report.completed is not None)
             self._update_live(status, names[status.run], done, sum(rounds))
+
+    def _completed(self, run: int, record: RoundRecord, names: list[str], rounds: list[int]) -> None:
+        """A round, once: those since a checkpoint may be played again."""
+        if (run, record.round) in self._shown:
+            return
+        self._shown.add((run, record.round))
+        where = f"{names[run]}: round {record.round + 1} of {rounds[run]}"
+        if record.rejected:
+            ids = ", ".join(map(str, record.rejected))
+            line = f"{where}: rejected client {ids}: its parameters were not finite or out of range"
+            self._console.print(line, style="yellow", highlight=False)
+        if not self._console.is_terminal:
+            passed = time.monotonic() - self._start
+            self._console.print(f"[{passed:6.1f} s] {where}: {summary(record.metrics)}", highlight=False)
+        self._bars.update(self._task, note=summary(record.metrics))
 
     def _update_live(self, status: Status, name: str, done: int, total: int) -> None:
         report = status.report
@@ -82,8 +89,8 @@ def summary(metrics: dict[str, float]) -> str:
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.3f}")
     parts.append(f"{metrics['system/train_samples_per_second']:,.0f} samples/s")
-    if metrics["cohort/rejected"]:
-        parts.append(f"{metrics['cohort/rejected']:.0f} rejected")
+    if (missing := metrics["cohort/size"] - metrics["cohort/reported"]) > 0:
+        parts.append(f"{missing:.0f} of {metrics['cohort/size']:.0f} did not report")
     return " · ".join(parts)
 
 

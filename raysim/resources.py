@@ -1,7 +1,4 @@
-"""Where a run takes place: the Ray cluster, the actors' share of it, and every ``auto`` of ``resources:``.
-
-raysim uses one node, the one on which the command runs.
-"""
+"""Where a run takes place: the Ray cluster, the actors' share of it, and every ``auto`` of ``resources:``."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.config import Config, ResourcesConfig
 from raysim.errors import ConfigError
@@ -45,12 +41,11 @@ def clients_per_batch(config: Config, num_parameters: int, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Placement:
-    """What the command starts: so many actors with these Ray options, all on its own node."""
+    """What the driver starts: so many actors with these Ray options."""
 
     resources: ResourcesConfig
     """With nothing left ``auto`` but ``clients_per_batch``."""
     actor_options: dict[str, Any]
-    driver_options: dict[str, Any]
 
 
 def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
@@ -81,41 +76,76 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     return True, warning
 
 
-def _node_resources() -> tuple[str, dict[str, float]]:
-    """This node's id, and what Ray has there."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return node_id, next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+def _nodes() -> list[dict[str, float]]:
+    """What Ray has on each node of the cluster that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscales() -> bool:
+    """Whether the cluster may start nodes on demand, so that what is not there now may be there in a while."""
+    return bool(ray._private.state.state.get_max_resources_from_cluster_config())
+
+
+def room(resources: ResourcesConfig, device: str, share: float | str, actors_per_gpu: int) -> int:
+    """How many actors the nodes have room for; an actor is on one node, so it is not the sum of the CPUs that counts."""
+    total = 0
+    for have in _nodes():
+        here = int(have.get("CPU", 0.0) / resources.num_cpus_per_actor + 1e-6)
+        if device == "cuda":
+            here = min(here, _on_gpus(int(have.get("GPU", 0.0)), share, actors_per_gpu))
+        total += here
+    return total
 
 
 def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1) -> Placement:
-    """Resolve ``auto`` against this node; ``most_batches`` is the largest number of tasks in a round.
+    """Resolve ``auto`` against the cluster; ``most_batches`` is the largest number of tasks in a round.
 
     Raises:
-        ConfigError: the node can't satisfy what is asked; says what was asked and what exists.
+        ConfigError: the cluster can't satisfy what is asked, and starts no nodes by itself; says what was asked and what
+            exists.
     """
-    node_id, have = _node_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    device = resources.device if resources.device != "auto" else ("cuda" if gpus else "cpu")
-    room = int(cpus // resources.num_cpus_per_actor)
-    if device == "cuda":
-        room = min(room, _on_gpus(int(gpus), resources.num_gpus_per_actor, actors_per_gpu))
-    actors: int = max(1, min(room, most_batches)) if resources.num_actors == "auto" else resources.num_actors
-    per_gpu = -(-actors // int(gpus)) if gpus else 1
+    gpus = [int(have.get("GPU", 0.0)) for have in _nodes()]
+    device = resources.device if resources.device != "auto" else ("cuda" if any(gpus) else "cpu")
+    have = room(resources, device, resources.num_gpus_per_actor, actors_per_gpu)
+    actors: int = max(1, min(have, most_batches)) if resources.num_actors == "auto" else resources.num_actors
+    per_gpu = -(-actors // sum(gpus)) if any(gpus) else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
     share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
-    _check_gpus(resources, device, actors, share, int(gpus))
+    _check_gpus(resources, device, actors, share)
+    if not autoscales():
+        _check_room(resources, device, actors, share)
+    resolved = resources.model_copy(update={"device": device, "num_actors": actors, "num_gpus_per_actor": share})
+    # Spread: several processes on one node share its memory bandwidth, and its loss.
+    options: dict[str, Any] = {
+        "num_cpus": resources.num_cpus_per_actor,
+        "num_gpus": share,
+        "scheduling_strategy": "SPREAD",
+    }
+    if device == "cuda":
+        options["runtime_env"] = CUDA_ENVIRONMENT
+    return Placement(resolved, options)
+
+
+def _check_room(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
+    """Ray would wait for ever for what no node has."""
+    nodes = _nodes()
+    cpus, gpus = sum(have.get("CPU", 0.0) for have in nodes), int(sum(have.get("GPU", 0.0) for have in nodes))
+    where = "this node has" if len(nodes) == 1 else f"the {len(nodes)} nodes have"
+    if share and not gpus:
+        raise ConfigError(f"resources.num_gpus_per_actor: {share:g} asked, {where} 0 GPUs")
     if actors * resources.num_cpus_per_actor > cpus + 1e-6:
         raise ConfigError(
             f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each need "
-            f"{actors * resources.num_cpus_per_actor:g} CPUs, this node has {cpus:g}. Lower resources.num_actors or "
+            f"{actors * resources.num_cpus_per_actor:g} CPUs, {where} {cpus:g}. Lower resources.num_actors or "
             "resources.num_cpus_per_actor"
         )
-    resolved = resources.model_copy(update={"device": device, "num_actors": actors, "num_gpus_per_actor": share})
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    options: dict[str, Any] = {"num_cpus": resources.num_cpus_per_actor, "num_gpus": share, "scheduling_strategy": here}
-    if device == "cuda":
-        options["runtime_env"] = CUDA_ENVIRONMENT
-    return Placement(resolved, options, {"num_cpus": 0, "scheduling_strategy": here})
+    if actors > (have := room(resources, device, share, 1)):
+        each = f"{share:g} of a GPU and " if share else ""
+        raise ConfigError(
+            f"resources: {actors} actors with {each}{resources.num_cpus_per_actor:g} CPUs each do not fit on {len(nodes)} "
+            f"nodes with {gpus} GPUs and {cpus:g} CPUs, which have room for {have}. Lower resources.num_actors or an actor's "
+            "share"
+        )
 
 
 def _on_gpus(gpus: int, share: float | str, actors_per_gpu: int) -> int:
@@ -125,25 +155,21 @@ def _on_gpus(gpus: int, share: float | str, actors_per_gpu: int) -> int:
     return int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else gpus
 
 
-def _check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float, gpus: int) -> None:
-    """An actor's share lies on one GPU, so it is not only the sum that must fit; Ray would wait for ever."""
+def _check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
     where = "resources.num_gpus_per_actor"
-    if device == "cuda" and not gpus:
-        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU on this node")
-    if share and not gpus:
-        raise ConfigError(f"{where}: {share:g} asked, this node has 0 GPUs")
-    if device == "cpu" and share:
+    gpus = any(have.get("GPU") for have in _nodes())
+    if device == "cuda" and not gpus and not autoscales():
+        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU")
+    if device == "cuda" and not gpus and (resources.num_actors == "auto" or resources.num_gpus_per_actor == "auto"):
+        raise ConfigError(
+            "resources: the cluster has no GPU yet; set num_actors and num_gpus_per_actor, so that it knows what to start"
+        )
+    if device == "cpu" and share and gpus:
         raise ConfigError(f"{where}: {share:g} asked with device 'cpu', which uses no GPU")
     if device == "cuda" and not share:
         raise ConfigError(f"{where}: 0 asked with device 'cuda'")
     if share > 1 and share != int(share):
         raise ConfigError(f"{where}: {share:g} is not possible: a share above 1 must be a whole number of GPUs")
-    room = _on_gpus(gpus, share, 1) if share else actors
-    if actors > room:
-        raise ConfigError(
-            f"resources: {actors} actors with {share:g} of a GPU each do not fit on this node's {gpus} GPUs, which have room "
-            f"for {room}. Lower resources.num_actors or {where}"
-        )
 
 
 def same_resources(configs: Sequence[Config]) -> ResourcesConfig:

@@ -1,4 +1,4 @@
-"""The round loop of one run: sample a cohort, train it, aggregate, evaluate, commit, log.
+"""The round loop of one run: sample a cohort, train it, aggregate, evaluate, commit.
 
 Runs inside the driver actor, on CPU tensors; everything that is trained is trained by the actors of the pool.
 """
@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim import sensitivity
-from raysim.aggregation import FixedPoint, PartialSum, combine
+from raysim.aggregation import FixedPoint, combine
+from raysim.checkpoint import Checkpoint, OpenRound, Snapshot
 from raysim.cohort import TrainedCohort, evaluated_clients, sample_cohort
 from raysim.context import ServerContext
 from raysim.data.partitions import Partition
 from raysim.evaluation import ClientResults
+from raysim.node_states import StateNodes
 from raysim.optimizers import Tensors
 from raysim.parameters import ParameterLayout
-from raysim.personal_store import SlotFile, SlotIndex, StateLayout, check_space
+from raysim.personal_store import SlotIndex, StateLayout, check_space
 from raysim.planning import Planner, padding
-from raysim.scheduling import ActorPool
+from raysim.records import Records, RoundRecord
+from raysim.scheduling import ActorPool, Done
 from raysim.tasks import RunSetup, Task, TaskResult
 
 Ints = NDArray[np.int64]
@@ -46,10 +48,8 @@ class RoundReport:
     tasks_done: int
     tasks: int
     running: list[str]
-    metrics: dict[str, float] | None = None
-    """The round's metrics, once, when it is complete."""
-    rejected: tuple[int, ...] = ()
-    """Clients of the complete round whose result was not finite or out of range."""
+    completed: RoundRecord | None = None
+    """What the round has to say, once, when it is complete."""
 
 
 @dataclass
@@ -58,24 +58,28 @@ class _Round:
 
     round: int
     metrics: dict[str, float]
-    rejected: list[int]
-    asked: Ints
-    """(E,), the clients that its metrics are about."""
-    results: list[TaskResult]
-    """Evaluations that have arrived."""
+    rejected: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
     late: list[Task] = field(default_factory=list)
     """Evaluations that run beside the next round."""
+    results: list[TaskResult] = field(default_factory=list)
+    """Those of them that have arrived."""
 
 
 class Run:
-    """One run from its first round to its last.
+    """One run from its first round, or from a checkpoint, to its last.
 
     Args:
         setup: as the actors get it; ``clients_per_batch`` must be resolved.
         layout: of the run's model.
         pool: configured for this run.
+        states: where the personal states of the run are, all of them still free.
         domains: of each client, for the table of clients.
         report: told how far the run is.
+        checkpoint: to go on from.
+
+    Attributes:
+        next_round: the round that ``round`` takes next.
     """
 
     def __init__(
@@ -83,11 +87,13 @@ class Run:
         setup: RunSetup,
         layout: ParameterLayout,
         pool: ActorPool,
+        states: StateNodes,
         domains: NDArray[np.str_],
         report: Callable[[RoundReport], None],
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config, self._pool, self._domains, self._report = setup.config, pool, domains, report
-        self._algorithm, self._layout = self.config.algorithm, layout
+        self._algorithm, self._layout, self._states = self.config.algorithm, layout, states
         labels, partition, initial = ray.get([setup.labels, setup.partition, setup.initial])
         self._labels: Ints = labels
         self._partition: Partition = partition
@@ -95,76 +101,128 @@ class Run:
         state = self._algorithm.client_state(theta, layout)
         self._state_layout = StateLayout.of(state)
         self._initial_state = self._state_layout.pack(state).numpy()
-        self._open_slots(setup.slot_file)
-        self._planner = Planner(self.config, partition, self._index)
+        ever_trained = min(self.config.data.num_clients, self.config.rounds * self.config.cohort_size)
+        check_space(states.folder, self._state_layout.size, ever_trained + self.config.cohort_size)
+        self.index = SlotIndex(self.config.data.num_clients)
+        self._planner = Planner(self.config, partition, self.index)
         self._open: _Round | None = None
-        self._version, self._busy_seconds = 0, 0.0
+        self._version, self._busy_seconds, self.next_round = 0, 0.0, 0
         self.shared: Tensor = layout.split(theta)[0].clone()
         self._server_state = self._algorithm.server_init(self.shared)
+        self.records = Records()
+        if checkpoint is not None:
+            self._restore(checkpoint)
         self._send()
-        self.history: list[dict[str, float]] = []
-        self.rejections: list[tuple[int, int]] = []
-        """(round, client), for every client whose result was not accepted."""
-        self.clients = pd.DataFrame()
-        self._accuracy: list[tuple[int, Ints, NDArray[np.float64]]] = []
 
-    def _open_slots(self, path: Path) -> None:
-        config = self.config
-        ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
-        check_space(path.parent, self._state_layout.size, ever_trained + config.cohort_size)
-        self._slots, self._index = SlotFile(path, self._state_layout.size), SlotIndex(config.data.num_clients)
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        manifest, self.records = checkpoint.manifest, checkpoint.records
+        self.next_round = manifest.round
+        self.shared = torch.from_numpy(checkpoint.shared.copy())
+        self._server_state = {name: torch.from_numpy(value.copy()) for name, value in checkpoint.server_state.items()}
+        for clients, rows in checkpoint.states():
+            addresses = self.index.allocate(len(clients))
+            self._states.own.write(addresses, np.ascontiguousarray(rows))
+            self.index.addresses[clients] = addresses
+        if manifest.open is not None:
+            left = manifest.open
+            self._open = _Round(left.round, dict(left.metrics), list(left.rejected), list(left.dropped))
+            self._open.late = self._late(left.round)
 
-    def round(self, round: int) -> list[tuple[int, dict[str, float]]]:
-        """One round; returns (round, metrics) of every round that is complete with it.
+    def snapshot(self) -> Snapshot:
+        """The run as it is between two rounds; ``index.hold`` keeps its states where they are."""
+        left = self._open
+        records = self.records
+        return Snapshot(
+            self.next_round,
+            self.shared.numpy(),
+            {name: tensor.numpy() for name, tensor in self._server_state.items()},
+            Records(list(records.rounds), list(records.accuracy), dict(records.final)),
+            OpenRound(round=left.round, metrics=left.metrics, rejected=left.rejected, dropped=left.dropped)
+            if left
+            else None,
+            self.index.addresses.copy(),
+            self.index.versions.copy(),
+        )
+
+    def round(self) -> list[RoundRecord]:
+        """One round; returns all rounds that are complete with it.
 
         What is evaluated after the server step is evaluated beside the next round's training, on the parameters that this
         next round starts from: so a round may be complete one call later, the last one with ``finish``.
+
+        Raises:
+            StatesLost: the node that had a client's state is gone; the run is of no use any more.
         """
-        start = time.perf_counter()
+        start, round = time.perf_counter(), self.next_round
         cohort = sample_cohort(self.config, round)
-        evaluating = (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
-        everyone = np.arange(self.config.data.num_clients)
-        asked = evaluated_clients(self.config, cohort) if evaluating else np.array([], np.int64)
-        evaluated = everyone if round + 1 == self.config.rounds else asked  # the last round's table has every client
-        pooled = self._algorithm.pooled
-        before = self.config.evaluate.protocol == "paper" and not pooled  # a pooled model belongs to no client
         messages = self._messages(cohort)
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
-        tasks = self._planner.training(round, cohort, messages, evaluating and before)
-        if before:
-            others = evaluated[np.isin(evaluated, cohort, assume_unique=True, invert=True)]
+        tasks = self._planner.training(round, cohort, messages, self._evaluates(round) and self._evaluates_before)
+        if self._evaluates_before:
+            everyone = self._evaluated(round)
+            others = everyone[np.isin(everyone, cohort, assume_unique=True, invert=True)]
             tasks += self._planner.evaluation("evaluate", round, others, len(tasks))
-        results, parts = self._run_tasks(round, tasks)
-        trained = [result for result in results if result.task.kind == "train"]
-        sums = combine(parts, round, {result.task.index for result in trained})
+        done = self._run_tasks(round, tasks)
+        trained = [result for result in done.results if result.task.kind == "train"]
+        sums = combine(done.parts, round, {result.task.index for result in trained})
         directions, incoming = sums.pop(sensitivity.DIRECTIONS, None), self.shared
         means = self._server_step(round, sums, len(cohort))
         self._commit(trained)
-        report = TrainedCohort(trained, self._partition.num_train)
-        metrics = self._training_metrics(report, incoming, means, directions)
+        dropped = sorted(c for task in done.dropped if task.kind == "train" for c in task.clients.tolist())
+        report = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
+        now = _Round(round, self._training_metrics(report, incoming, means, directions), report.rejected, dropped)
         received = sum(4 * len(s.total) for s in sums.values())
-        metrics |= self._communication(sent, received, 0 if pooled else len(cohort))
-        now = _Round(round, metrics, report.rejected, asked, results if before and evaluating else [])
-        if evaluating:
-            now.late = self._late(round, asked, evaluated, before)
-        metrics |= self._system(start, cohort, [] if pooled else [result.task for result in trained])
+        pooled = self._algorithm.pooled
+        now.metrics |= {  # bytes that a real federation would send in this round, over all clients of the cohort
+            "communication/down_bytes": float(sent * (0 if pooled else len(cohort))),
+            "communication/up_bytes": float(received * (0 if pooled else int(report.reported.sum()))),
+        }
+        if self._evaluates_before and self._evaluates(round):
+            now.metrics |= self._personalized(round, done.results)
+        now.late = self._late(round)
+        now.metrics |= self._system(start, cohort, [] if pooled else [result.task for result in trained])
+        self.next_round = round + 1
         return self._complete(now)
 
-    def finish(self) -> list[tuple[int, dict[str, float]]]:
+    def finish(self) -> list[RoundRecord]:
         """What the last round still has to evaluate."""
         if self._open is None:
             return []
         self._run_tasks(self._open.round, [])
         return self._complete(None)
 
-    def _late(self, round: int, asked: Ints, evaluated: Ints, before: bool) -> list[Task]:
+    # Who is evaluated, when.
+
+    @property
+    def _evaluates_before(self) -> bool:
+        """Whether clients are evaluated before the server step; a pooled model belongs to no client."""
+        return self.config.evaluate.protocol == "paper" and not self._algorithm.pooled
+
+    def _evaluates(self, round: int) -> bool:
+        return (round + 1) % self.config.evaluate.every == 0 or round + 1 == self.config.rounds
+
+    def _asked(self, round: int) -> Ints:
+        """The clients (E,) that the round's metrics are about."""
+        if not self._evaluates(round):
+            return np.array([], np.int64)
+        return evaluated_clients(self.config, sample_cohort(self.config, round))
+
+    def _evaluated(self, round: int) -> Ints:
+        """And those that are evaluated: the last round's table has every client."""
+        return np.arange(self.config.data.num_clients) if round + 1 == self.config.rounds else self._asked(round)
+
+    def _late(self, round: int) -> list[Task]:
         """What is evaluated with the parameters after the server step: clients, or the shared model itself."""
-        late = [] if before else self._planner.evaluation("evaluate", round, evaluated, LATE)
+        if not self._evaluates(round):
+            return []
+        late = []
+        if not self._evaluates_before:
+            late = self._planner.evaluation("evaluate", round, self._evaluated(round), LATE)
         if self._layout.num_personal == 0:
-            late += self._planner.evaluation("global", round, asked, LATE + len(late))
+            late += self._planner.evaluation("global", round, self._asked(round), LATE + len(late))
         return late
 
-    def _complete(self, now: _Round | None) -> list[tuple[int, dict[str, float]]]:
+    def _complete(self, now: _Round | None) -> list[RoundRecord]:
         """Close the round before, whose evaluations have all arrived, and this one if it waits for nothing."""
         done = [self._open] if self._open is not None else []
         self._open = None
@@ -172,83 +230,86 @@ class Run:
             self._open = now
         elif now is not None:
             done.append(now)
+        records = []
         for row in done:
-            if row.results:
-                row.metrics |= self._evaluation_metrics(row)
-            self.history.append({"round": float(row.round), **row.metrics})
-            self.rejections += [(row.round, client) for client in row.rejected]
-            self._report(RoundReport(row.round, 0, 0, [], row.metrics, tuple(row.rejected)))
-        return [(row.round, row.metrics) for row in done]
+            metrics = row.metrics | self._late_metrics(row)
+            millis = int(time.time() * 1000)
+            record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped))
+            self._report(RoundReport(row.round, 0, 0, [], record))
+            records.append(record)
+        self.records.rounds += records
+        return records
 
     @property
     def num_states(self) -> int:
         """How many clients have a state of their own by now."""
-        return int((self._index.slots >= 0).sum())
+        return int((self.index.addresses >= 0).sum())
 
-    def close(self) -> None:
-        self._slots.close()
+    @property
+    def state_size(self) -> int:
+        """Float32 numbers of a client's state."""
+        return self._state_layout.size
 
-    def accuracy(self) -> dict[str, NDArray[Any]]:
-        """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
-        table = np.full((len(self._accuracy), self.config.data.num_clients), np.nan)
-        for row, (_, clients, values) in zip(table, self._accuracy, strict=True):
-            row[clients] = values
-        return {"rounds": np.array([round for round, _, _ in self._accuracy], np.int64), "accuracy": table}
+    def read_states(self, addresses: Ints) -> NDArray[np.float32]:
+        """(K, state_size), at addresses (K,)."""
+        return self._states.own.read(addresses, self._initial_state)
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
         shared = hashlib.sha256(self.shared.numpy().tobytes())
         personal = hashlib.sha256()
-        ids = np.flatnonzero(self._index.slots >= 0)
+        ids = np.flatnonzero(self.index.addresses >= 0)
         for chunk in np.split(ids, range(1024, len(ids), 1024)):
             personal.update(chunk.tobytes())
-            personal.update(self._slots.read(self._index.slots[chunk], self._initial_state).tobytes())
-        results = [{k: v for k, v in row.items() if not k.startswith("system/")} for row in self.history]
-        metrics = hashlib.sha256(repr([sorted(row.items()) for row in results]).encode())
-        named = {"shared": shared, "personal": personal, "metrics": metrics}
-        return {name: sha.hexdigest() for name, sha in named.items()}
+            personal.update(self.read_states(self.index.addresses[chunk]).tobytes())
+        return {"shared": shared.hexdigest(), "personal": personal.hexdigest(), "metrics": self.records.checksum()}
+
+    def client_table(self) -> pd.DataFrame:
+        """Every client after the last round."""
+        return client_table(self.records.final, self._partition, self._domains)
 
     # Tasks.
 
     def _messages(self, cohort: Ints) -> dict[str, NDArray[np.float32]]:
         if not self._algorithm.reads_cohort_states:
             return {}
-        rows = torch.from_numpy(self._slots.read(self._index.slots[cohort], self._initial_state))
+        rows = torch.from_numpy(self.read_states(self.index.addresses[cohort]))
         messages = self._algorithm.server_messages(self._state_layout.unpack(rows))
         return {name: m.float().numpy() for name, m in messages.items()}
 
-    def _run_tasks(self, round: int, tasks: list[Task]) -> tuple[list[TaskResult], list[PartialSum]]:
+    def _run_tasks(self, round: int, tasks: list[Task]) -> Done:
         """Run tasks, and those that the round before left, whose results go to it."""
 
-        def retry(task: Task) -> Task:
-            # Fresh slots: the lost attempt may have written to its own, and those are never used again.
-            return task if task.write is None else replace(task, write=self._index.allocate(len(task.clients)))
+        def ready(task: Task, node: int) -> Task:
+            # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
+            return replace(task, write=self.index.allocate(len(task.clients), node)) if task.kind == "train" else task
 
         def report(done: int, total: int, running: list[str]) -> None:
             self._report(RoundReport(round, done, total, running))
 
         before = self._open.late if self._open is not None else []
-        results, parts = self._pool.run(round, tasks + before, self._version, self._broadcast, retry, report)
-        self._busy_seconds = sum(result.seconds for result in results)
+        done = self._pool.run(round, tasks + before, self._version, self._broadcast, ready, report)
+        self._busy_seconds = sum(result.seconds for result in done.results)
         if self._open is not None:
-            self._open.results += results[len(tasks) :]
-        return results[: len(tasks)], parts
+            self._open.results += [result for result in done.results if result.task.index >= LATE]
+        return replace(done, results=[result for result in done.results if result.task.index < LATE])
 
     # The server.
 
     def _send(self) -> None:
-        """Put what the server sends to clients into the object store: once, read in place by every actor of the node."""
+        """Put what the server sends to clients into the object store: once, read in place by every actor of a node."""
         broadcast = self._algorithm.broadcast(self.shared, self._server_state)
         self._broadcast_bytes = sum(4 * t.numel() for t in broadcast.values())
         self._version += 1
         self._broadcast = ray.put({name: tensor.float().numpy() for name, tensor in broadcast.items()})
 
     def _server_step(self, round: int, sums: dict[str, FixedPoint], cohort_size: int) -> Tensors:
-        """Takes the step and sends its result; returns the mean uploads, or nothing if every client was rejected."""
+        """Takes the step and sends its result; returns the mean uploads, or nothing if no client reported."""
         context = ServerContext(self._layout, round, cohort_size, self.config.data.num_clients)
-        means = {name: sums[name].mean(up.scale_bits) for name, up in self._algorithm.uploads.items()}
+        uploads = self._algorithm.uploads
+        means = {name: sums[name].mean(up.scale_bits) for name, up in uploads.items() if name in sums}
         arrived = {name: mean for name, mean in means.items() if mean is not None}
-        if len(arrived) < len(means):
+        if len(arrived) < len(uploads):
             return {}
         shared, self._server_state = self._algorithm.server_step(self.shared, self._server_state, arrived, context)
         self.shared = shared.float().clone()
@@ -259,7 +320,7 @@ class Run:
         for result in trained:
             assert result.task.write is not None
             assert result.accepted is not None
-            self._index.commit(result.task.clients, result.task.write, result.accepted)
+            self.index.commit(result.task.clients, result.task.write, result.accepted)
 
     # Metrics.
 
@@ -273,18 +334,24 @@ class Run:
         squares = cohort.squared_updates(self._algorithm.uploads["shared"].weighting)
         return cohort.metrics() | sensitivity.metrics(update, direction, squares, self._layout)
 
-    def _evaluation_metrics(self, row: _Round) -> dict[str, float]:
+    def _late_metrics(self, row: _Round) -> dict[str, float]:
+        metrics = self._personalized(row.round, [r for r in row.results if r.task.kind == "evaluate"])
         shared = [r.evaluation for r in row.results if r.evaluation is not None and r.task.kind == "global"]
-        own = [r.evaluation for r in row.results if r.evaluation is not None and r.task.kind != "global"]
-        everyone = ClientResults.merge(own)
-        metrics = everyone.only(row.asked).metrics(self._labels, self._partition)
-        self._accuracy.append((row.round, everyone.clients, everyone.accuracy))
         if shared:
             merged = ClientResults.merge(shared)
             metrics["global/accuracy"] = float(merged.correct.sum() / merged.num_test.sum())
-        if row.round + 1 == self.config.rounds:
-            self.clients = self._client_table(everyone)
         return metrics
+
+    def _personalized(self, round: int, results: list[TaskResult]) -> dict[str, float]:
+        parts = [r.evaluation for r in results if r.evaluation is not None]
+        if not parts:
+            return {}
+        everyone = ClientResults.merge(parts)
+        self.records.accuracy.append((round, everyone.clients, everyone.accuracy))
+        if round + 1 == self.config.rounds:
+            auc = everyone.client_auc(self._labels, self._partition)
+            self.records.final = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
+        return everyone.only(self._asked(round)).metrics(self._labels, self._partition)
 
     def _system(self, start: float, cohort: Ints, trained: list[Task]) -> dict[str, float]:
         seconds = time.perf_counter() - start
@@ -293,27 +360,21 @@ class Run:
         return {
             "system/round_seconds": seconds,
             "system/train_samples_per_second": samples / seconds,
-            "system/actor_busy_fraction": self._busy_seconds / (len(self._pool.workers) * seconds),
+            "system/actor_busy_fraction": self._busy_seconds / (max(1, len(self._pool.workers)) * seconds),
             "system/padding_fraction": padding(trained, self._partition.num_train) if trained else 0.0,
         }
 
-    def _client_table(self, results: ClientResults) -> pd.DataFrame:
-        ids = results.clients
-        return pd.DataFrame(
-            {
-                "client": ids,
-                "accuracy": results.accuracy,
-                "auc": results.client_auc(self._labels, self._partition),
-                "train_samples": self._partition.num_train[ids],
-                "test_samples": self._partition.num_test[ids],
-                "domain": self._domains[ids],
-            }
-        )
 
-    @staticmethod
-    def _communication(down: int, up: int, cohort_size: int) -> dict[str, float]:
-        """Bytes that a real federation would send in this round, over all clients of the cohort."""
-        return {
-            "communication/down_bytes": float(down * cohort_size),
-            "communication/up_bytes": float(up * cohort_size),
+def client_table(final: dict[str, NDArray[Any]], partition: Partition, domains: NDArray[np.str_]) -> pd.DataFrame:
+    """A row per client, from ``Records.final``."""
+    ids = final["clients"]
+    return pd.DataFrame(
+        {
+            "client": ids,
+            "accuracy": final["accuracy"],
+            "auc": final["auc"],
+            "train_samples": partition.num_train[ids],
+            "test_samples": partition.num_test[ids],
+            "domain": domains[ids],
         }
+    )

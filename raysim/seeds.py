@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 # The position is part of the seed: append, never reorder.
-PURPOSES = ("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate", "pooled")
+PURPOSES = (
+    *("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate", "pooled"),
+    *("reports", "stragglers"),
+)
 
 
 def _sequence(seed: int, purpose: str, round: int, client: int) -> np.random.SeedSequence:

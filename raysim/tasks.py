@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,7 +28,6 @@ class RunSetup:
     """Name to array, of the parameters that are not in ``initial``."""
     num_classes: int
     in_channels: int
-    slot_file: Path
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,10 @@ class Task:
         kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients.
         index: position among the round's tasks.
         weights: planned shares (K,) by weighting.
-        read, write: slots (K,) of the clients' states; ``write`` are fresh ones, for ``train`` only.
+        read: addresses (K,) of the clients' states.
+        write: fresh addresses (K,) on the worker's node, for ``train`` only; given when a worker gets the task.
+        reports: (K,) who reports to the server (``cohort.dropout``); the weight of the others is 0.
+        work: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
         samples: that go through the model, padding included; what it is expected to cost.
@@ -53,6 +54,8 @@ class Task:
     read: Ints
     write: Ints | None = None
     weights: dict[str, Floats] | None = None
+    reports: NDArray[np.bool_] | None = None
+    work: Floats | None = None
     messages: dict[str, NDArray[np.float32]] | None = None
     pooled: Ints | None = None
     evaluate: bool = False

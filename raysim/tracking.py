@@ -20,21 +20,53 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raysim.config import TrackingConfig
+from raysim.config import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
+CHECKPOINT_TAG = "raysim.checkpoint"
+"""The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
+# Errors that no waiting helps against; all others are those of a server or a network that may come back.
+REFUSED = {
+    *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "FEATURE_DISABLED", "NOT_IMPLEMENTED"),
+}
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entrypoint of a job that was submitted to a Ray cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def home() -> Path:
+    """Where runs are kept unless told otherwise: RAYSIM_HOME, else the current directory, but never that of a Ray job.
+
+    A job runs in a copy of its working directory that is deleted with it; there it is ``~/raysim``.
+    """
+    if os.environ.get("RAYSIM_HOME"):
+        return Path(os.environ["RAYSIM_HOME"]).expanduser().absolute()
+    return Path.home() / "raysim" if in_ray_job() else Path.cwd()
 
 
 def resolve_uri(config: TrackingConfig) -> str:
-    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in the current directory."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in ``home()``."""
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+        path = home() / uri.removeprefix("sqlite:///")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{path}"
     return uri
+
+
+def checkpoint_root(config: CheckpointConfig, uri: str) -> str:
+    """The folder of all checkpoints, absolute: the configured one, or ``checkpoints`` beside the store of this URI."""
+    if config.dir is not None:
+        return config.dir if "://" in config.dir else str(home() / Path(config.dir).expanduser())
+    beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else home()
+    return str(beside / "checkpoints")
 
 
 def dashboard_command(uri: str) -> str:
@@ -52,6 +84,40 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # no git, or no repository: there is no commit to tell
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error of the store may be over in a while: it is not reachable, overloaded, locked or full."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSED
+    return isinstance(error, SQLAlchemyError | OSError)  # requests' errors are OSErrors
+
+
+def checkpoint_of(uri: str, run_id: str) -> str:
+    """The folder of a run's checkpoints.
+
+    Raises:
+        ConfigError: there is no such run, or it has none.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(
+            f"there is no folder {run_id}, and no MLflow store {uri} with such a run (--uri names another)"
+        )
+    try:
+        with _few_retries():
+            tags = MlflowClient(uri).get_run(run_id).data.tags
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"there is no folder {run_id}, and no such run in {uri}: {error}") from error
+    if CHECKPOINT_TAG not in tags:
+        raise ConfigError(f"run {run_id} has no checkpoints (checkpoint.every was null, or it is not a run of raysim)")
+    return str(tags[CHECKPOINT_TAG])
 
 
 @contextmanager
@@ -143,11 +209,26 @@ class Tracker:
             raise
         return run_id
 
-    def log_round(self, run_id: str, round: int, metrics: Mapping[str, float]) -> None:
-        """All metrics of a round in one call."""
+    def find(self, checkpoint: str) -> str | None:
+        """The unfinished run with a folder of checkpoints, if it was started but nobody could write down its id."""
+        runs = self._client.search_runs(
+            [self.experiment_id], f"tags.`{CHECKPOINT_TAG}` = '{checkpoint}' and attributes.status = 'RUNNING'"
+        )
+        return str(runs[0].info.run_id) if runs else None
+
+    def reopen(self, run_id: str) -> None:
+        """A run that was ended, or left open by a process that is gone, goes on."""
+        self._client.update_run(run_id, status="RUNNING")
+
+    def rounds_logged(self, run_id: str) -> set[int]:
+        """The rounds that the run has metrics of."""
+        return {point.step for point in self._client.get_metric_history(run_id, "cohort/size")}
+
+    def log_round(self, run_id: str, round: int, metrics: Mapping[str, float], millis: int | None = None) -> None:
+        """All metrics of a round in one call. Repeated with the same time (milliseconds since 1970) it changes nothing."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if millis is None else millis
         self._client.log_batch(run_id, metrics=[Metric(key, value, now, round) for key, value in metrics.items()])
 
     def log_text(self, run_id: str, text: str, name: str) -> None:

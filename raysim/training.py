@@ -112,13 +112,14 @@ class ClientEngine:
         sensitivity: bool = False,
         pooled: Ints | None = None,
         steps: int | None = None,
+        work: Floats | None = None,
     ) -> Training:
         """Train clients (K,) from states (K, size) and sum up their uploads.
 
         ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
         or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
         ``pooled`` are samples to train on in place of the clients' own; then K is 1. ``steps`` ends every local epoch after
-        so many.
+        so many. ``work`` (K,) is the share of all its local steps after which a client stops, at least one step.
         """
         context = self._context(round, broadcast, training=True)
         before = self._state(states)
@@ -126,7 +127,7 @@ class ClientEngine:
         self._seed("dropout", round, clients)
         inputs = {**before, **(messages or {})}
         carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
-        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps)
+        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps, work)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
@@ -236,25 +237,40 @@ class ClientEngine:
         clients: Ints,
         pooled: Ints | None,
         steps: int | None,
+        work: Floats | None,
     ) -> tuple[Any, Tensors]:
         """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
         phases = self.algorithm.epochs(self.config.train.local_epochs)
         pool = self._pool(self.partition.train if pooled is None else lambda _: pooled, clients)
         order = self._order("batches", context.round, clients, pool, len(phases))
+        left = self._steps_left(pool, len(phases), work)
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
             for batch, everyone in islice(self._batches(pool, order, epoch, self.algorithm.batches_per_step), steps):
+                if left is not None and not left.any():
+                    break
                 new, metrics = step(carry, batch)
                 count = batch.mask.sum(dim=1)
+                if left is not None:
+                    count, everyone = count * to_device(torch.from_numpy(left > 0), self.device), False
+                    left = left - (left > 0) * (batch.mask.cpu().numpy().any(axis=1))
                 active = count > 0
                 carry = new if everyone else tree_map(lambda n, o, a=active: _select(a, n, o), new, carry)
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
                     seen[name] = seen.get(name, 0.0) + count
-        return carry, {name: total / seen[name] for name, total in totals.items()}
+        return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}
+
+    def _steps_left(self, pool: Pool, epochs: int, work: Floats | None) -> Ints | None:
+        """(K,): how many local steps each client does; None if it does all of them."""
+        if work is None:
+            return None
+        size = self.config.train.batch_size * self.algorithm.batches_per_step
+        steps: Ints = np.maximum(1, (work * epochs * -(-pool.counts // size)).astype(np.int64))
+        return steps
 
     def _evaluate(
         self, round: int, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext

@@ -11,9 +11,9 @@ from test_training import Simulation
 from raysim import seeds
 from raysim.data.transforms import to_model_input
 from raysim.errors import ConfigError
-from raysim.experiment import prepare
 from raysim.models.build import build_model
 from raysim.network import Batch
+from raysim.preparation import prepare
 
 RESNET = {
     "name": "resnet50",

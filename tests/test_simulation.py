@@ -64,6 +64,8 @@ METRICS = {
     "communication/down_bytes",
     "communication/up_bytes",
     "cohort/size",
+    "cohort/reported",
+    "cohort/dropped",
     "cohort/rejected",
 }
 
@@ -149,7 +151,7 @@ def test_rejected_clients_are_counted_by_id_and_the_run_goes_on(study, store, tm
     assert 0 < rejected.sum() < 8
     assert np.isfinite(poisoned.shared).all()
     client = MlflowClient(store)
-    listed = pd.read_csv(io.StringIO(text(client, poisoned.run_id, "rejected.csv", tmp_path)))
+    listed = pd.read_csv(io.StringIO(text(client, poisoned.run_id, "left_out.csv", tmp_path)))
     assert len(listed) == rejected.sum()
 
 
@@ -200,7 +202,7 @@ def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_on
         run(store, name="asked", **hungry, resources={"clients_per_batch": 2})
     notes = []
     config = tiny(**hungry, name="auto", tracking={"uri": store}, resources={"clients_per_batch": "auto"})
-    chosen = raysim.run(config, lambda status, _: notes.append(status.note)).runs[0]
+    chosen = raysim.run(config, lambda status, *_: notes.extend(map(str, status.events))).runs[0]
     assert any("auto: out of device memory with 2 clients per batch; it starts again with 1" in n for n in notes)
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("auto").experiment_id], order_by=["start_time ASC"])

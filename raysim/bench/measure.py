@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,38 +22,49 @@ import psutil
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from raysim import __version__
 from raysim.bench.plain import PlainLoop, check_is_plain
 from raysim.bench.workloads import Workload
 from raysim.config import Config
 from raysim.config_file import config_of
-from raysim.driver import Job
 from raysim.errors import ConfigError
-from raysim.experiment import Prepared, prepare_on, start
+from raysim.journal import Outbox, RunJournal
+from raysim.keeper import Keeper
+from raysim.node_states import StateNodes
+from raysim.preparation import Prepared, launch, prepare_on
 from raysim.resources import connect, usable_cpus
 from raysim.rounds import Run
-from raysim.scheduling import ActorPool
-from raysim.tracking import Tracker
+from raysim.storage import Folder
+from raysim.tracking import Tracker, checkpoint_root, resolve_uri
+
+log = logging.getLogger(__name__)
 
 
 @ray.remote(max_restarts=0)
 class SteppedDriver:
-    """What ``raysim.driver.Driver`` does for one run, MLflow included, but one round for each call."""
+    """What ``raysim.study`` does for one run, MLflow and checkpoints included, but one round for each call."""
 
-    def __init__(
-        self, job: list[ray.ObjectRef], num_actors: int, actor_options: dict[str, Any], import_path: list[str]
-    ) -> None:
+    def __init__(self, prepared: list[ray.ObjectRef], uri: str, import_path: tuple[str, ...]) -> None:
         torch.set_num_threads(1)
-        prepared: Job = ray.get(job[0])
-        spec = prepared.runs[0]
-        folder = Path(prepared.tracking_uri.removeprefix("sqlite:///")).parent  # the command's, which deletes it
-        setup = replace(spec.setup, slot_file=folder / "personal_state")
-        self._pool = ActorPool(num_actors, actor_options, import_path, threading.Event())
-        self._tracker = Tracker(prepared.tracking_uri, prepared.experiment)
-        self._pool.configure(setup, lambda _: None)
-        self._run_id = self._tracker.start(spec.config.name, {}, {})
-        self._run = Run(setup, spec.layout, self._pool, spec.domains, lambda _: None)
+        run: Prepared = ray.get(prepared[0])
+        stop = threading.Event()
+        self.config, (spec,), self._pool = launch(run.config, [run], list(import_path), uri, stop, log.warning)
+        config = spec.config
+        self._states = StateNodes(spec.state_size)
+        self._pool.configure(spec.setup, self._states)
+        self._tracker, outbox = Tracker(uri, config.name), Outbox(log.warning, stop)
+        self._journal = RunJournal(self._tracker, outbox, self._tracker.start(config.name, {}, {}), None, resumed=False)
+        self._run = Run(spec.setup, spec.layout, self._pool, self._states, spec.domains, lambda _: None)
+        self._keeper: Keeper | None = None
+        if config.checkpoint.every is not None:
+            folder = Folder(checkpoint_root(config.checkpoint, uri))
+            self._keeper = Keeper(self._run, folder, config.name, {}, None, log.warning)
+
+    def resolved(self) -> Config:
+        """The configuration with nothing left ``auto``."""
+        return self.config
 
     def pids(self) -> list[int]:
         """The driver's process and those of its client actors."""
@@ -58,10 +72,19 @@ class SteppedDriver:
 
     def round(self, round: int) -> list[tuple[int, dict[str, float]]]:
         """One round; returns the metrics of those that are complete with it."""
-        done = self._run.round(round)
-        for which, metrics in done:
-            self._tracker.log_round(self._run_id, which, metrics)
-        return done
+        assert round == self._run.next_round
+        done = self._run.round()
+        for record in done:
+            self._journal.add(record)
+        if self._keeper is not None:
+            self._keeper.after_a_round()
+        return [(record.round, record.metrics) for record in done]
+
+    def close(self) -> None:
+        """Delete what lies in temporary folders."""
+        if self._keeper is not None:
+            self._keeper.writer.close()
+        self._states.close()
 
     def shared(self) -> NDArray[np.float32]:
         """(S,): the shared parameters after the rounds so far."""
@@ -139,15 +162,23 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
         def prepare() -> Prepared:
             return prepare_on(workload.name, config, workload.dataset(), workload.partition(config.data.num_clients))
 
-        with ThreadPoolExecutor(1) as thread:  # as in raysim.experiment.run
+        with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
             preparing = thread.submit(prepare)
             started, _ = connect(config.resources)
         try:
             run = preparing.result()
-            actor, job = start(SteppedDriver, config, [run])
+            actor_class: Any = SteppedDriver
+            uri = resolve_uri(config.tracking)
+            import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
+            actor = actor_class.options(num_cpus=0).remote([ray.put(run)], uri, import_path)
             try:
-                ray.get(actor.pids.remote())  # all actors are configured
-                yield Driven(job.runs[0].config, run, actor)
+                resolved = ray.get(actor.resolved.remote())  # all actors are configured
+                yield Driven(resolved, run, actor)
+                ray.get(actor.close.remote())
+            except RayTaskError as error:
+                if isinstance(error.cause, ConfigError):
+                    raise error.cause from error
+                raise
             finally:
                 ray.kill(actor)
         finally:

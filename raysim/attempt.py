@@ -1,0 +1,205 @@
+"""One run of a study, from its start or its last checkpoint to its end.
+
+What a lost node leaves is handled here: the run goes back to its last checkpoint, and on.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import ray
+from numpy.typing import NDArray
+
+from raysim.checkpoint import Checkpoint, newest
+from raysim.config_file import dump
+from raysim.errors import ConfigError, StatesLost
+from raysim.journal import RunJournal
+from raysim.keeper import Keeper
+from raysim.node_states import StateNodes
+from raysim.preparation import RunSpec, with_config
+from raysim.records import Records
+from raysim.rounds import RoundReport, Run, client_table
+from raysim.study import RunResult, Study, versions
+from raysim.study_folder import RunState, algorithm_code, differences
+
+if TYPE_CHECKING:
+    from raysim.scheduling import ActorPool
+
+
+class Attempt:
+    """One run of a study with one size of client batches."""
+
+    def __init__(self, study: Study, i: int, spec: RunSpec, tags: dict[str, str]) -> None:
+        assert study.pool is not None
+        self._study, self._i, self._spec, self._more_tags = study, i, spec, tags
+        self._pool: ActorPool = study.pool
+        self._row: RunState = study.state.runs[i]
+        self._outbox, self._tracker, self._say = study.outbox, study.tracker, study.say
+        self._folder = study.folder.of(self._row) if study.folder is not None else None
+        self._machine: dict[str, str] = {}
+        self._journal: RunJournal | None = None
+
+    def execute(self) -> None:
+        """Raises ConfigError if it would go on with a change that changes its results; and what ``Run`` raises."""
+        if self._row.finished:
+            checkpoint = self._last()
+            if checkpoint is not None and checkpoint.manifest.round == self._spec.config.rounds:
+                self._say(f"{self._row.name}: finished before")
+                final, partition = checkpoint.records.final, ray.get(self._spec.setup.partition)
+                table = client_table(final, partition, self._spec.domains)
+                self._study.results.append(self._result(checkpoint.records, checkpoint.shared, table))
+                return None
+        self._row.finished = False
+        with ExitStack() as stack:
+            while True:
+                try:
+                    return self._go(stack)
+                except StatesLost as error:
+                    self._say(f"{self._row.name}: {error}; back to the last checkpoint")
+
+    def _go(self, stack: ExitStack) -> None:
+        """From the last checkpoint to the end; ``stack`` gets what is to be done when the run is over, however it ends."""
+        checkpoint = self._last()
+        if checkpoint is not None:
+            self._spec = self._as_before(checkpoint)
+        states = StateNodes(self._spec.state_size)
+        try:
+            self._machine = self._pool.configure(self._spec.setup, states)
+            facts = self._facts()
+            if checkpoint is not None:
+                self._refuse_other(checkpoint, facts)
+            if self._journal is None:
+                self._journal = self._open(checkpoint, stack)
+            spec = self._spec
+
+            def report(report: RoundReport) -> None:
+                self._study.report(self._i, report)
+
+            run = Run(spec.setup, spec.layout, self._pool, states, spec.domains, report, checkpoint)
+            self._to_the_end(run, self._journal, facts, checkpoint)
+        finally:
+            states.close()
+
+    # Where it starts.
+
+    def _last(self) -> Checkpoint | None:
+        if self._folder is None:
+            return None
+        checkpoint, problems = newest(self._folder)
+        for problem in problems:
+            self._say(f"{self._row.name}: the checkpoint {problem} It is not used")
+        if checkpoint is not None and not self._row.finished:
+            self._say(f"{self._row.name}: goes on after round {checkpoint.manifest.round}")
+        return checkpoint
+
+    def _as_before(self, checkpoint: Checkpoint) -> RunSpec:
+        """With the ``clients_per_batch`` that raysim chose when the run began."""
+        if not self._spec.may_vectorise:
+            return self._spec
+        size = checkpoint.manifest.config.get("resources", {}).get("clients_per_batch")
+        resources = self._spec.config.resources.model_copy(update={"clients_per_batch": size})
+        return with_config(self._spec, self._spec.config.model_copy(update={"resources": resources}))
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "data": self._spec.dataset_digest,
+            "algorithm": algorithm_code(self._spec.config),
+            "device": self._machine["device_name"],
+            **versions(),
+        }
+
+    def _refuse_other(self, checkpoint: Checkpoint, facts: dict[str, str]) -> None:
+        """Raises ConfigError if the run would go on with another configuration, other data or another algorithm."""
+        found = differences(checkpoint.manifest.config, self._spec.config.model_dump(mode="json"))
+        old = checkpoint.manifest.facts
+        for key, what in (("data", "the data set"), ("algorithm", "the code of the algorithm")):
+            if old.get(key) != facts[key]:
+                found.append(f"{what} is not what it was")
+        if found:
+            raise ConfigError(
+                *(f"{checkpoint.folder.uri}/{checkpoint.name}: {line}" for line in found),
+                "the run can't go on with changes that change its results; start a new one with `raysim run`",
+            )
+        for key in facts:
+            if key not in ("data", "algorithm") and old.get(key) != facts[key]:
+                self._say(f"{self._row.name}: {key} was {old.get(key)}, is {facts[key]}: bits may differ from here on")
+
+    def _open(self, checkpoint: Checkpoint | None, stack: ExitStack) -> RunJournal:
+        """The run in MLflow, new or opened again."""
+        study, spec, config = self._study, self._spec, self._spec.config
+        parameters = {**config.flat(), **_sizes(spec)}
+        tags = {**study.tags(config, self._machine), **self._more_tags}
+        tags |= {"raysim.entry": spec.entry, "raysim.dataset_digest": spec.dataset_digest}
+        parent, folder = study.state.parent, self._folder.uri if self._folder is not None else None
+
+        def start() -> str:
+            return self._tracker.start(config.name, parameters, tags, parent)
+
+        resumed = study.goes_on or checkpoint is not None
+        run_id = self._row.run_id = study.started(self._row.run_id, folder, start, tags)
+        study.write_state()
+        stack.enter_context(study.closing(run_id))
+        file = study.folder.journal(self._row, Path(study.job.home)) if study.folder is not None else None
+        before = checkpoint.records.rounds if checkpoint is not None else ()
+        journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before)
+        self._outbox.put(lambda: self._tracker.log_text(run_id, dump(config), "config.yaml"))
+        from raysim.plots import plot_partition  # not at the top: actors start while matplotlib is imported
+
+        title = f"{config.data.name}: samples per client and class"
+        figure = plot_partition(spec.class_counts, spec.class_names, title)
+        self._outbox.put(lambda: self._tracker.log_figure(run_id, figure, "partition.png"))
+        return journal
+
+    # Its rounds.
+
+    def _to_the_end(self, run: Run, journal: RunJournal, facts: dict[str, str], since: Checkpoint | None) -> None:
+        keeper = None
+        if self._folder is not None:
+            keeper = Keeper(run, self._folder, self._row.name, facts, since, self._say, self._study.made_progress)
+        try:
+            while run.next_round < run.config.rounds:
+                for record in run.round():
+                    journal.add(record)
+                self._outbox.check()
+                if keeper is not None:
+                    keeper.after_a_round()
+            for record in run.finish():
+                journal.add(record)
+            self._row.checksums = run.checksums()
+            if keeper is not None:
+                keeper.at_the_end()
+        finally:
+            if keeper is not None:
+                keeper.writer.close()
+        result = self._result(run.records, run.shared.numpy(), run.client_table())
+        self._log_results(run, result)
+        self._row.finished = True
+        self._study.write_state()
+        self._study.results.append(result)
+
+    def _log_results(self, run: Run, result: RunResult) -> None:
+        run_id, tracker = result.run_id, self._tracker
+        left_out, accuracy = run.records.left_out(), run.records.accuracy_table(run.config.data.num_clients)
+        self._outbox.put(lambda: tracker.log_table(run_id, result.clients, "clients.csv"))
+        self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
+        if len(left_out):
+            self._outbox.put(lambda: tracker.log_table(run_id, left_out, "left_out.csv"))
+        tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
+        self._outbox.put(lambda: tracker.set_tags(run_id, tags))
+
+    def _result(self, records: Records, shared: NDArray[np.float32], clients: pd.DataFrame) -> RunResult:
+        entry, seed, run_id = self._spec.entry, self._spec.config.seed, str(self._row.run_id)
+        history = records.history(entry, seed, run_id)
+        return RunResult(entry, seed, run_id, history, clients, shared, dict(self._row.checksums))
+
+
+def _sizes(spec: RunSpec) -> dict[str, int]:
+    return {
+        "model.shared_parameters": spec.layout.num_shared,
+        "model.personal_parameters": spec.layout.num_personal,
+        "model.state_parameters": spec.state_size,
+    }

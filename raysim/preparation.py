@@ -1,0 +1,248 @@
+"""From a configuration to runs that are ready: data, model, resources, actors.
+
+Everything that can be wrong with the configuration or the data is found in ``prepare``, before any actor is started.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from raysim.config import Config, DataConfig, ResourcesConfig
+from raysim.config_file import children
+from raysim.data.partitions import Partition, make_partition
+from raysim.data.sources import Dataset, load_dataset
+from raysim.errors import ConfigError
+from raysim.parameters import ParameterLayout
+from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, place, room, same_resources
+from raysim.scheduling import ActorPool
+from raysim.tasks import RunSetup
+from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run that is ready for its first round."""
+
+    entry: str
+    """Name of the study entry, the same for all its seeds."""
+    setup: RunSetup
+    layout: ParameterLayout
+    dataset_digest: str
+    class_names: tuple[str, ...]
+    class_counts: NDArray[np.int64]
+    """(N, classes)"""
+    domains: NDArray[np.str_]
+    may_vectorise: bool
+    """Whether ``clients_per_batch`` was chosen by raysim, so that it may choose a smaller one."""
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+    @property
+    def state_size(self) -> int:
+        """Float32 numbers of a client's state."""
+        from torch import zeros
+
+        state = self.config.algorithm.client_state(zeros(self.layout.num_parameters), self.layout)
+        return sum(vector.numel() for vector in state.values())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked: data loaded and divided, model built, ``clients_per_batch`` resolved."""
+
+    entry: str
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    layout: ParameterLayout
+    initial: NDArray[np.float32]
+    """(P,), the initial parameters."""
+    frozen: dict[str, NDArray[np.float32]]
+    """Parameters that are not among them."""
+    may_vectorise: bool
+    """Whether ``clients_per_batch`` is raysim's to choose."""
+
+
+def prepare(config: Config) -> list[Prepared]:
+    """Check everything about every run of a configuration; equal data sets are loaded once.
+
+    Raises:
+        ConfigError: see its message.
+    """
+    cache: dict[str, Any] = {}
+    prepared = []
+    for entry, child in children(config):
+        try:
+            prepared.append(_prepare_one(entry, child, cache))
+        except ConfigError as error:
+            if config.study is None:
+                raise
+            raise ConfigError(*(f"study entry {child.name!r}: {problem}" for problem in error.problems)) from error
+    same_resources([run.config for run in prepared])
+    return prepared
+
+
+def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
+    """``cache`` has the data sets and partitions of earlier runs."""
+    source = _source_key(config.data, config.model.image_size)
+    if source not in cache:
+        cache[source] = load_dataset(config.data, config.model.image_size)
+    dataset: Dataset = cache[source]
+    split = f"{source} {config.data.model_dump_json()} {config.seed}"
+    if split not in cache:
+        cache[split] = make_partition(config.data, dataset, config.seed)
+    return prepare_on(entry, config, dataset, cache[split])
+
+
+def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partition) -> Prepared:
+    """Check a run on data that is already there, which ``config.data`` then only describes.
+
+    Raises:
+        ConfigError: the model can't be built or doesn't fit the data or the algorithm.
+    """
+    # Imported where they are used: timm takes two seconds, in which Ray is started.
+    from raysim.models.build import build_model, has_batch_norm, tokens_per_image
+    from raysim.training import layout_of
+
+    model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
+    layout, tensors = layout_of(model, config.algorithm), model.state_dict()
+    initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
+    if has_batch_norm(model):
+        if config.resources.compile:
+            raise ConfigError(
+                f"resources.compile: the training of BatchNorm layers ({config.model.name}) is not compiled"
+            )
+        size = _one_by_one(config, partition)
+    else:
+        size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
+    resources = config.resources.model_copy(update={"clients_per_batch": size})
+    resolved = config.model_copy(update={"resources": resources})
+    may_vectorise = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
+    return Prepared(entry, resolved, dataset, partition, layout, initial, frozen, may_vectorise)
+
+
+def _one_by_one(config: Config, partition: Partition) -> int:
+    """``clients_per_batch`` of a model with BatchNorm: padding or other clients' samples would change its statistics."""
+    if config.resources.clients_per_batch not in ("auto", 1):
+        raise ConfigError(
+            f"resources.clients_per_batch: {config.model.name} has BatchNorm layers, so its clients train one by one: "
+            f"take 1 or auto, not {config.resources.clients_per_batch}"
+        )
+    why = f"the BatchNorm layers of {config.model.name} can't take statistics of one sample"
+    least = 2 * config.algorithm.batches_per_step
+    if config.train.batch_size < 2:
+        raise ConfigError(f"train.batch_size: {why}; take 2 or more")
+    if len(few := np.flatnonzero(partition.num_train < least)):
+        raise ConfigError(
+            f"data: client {few[0]} has {partition.num_train[few[0]]} training samples, and {config.algorithm.name} needs "
+            f"{least}: {why}. Raise data.partition.min_samples"
+        )
+    return 1
+
+
+def _source_key(data: DataConfig, image_size: int) -> str:
+    """Equal for two runs that use the same samples."""
+    size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
+    clients = data.num_clients if data.name == "federated_npz" else None
+    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
+
+
+def launch(
+    config: Config,
+    runs: list[Prepared],
+    import_path: list[str],
+    uri: str,
+    stop: threading.Event,
+    say: Callable[[str], None],
+) -> tuple[Config, list[RunSpec], ActorPool]:
+    """Put the runs' data into the object store and start the actors; the configurations come back with nothing ``auto``.
+
+    Raises:
+        ConfigError: the cluster can't give what ``resources`` asks for.
+    """
+    resources, specs = same_resources([r.config for r in runs]), _specs(runs)
+    # Before a trial, too: without a GPU it would wait for ever.
+    placement, per_gpu = place(resources, max(_most_batches(spec.config) for spec in specs)), 1
+    packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
+    if placement.resources.device == "cuda" and (packs or any(spec.may_vectorise for spec in specs)):
+        specs, per_gpu = _after_a_trial(specs, import_path)
+    most = max(_most_batches(spec.config) for spec in specs)
+    placement = place(resources, most, per_gpu)
+    specs = [with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
+
+    def size() -> int:
+        """Asked again when nodes join."""
+        own = placement.resources
+        if resources.num_actors != "auto":
+            return resources.num_actors
+        return max(1, min(most, room(own, own.device, own.num_gpus_per_actor, per_gpu)))
+
+    pool = ActorPool(size, placement.actor_options, import_path, stop, say)
+    return _resolved(config, placement.resources, uri), specs, pool
+
+
+def _most_batches(config: Config) -> int:
+    """Client batches of a round, of training or of evaluation, whichever are more."""
+    asked = config.evaluate.clients
+    evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
+    return -(-max(config.cohort_size, evaluated) // int(config.resources.clients_per_batch))
+
+
+def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
+    """With the actors' resources and the store written in; ``clients_per_batch`` as the run itself has it."""
+    own = resources.model_copy(update={"clients_per_batch": config.resources.clients_per_batch})
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"resources": own, "tracking": tracking})
+
+
+def _specs(runs: list[Prepared]) -> list[RunSpec]:
+    """Put every array that actors read into the object store, each only once."""
+    refs: dict[int, ray.ObjectRef] = {}
+
+    def put(value: Any) -> ray.ObjectRef:
+        if id(value) not in refs:
+            refs[id(value)] = ray.put(value)
+        return refs[id(value)]
+
+    specs = []
+    for run in runs:
+        data, partition = run.dataset, run.partition
+        arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
+        setup = RunSetup(run.config, *arrays, data.num_classes, data.images.shape[3])
+        counts = partition.class_counts(data.labels, data.num_classes)
+        domains = partition.client_domains(data)
+        specs.append(
+            RunSpec(run.entry, setup, run.layout, data.digest, data.class_names, counts, domains, run.may_vectorise)
+        )
+    return specs
+
+
+def with_config(spec: RunSpec, config: Config) -> RunSpec:
+    return replace(spec, setup=replace(spec.setup, config=config))
+
+
+def _after_a_trial(specs: list[RunSpec], import_path: list[str]) -> tuple[list[RunSpec], int]:
+    """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors then share one."""
+    actor_class: Any = TrialActor  # Ray's decorator adds `options`
+    sized, per_gpu = [], MOST_ACTORS_PER_GPU
+    for spec in specs:
+        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(import_path)
+        share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
+        resources = spec.config.resources.model_copy(update=share)
+        setup = replace(spec.setup, config=spec.config.model_copy(update={"resources": resources}))
+        asked = None if spec.may_vectorise else int(spec.config.resources.clients_per_batch)
+        choice: Choice = ray.get(actor.choose.remote(setup, asked))
+        ray.kill(actor)
+        resources = spec.config.resources.model_copy(update={"clients_per_batch": choice.clients_per_batch})
+        sized.append(with_config(spec, spec.config.model_copy(update={"resources": resources})))
+        per_gpu = min(per_gpu, choice.actors_per_gpu)
+    return sized, per_gpu

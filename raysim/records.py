@@ -1,0 +1,69 @@
+"""What a run has to say of its completed rounds: metrics, clients that were left out, the accuracy of every client."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A completed round, as MLflow gets it."""
+
+    round: int
+    time: int
+    """Milliseconds since 1970, when it was complete."""
+    metrics: dict[str, float]
+    rejected: tuple[int, ...] = ()
+    """Clients whose result was not finite or out of range."""
+    dropped: tuple[int, ...] = ()
+    """Clients that the round went on without, because they killed every worker that ran them."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Records:
+    """All rounds so far, in order."""
+
+    rounds: list[RoundRecord] = field(default_factory=list)
+    accuracy: list[tuple[int, Ints, Floats]] = field(default_factory=list)
+    """(round, clients (E,), accuracy (E,)) of every evaluated round."""
+    final: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """``clients``, ``accuracy`` and ``auc`` (N,) of the last round."""
+
+    def accuracy_table(self, num_clients: int) -> dict[str, NDArray[Any]]:
+        """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
+        table = np.full((len(self.accuracy), num_clients), np.nan)
+        for row, (_, clients, values) in zip(table, self.accuracy, strict=True):
+            row[clients] = values
+        return {"rounds": np.array([round for round, _, _ in self.accuracy], np.int64), "accuracy": table}
+
+    def left_out(self) -> pd.DataFrame:
+        """A row for every client that was rejected or dropped in a round."""
+        rows = [(r.round, client, "rejected") for r in self.rounds for client in r.rejected]
+        rows += [(r.round, client, "dropped") for r in self.rounds for client in r.dropped]
+        return pd.DataFrame(sorted(rows), columns=["round", "client", "reason"])
+
+    def history(self, entry: str, seed: int, run_id: str) -> pd.DataFrame:
+        """A row per round with ``name``, ``seed``, ``run_id``, ``round`` and every metric."""
+        table = pd.DataFrame([{"round": r.round, **r.metrics} for r in self.rounds])
+        table.insert(0, "name", entry)
+        table.insert(1, "seed", seed)
+        table.insert(2, "run_id", run_id)
+        return table
+
+    def checksum(self) -> str:
+        """SHA-256 of all metrics that are results."""
+        results = [{"round": float(r.round), **r.metrics} for r in self.rounds]
+        kept = [sorted((k, v) for k, v in row.items() if not k.startswith("system/")) for row in results]
+        return hashlib.sha256(repr(kept).encode()).hexdigest()

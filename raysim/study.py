@@ -1,0 +1,266 @@
+"""The runs of a command, one after another, each from its start or its last checkpoint to its end, logged to MLflow.
+
+Whatever happens, the way back is the same: go to the last checkpoint and play the rounds since then again. They have the same
+bits, so nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+
+from raysim import __version__
+from raysim.compare import compare
+from raysim.config import Config
+from raysim.config_file import config_of, dump
+from raysim.errors import ConfigError, OutOfDeviceMemory
+from raysim.journal import Outbox
+from raysim.preparation import RunSpec, launch, prepare, with_config
+from raysim.rounds import RoundReport
+from raysim.scheduling import ActorPool, Stopped
+from raysim.study_folder import StudyFolder, StudyState
+from raysim.tracking import CHECKPOINT_TAG, Tracker, may_pass
+
+MOST_STARTS = 10  # of the driver without a checkpoint in between, after which it is not bad luck
+STOP_SECONDS = 10  # for what MLflow still has to hear when a run is stopped
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command asks of the driver, in words: no class of a user's own module is needed to read it."""
+
+    state: str
+    """JSON of a ``StudyState``: the configuration, and where it is logged."""
+    folder: str | None
+    """Of checkpoints; None if there are none."""
+    home: str
+    """Where journals of runs with a remote folder are kept."""
+    import_path: tuple[str, ...]
+    """Folders from which a user's own algorithm can be imported."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    entry: str
+    seed: int
+    run_id: str
+    history: pd.DataFrame
+    clients: pd.DataFrame
+    shared: NDArray[np.float32]
+    checksums: dict[str, str]
+
+
+class Study:
+    """See the module's docstring.
+
+    Args:
+        say: tells the user what happens.
+        report: told how far the run of an index is.
+        stop: set when the runs are to end; ``Stopped`` is raised then.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        say: Callable[[str], None],
+        report: Callable[[int, RoundReport], None],
+        stop: threading.Event,
+    ) -> None:
+        self.job, self.say, self.report, self._stop = job, say, report, stop
+        self.results: list[RunResult] = []
+        self.folder = StudyFolder(job.folder) if job.folder is not None else None
+        self.state = StudyState.model_validate(json.loads(job.state))
+        self.goes_on = False
+        self.pool: ActorPool | None = None
+
+    def execute(self) -> None:
+        """Take all runs to their end.
+
+        Raises:
+            ConfigError, ClientError: see their messages.
+            Stopped: asked to stop; the runs are closed as KILLED.
+        """
+        self._read_state()
+        config = config_of(self.state.config, [], "study.json" if self.goes_on else "config")
+        self.outbox = Outbox(self.say, self._stop)
+        try:
+            runs = prepare(config)
+            uri, path = self.state.tracking_uri, list(self.job.import_path)
+            self._config, specs, self.pool = launch(config, runs, path, uri, self._stop, self.say)
+            del runs  # its arrays are in the object store now
+            self.tracker = self._connect()
+            if config.study is None:
+                self._run(0, specs[0])
+            else:
+                self._study(specs)
+            self.state.finished = True
+            self.write_state()
+            while not self.outbox.flush(0.5):
+                if self._stop.is_set():
+                    raise Stopped
+        finally:
+            if self.pool is not None:
+                self.pool.close()
+            if self.folder is not None:
+                self.folder.unlock()
+
+    # What is on disk.
+
+    def _read_state(self) -> None:
+        if self.folder is None:
+            return
+        self.folder.lock()
+        if (found := self.folder.read()) is not None:
+            self.state, self.goes_on = found, True
+            self.state.finished = False
+            if found.starts >= MOST_STARTS:
+                found.starts = 0
+                self.folder.write(found)
+                raise ConfigError(
+                    f"{self.folder.uri}: the driver was started {MOST_STARTS} times without reaching a checkpoint, the last "
+                    "time just now; see Ray's logs for what kills it, then continue with `raysim resume`"
+                )
+        self.state.starts += 1
+        self.write_state()
+
+    def write_state(self) -> None:
+        if self.folder is not None:
+            self.folder.write(self.state)
+
+    def made_progress(self) -> None:
+        """A checkpoint is complete: if the driver dies from now on, it is another time."""
+        if self.state.starts > 1:
+            self.state.starts = 1
+            self.write_state()
+
+    def _connect(self) -> Tracker:
+        """A run that goes on waits for its server; a new one has better know at once that the address is wrong."""
+        told = False
+        while True:
+            try:
+                return Tracker(self.state.tracking_uri, self.state.experiment)
+            except ConfigError as error:
+                if not (self.goes_on and isinstance(error.__cause__, Exception) and may_pass(error.__cause__)):
+                    raise
+                if not told:
+                    self.say(f"waiting for MLflow: {error}")
+                    told = True
+            if self._stop.wait(2.0):
+                raise Stopped
+
+    # Runs.
+
+    def _study(self, specs: list[RunSpec]) -> None:
+        config, tracker = self._config, self.tracker
+        tags = {**self.tags(config), "raysim.kind": "study"}
+
+        def start() -> str:
+            return tracker.start(config.name, {"study.runs": len(specs)}, tags)
+
+        parent = self.state.parent = self.started(
+            self.state.parent, self.folder.uri if self.folder is not None else None, start, tags
+        )
+        self.write_state()
+        with self.closing(parent):
+            self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
+            for i, spec in enumerate(specs):
+                self._run(i, spec)
+            from raysim.plots import plot_comparison
+
+            history = pd.concat([r.history for r in self.results], ignore_index=True)
+            figure, table = plot_comparison(history, title(config)), compare(history)
+            self.outbox.put(lambda: tracker.log_figure(parent, figure, "comparison.png"))
+            self.outbox.put(lambda: tracker.log_table(parent, table, "comparison.csv"))
+
+    def _run(self, i: int, spec: RunSpec) -> None:
+        """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""
+        reason: dict[str, str] = {}
+        while True:
+            try:
+                from raysim.attempt import Attempt  # which needs this module
+
+                return Attempt(self, i, spec, reason).execute()
+            except RayTaskError as error:
+                size = spec.config.resources.clients_per_batch
+                assert isinstance(size, int)
+                if not isinstance(error.cause, OutOfDeviceMemory) or not spec.may_vectorise or size == 1:
+                    raise
+                resources = spec.config.resources.model_copy(update={"clients_per_batch": size // 2})
+                spec = with_config(spec, spec.config.model_copy(update={"resources": resources}))
+                reason = {"raysim.restarted": f"out of device memory with {size} clients per batch"}
+                self.say(f"{spec.config.name}: {reason['raysim.restarted']}; it starts again with {size // 2}")
+                self.state.runs[i].run_id = None
+                self.write_state()
+                if self.folder is not None:
+                    self.folder.of(self.state.runs[i]).clear()
+
+    def started(self, run_id: str | None, folder: str | None, start: Callable[[], str], tags: dict[str, str]) -> str:
+        """The id of an MLflow run that goes on, or of a new one."""
+        if folder is not None:
+            tags[CHECKPOINT_TAG] = folder
+
+        def find_or_start() -> str:
+            if run_id is not None:
+                self.tracker.reopen(run_id)
+                return run_id
+            # Whoever was to write down the id may have been killed before; the same if an answer was lost on its way.
+            return (self.tracker.find(folder) if folder is not None else None) or start()
+
+        answer: str = self.outbox.ask(find_or_start, Stopped)
+        return answer
+
+    @contextmanager
+    def closing(self, run_id: str) -> Iterator[None]:
+        """Ends an MLflow run with the status that the block's outcome asks for."""
+        end = self.tracker.end
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, Stopped) else "FAILED"
+            self.outbox.put(lambda: end(run_id, status))
+            self.outbox.flush(STOP_SECONDS)
+            raise
+        self.outbox.put(lambda: end(run_id, "FINISHED"))
+
+    def tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
+        """What MLflow's table can be filtered by."""
+        tags = {"raysim.dataset": config.data.name, "raysim.model": config.model.name}
+        tags |= {f"version.{name}": value for name, value in versions().items()}
+        if machine is not None:
+            tags["raysim.algorithm"] = config.algorithm.name
+            tags |= {"raysim.device": machine["device"], "raysim.device_name": machine["device_name"]}
+        if self.state.git_commit:
+            tags["mlflow.source.git.commit"] = self.state.git_commit
+        return tags
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {
+        "raysim": __version__,
+        "ray": ray.__version__,
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "python": platform.python_version(),
+    }
+
+
+def title(config: Config) -> str:
+    """What a comparison's picture says: the data, who trains, and what is evaluated."""
+    cohort, clients = config.cohort_size, config.data.num_clients
+    when = "before aggregation" if config.evaluate.protocol == "paper" else "after aggregation"
+    return f"{config.name}: {cohort} of {clients} clients train per round, evaluated {when}"
