@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -221,12 +222,25 @@ class Scalar(FederatedAlgorithm):
 
 
 class Slow(FederatedAlgorithm):
-    """Takes its time."""
+    """Takes its time; personal head."""
+
+    pause: float = 0.05
+
+    def personal_patterns(self):
+        return ["head"]
 
     def client_step(self, carry, batch, ctx):
-        import time
+        time.sleep(self.pause)
+        return super().client_step(carry, batch, ctx)
 
-        time.sleep(0.05)
+
+class SlowScaffold(Scaffold):
+    """Takes its time, with a server state."""
+
+    pause: float = 0.05
+
+    def client_step(self, carry, batch, ctx):
+        time.sleep(self.pause)
         return super().client_step(carry, batch, ctx)
 
 
