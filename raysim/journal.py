@@ -95,8 +95,9 @@ class Outbox:
                     raise
                 if not told and time.monotonic() - since > SAY_AFTER:
                     told = True
-                    reason = str(error).split("\n")[0]
-                    self._say(f"MLflow can't be reached: {reason} The run goes on, its metrics wait")
+                    reason = " ".join(str(error).split())
+                    reason = reason if len(reason) < 160 else f"{reason[:100]} … {reason[-50:]}"
+                    self._say(f"MLflow does not answer ({reason}); the run goes on, what it logs waits")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -162,6 +162,7 @@ class Tracker:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are no news to our user
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for files of a few kilobytes
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the command says where to look
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         self._runs: list[Any] | None = None

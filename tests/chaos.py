@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -41,10 +42,10 @@ from raysim.storage import Folder  # noqa: E402
 
 ROUNDS = 20
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "personal head": {"algorithm": {"name": "methods:Slow", "pause": 0.03}, "evaluate": {"every": 2}},
-    "scaffold": {"algorithm": {"name": "methods:SlowScaffold", "pause": 0.03}, "evaluate": {"protocol": "aggregated"}},
+    "personal head": {"algorithm": {"name": "methods:Slow", "pause": 0.1}, "evaluate": {"every": 2}},
+    "scaffold": {"algorithm": {"name": "methods:SlowScaffold", "pause": 0.1}, "evaluate": {"protocol": "aggregated"}},
     "participants": {
-        "algorithm": {"name": "methods:Slow", "pause": 0.03},
+        "algorithm": {"name": "methods:Slow", "pause": 0.1},
         "cohort": {"fraction": 1.0, "dropout": 0.2, "stragglers": 0.4},
         "train": {"optimizer": {"name": "adamw", "lr": 0.005}},
     },
@@ -87,6 +88,7 @@ class MlflowServer:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         folder.mkdir(parents=True, exist_ok=True)
+        self._returning: threading.Thread | None = None
         self.start()
 
     def start(self) -> None:
@@ -112,6 +114,24 @@ class MlflowServer:
 
     def kill(self) -> None:
         kill_group(self._process)
+
+    def away(self) -> bool:
+        return self._returning is not None and self._returning.is_alive()
+
+    def come_back(self, seconds: float) -> None:
+        """Start again in so many seconds, while other things happen."""
+
+        def later() -> None:
+            time.sleep(seconds)
+            self.start()
+
+        self._returning = threading.Thread(target=later)
+        self._returning.start()
+
+    def settle(self) -> None:
+        if self._returning is not None:
+            self._returning.join()
+            self._returning = None
 
 
 class Nodes:
@@ -242,6 +262,7 @@ class Harness:
 
     def close(self) -> None:
         self.nodes.close()
+        self.mlflow.settle()
         self.mlflow.kill()
         if self.small_disk is not None:
             subprocess.run(["umount", "-l", str(self.small_disk)], check=False)
@@ -286,6 +307,7 @@ class Harness:
                 time.sleep(self.random.uniform(0.0, 1.5))
                 self.fault(episode, kinds)
         code = episode.finish()
+        self.mlflow.settle()
         self.tally.runs += 1
         checksums, problems = self.outcome(episode)
         if code != 0:
@@ -384,9 +406,10 @@ class Harness:
         return True
 
     def mlflow_down(self, episode: Episode) -> bool:
+        if self.mlflow.away():
+            return False
         self.mlflow.kill()
-        time.sleep(self.random.uniform(2.0, 8.0))
-        self.mlflow.start()
+        self.mlflow.come_back(self.random.uniform(2.0, 15.0))
         return True
 
     def disk_full(self, episode: Episode) -> bool:

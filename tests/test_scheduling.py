@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import tiny
 from ray.exceptions import ActorDiedError
 
 from raysim import scheduling
 from raysim.aggregation import FixedPoint, PartialSum, combine
-from raysim.errors import ClientError
+from raysim.errors import ClientError, ConfigError
+from raysim.personal_store import address
 from raysim.scheduling import ActorPool, Costs, Stopped
 from raysim.tasks import Task, TaskResult
 
@@ -25,6 +27,11 @@ class FakeRay:
 
     def __init__(self, seed, death):
         self.random, self.death, self.actors, self.deaths = random.Random(seed), death, [], 0
+        self.num_nodes, self.names = 1, ["AVX2"] * 3
+        self.deadly = set()  # names of calls and indices of tasks that kill every actor
+
+    def nodes(self):
+        return [{"NodeID": f"node {i}", "Alive": True} for i in range(self.num_nodes)]
 
     def put(self, value):
         return value
@@ -43,7 +50,7 @@ class FakeRay:
         self.random.shuffle(ready)
         return ready[:num_returns], []
 
-    def get(self, ref):
+    def get(self, ref, timeout=None):
         while not hasattr(ref, "value"):
             self.step()
         if isinstance(ref.value, Exception):
@@ -61,7 +68,7 @@ class FakeActor:
         ray.actors.append(self)
 
     def __getattr__(self, name):
-        if name not in ("configure", "run", "partial_sum"):
+        if name not in ("configure", "open_states", "know", "run", "partial_sum"):
             raise AttributeError(name)
         return types.SimpleNamespace(remote=lambda *arguments: self.call(name, arguments))
 
@@ -76,7 +83,8 @@ class FakeActor:
     def step(self):
         name, arguments, ref = self.queue.pop(0)
         when = self.ray.random.random()
-        if when < self.ray.death / 2:
+        poisoned = name in self.ray.deadly or (name == "run" and arguments[0].index in self.ray.deadly)
+        if when < self.ray.death / 2 or poisoned:
             ref.value = ActorDiedError()
             self.die()
             return
@@ -93,7 +101,13 @@ class FakeActor:
 
     def do_configure(self, _):
         self.partial = PartialSum(-1)
-        return {"device": "cpu"}
+        number = self.ray.actors.index(self) % self.ray.num_nodes
+        return {"device": "cpu", "device_name": self.ray.names[number], "node": f"node {number}", "log": "its log"}
+
+    def do_open_states(self, *_):
+        pass
+
+    do_know = do_open_states
 
     def do_run(self, task, *_):
         if task.kind == "train":
@@ -104,6 +118,33 @@ class FakeActor:
 
     def do_partial_sum(self, round_):
         return self.partial if self.partial.round == round_ else PartialSum(round_)
+
+
+class FakeStates:
+    """Numbers the nodes."""
+
+    def number(self, node_id):
+        return int(node_id.split()[1])
+
+    def at(self, node):
+        return node, None, {}
+
+    def log(self, node, path):
+        return f"the end of {path}"
+
+
+def make_pool(size, stop=None, said=None, **changes):
+    pool = ActorPool(lambda: size, {}, [], stop or threading.Event(), (said if said is not None else []).append)
+    configure(pool, **changes)
+    return pool
+
+
+def configure(pool, **changes):
+    return pool.configure(types.SimpleNamespace(config=tiny(**changes)), FakeStates())
+
+
+def same(task, node):
+    return task
 
 
 @pytest.fixture
@@ -120,39 +161,37 @@ def fake(monkeypatch):
 
 def tasks_of(round_, num_train, num_evaluate):
     kinds = ["train"] * num_train + ["evaluate"] * num_evaluate
-    slots = np.array([0])
-    return [
-        Task(kind, i, round_, np.array([i]), slots, slots if kind == "train" else None) for i, kind in enumerate(kinds)
-    ]
+    return [Task(kind, i, round_, np.array([i]), np.array([0])) for i, kind in enumerate(kinds)]
 
 
-def test_every_sum_is_complete_whoever_dies_and_whenever(fake, monkeypatch, caplog):
+def test_every_sum_is_complete_whoever_dies_and_whenever(fake, caplog, monkeypatch):
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(scheduling, "MAX_RETRIES", 10**6)
+    monkeypatch.setattr(scheduling, "MAX_STARTS", 10**6)
     deaths, after_training, retried = 0, 0, Counter()
     for seed in range(300):
         ray = fake(seed, death=(0, 0.03, 0.1)[seed % 3])
-        pool = ActorPool(1 + seed % 4, {}, [], threading.Event())
-        pool.configure(None, print)
+        pool = make_pool(1 + seed % 4, resources={"max_retries": 10**6})
         for round_ in range(3):
             tasks = tasks_of(round_, num_train=1 + seed % 7, num_evaluate=seed % 5)
-            attempts = {task.index: task for task in tasks}
+            attempts = {}
 
-            def retry(task, attempts=attempts):
-                retried[task.kind] += 1
-                fresh = task if task.write is None else replace(task, write=task.write + 1)
+            def ready(task, node, attempts=attempts):
+                before = attempts.get(task.index)
+                retried[task.kind] += before is not None
+                fresh = replace(task, write=np.array([0]) if before is None else before.write + 1)
                 attempts[task.index] = fresh
                 return fresh
 
-            results, parts = pool.run(round_, tasks, 0, None, retry, lambda *_: None)
-            assert [result.task for result in results] == [attempts[i] for i in range(len(tasks))]
+            done = pool.run(round_, tasks, 0, None, ready, lambda *_: None)
+            assert done.dropped == []
+            assert [result.task for result in done.results] == [attempts[i] for i in range(len(tasks))]
             trained = [task for task in tasks if task.kind == "train"]
-            sums = combine(parts, round_, {task.index for task in trained})
+            sums = combine(done.parts, round_, {task.index for task in trained})
             assert sums["shared"].total[0] == sum(task.clients[0] for task in trained)
             assert sums["shared"].weight == len(trained)
-            evaluated, none = pool.run(round_, tasks_of(round_, 0, 3), 0, None, retry, lambda *_: None)
-            assert (len(evaluated), none) == (3, [])
-            after_training += any(task.write is not None and task.write[0] > 1 for task in attempts.values())
+            evaluated = pool.run(round_, tasks_of(round_, 0, 3), 0, None, same, lambda *_: None)
+            assert (len(evaluated.results), evaluated.parts) == (3, [])
+            after_training += any(task.kind == "train" and task.write[0] > 1 for task in attempts.values())
         deaths += ray.deaths
     assert deaths > 300
     assert retried["train"] > 300
@@ -160,29 +199,133 @@ def test_every_sum_is_complete_whoever_dies_and_whenever(fake, monkeypatch, capl
 
 
 def test_tasks_that_lose_their_actor_every_time_are_named(fake):
-    fake(0, death=0.0)
-    pool = ActorPool(2, {}, [], threading.Event())
-    pool.configure(None, print)
+    fake(0, death=0.0).deadly = {1}
+    pool = make_pool(2)
+    with pytest.raises(
+        ClientError, match=r"(?s)round 5: the actors that ran clients \[1\] died 4 times.*the end of its log"
+    ):
+        pool.run(5, tasks_of(5, 3, 0), 0, None, same, lambda *_: None)
 
-    def kill_everybody(*_):
-        for worker in pool.workers:
-            worker.handle.die()
 
-    with pytest.raises(ClientError, match=r"round 5: the actors that ran clients \[\d\] died 4 times"):
-        pool.run(5, tasks_of(5, 2, 0), 0, None, lambda task: task, kill_everybody)
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_run_goes_on_without_clients_that_kill_their_actors_if_asked_to(fake, kind):
+    fake(0, death=0.0).deadly = {1}
+    said = []
+    pool = make_pool(2, said=said, resources={"max_retries": 1}, cohort={"on_failure": "drop"})
+    tasks = tasks_of(5, 3, 0) if kind == "train" else tasks_of(5, 0, 3)
+    done = pool.run(5, tasks, 0, None, same, lambda *_: None)
+    assert [task.index for task in done.dropped] == [1]
+    assert [result.task.index for result in done.results] == [0, 2]
+    assert said == ["round 6 goes on without clients [1]: their actors died 2 times"]
+    if kind == "train":
+        assert combine(done.parts, 5, {0, 2})["shared"].total[0] == 2
+
+
+def test_the_shared_model_can_not_be_dropped(fake):
+    fake(0, death=0.0).deadly = {1}
+    pool = make_pool(2, resources={"max_retries": 1}, cohort={"on_failure": "drop"})
+    tasks = [replace(task, kind="global") for task in tasks_of(5, 0, 3)]
+    with pytest.raises(ClientError, match=r"clients \[1\] died 2 times"):
+        pool.run(5, tasks, 0, None, same, lambda *_: None)
+
+
+def test_an_actor_that_hangs_is_replaced(fake, monkeypatch):
+    ray = fake(0, death=0.0)
+    pool = make_pool(2, resources={"client_timeout": 5.0})
+    now = [0.0]
+    monkeypatch.setattr(scheduling.time, "monotonic", lambda: now[0])
+    hung = pool.workers[0].handle
+    hung.step = lambda: now.__setitem__(0, now[0] + 1.0)  # time passes, nothing is done
+    done = pool.run(0, tasks_of(0, 4, 0), 0, None, same, lambda *_: None)
+    assert len(done.results) == 4
+    assert pool.workers[0].handle is not hung
+    assert hung.dead
+    assert now[0] >= 5
+    assert ray.deaths == 1
+
+
+def test_the_deadline_is_twenty_times_the_cost_but_a_minute_at_least():
+    costs, task = Costs(), sized("train", 0, 10)
+    assert costs.deadline(task, compiles=False) == 1800
+    costs.measured(TaskResult(task, None, {}, {}, None, seconds=2.0))
+    assert costs.deadline(task, compiles=False) == 60
+    assert costs.deadline(task, compiles=True) == 900
+    assert costs.deadline(sized("train", 0, 50), compiles=False) == pytest.approx(200)
+    assert costs.deadline(sized("evaluate", 0, 50), compiles=False) == 1800  # not measured yet
+
+
+def test_a_node_that_joins_is_used_from_the_next_round_on(fake):
+    ray = fake(0, death=0.0)
+    size = [2]
+    pool = ActorPool(lambda: size[0], {}, [], threading.Event(), print)
+    configure(pool)
+    pool.run(0, tasks_of(0, 4, 0), 0, None, same, lambda *_: None)
+    assert len(pool.workers) == 2
+    ray.num_nodes, size[0] = 2, 4
+    done = pool.run(1, tasks_of(1, 9, 0), 0, None, same, lambda *_: None)
+    assert len(pool.workers) == 4
+    assert combine(done.parts, 1, set(range(9)))["shared"].weight == 9
+    ray.num_nodes = 1  # one that is lost takes no worker from the list: it is waited for
+    pool.run(2, tasks_of(2, 4, 0), 0, None, same, lambda *_: None)
+    assert len(pool.workers) == 4
+
+
+def test_tasks_go_where_their_states_are(fake):
+    ray = fake(0, death=0.0)
+    ray.num_nodes = 2
+    pool = make_pool(2)
+    assert [worker.node for worker in pool.workers] == [0, 1]
+    on_node = [address(i % 2, np.array([i])) for i in range(6)]
+    tasks = [Task("evaluate", i, 0, np.array([i]), where) for i, where in enumerate(on_node)]
+    nodes = {}
+
+    def ready(task, node):
+        nodes[task.index] = node
+        return task
+
+    pool.run(0, tasks, 0, None, ready, lambda *_: None)
+    assert [nodes[i] for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_mixed_machines_are_refused(fake):
+    ray = fake(0, death=0.0)
+    ray.num_nodes, ray.names = 2, ["AVX2", "AVX512"]
+    with pytest.raises(ConfigError, match="resources.allow_mixed: the cluster has AVX2 and AVX512"):
+        make_pool(2)
+    make_pool(2, resources={"allow_mixed": True})
+
+
+def test_actors_that_never_start_end_the_run(fake):
+    fake(0, death=0.0).deadly = {"configure"}
+    with pytest.raises(ClientError, match="client actor 0 can't be started"):
+        make_pool(1)
+
+
+def test_actors_that_can_not_be_placed_are_waited_for_with_a_message(fake, monkeypatch):
+    ray = fake(0, death=0.0)
+    now, said = [0.0], []
+    monkeypatch.setattr(scheduling.time, "monotonic", lambda: now[0])
+    pool = ActorPool(lambda: 2, {}, [], threading.Event(), said.append)
+    pool.workers[1].handle.step = lambda: now.__setitem__(0, now[0] + 1.0)
+    configure(pool)
+    assert said == [
+        "waiting for Ray to start 1 of 2 actors: is the cluster busy?; the run goes on with 1",
+    ]
+    done = pool.run(0, tasks_of(0, 4, 0), 0, None, same, lambda *_: None)
+    assert combine(done.parts, 0, {0, 1, 2, 3})["shared"].weight == 4
+    assert ray.deaths == 0
 
 
 def test_a_run_can_be_stopped_while_it_waits(fake):
     fake(0, death=0.0)
     stop = threading.Event()
-    pool = ActorPool(1, {}, [], stop)
-    pool.configure(None, print)
+    pool = make_pool(1, stop)
     with pytest.raises(Stopped):
-        pool.run(0, tasks_of(0, 3, 0), 0, None, lambda task: task, lambda *_: stop.set())
+        pool.run(0, tasks_of(0, 3, 0), 0, None, same, lambda *_: stop.set())
 
 
 def sized(kind, index, samples):
-    return Task(kind, index, 0, np.array([index]), np.array([0]), np.array([0]), samples=samples)
+    return Task(kind, index, 0, np.array([index]), np.array([0]), samples=samples)
 
 
 def test_costs_are_measured_per_kind_and_guessed_before():
@@ -200,16 +343,15 @@ def test_costs_are_measured_per_kind_and_guessed_before():
 
 def test_the_longest_run_first_two_in_flight_and_at_the_end_for_the_first_idle_actor(fake):
     ray = fake(0, death=0.0)
-    pool = ActorPool(2, {}, [], threading.Event())
-    pool.configure(None, print)
+    pool = make_pool(2)
     sizes = {0: 5, 1: 80, 2: 10, 3: 20, 4: 40, 5: 1}
     in_flight = []
 
     def watch(*_):
         in_flight.append([[int(t.clients[0]) for t in worker.running.values()] for worker in pool.workers])
 
-    results, _ = pool.run(0, [sized("evaluate", i, n) for i, n in sizes.items()], 0, None, lambda t: t, watch)
-    assert [r.task.index for r in results] == [0, 1, 2, 3, 4, 5]
+    done = pool.run(0, [sized("evaluate", i, n) for i, n in sizes.items()], 0, None, same, watch)
+    assert [r.task.index for r in done.results] == [0, 1, 2, 3, 4, 5]
     # 80 and 40 to one actor each, 20 and 10 behind the shorter and the longer, then one at a time
     assert in_flight[0] == [[1, 2], [4, 3]]
     assert all(len(a) + len(b) <= 4 for a, b in in_flight)
@@ -218,16 +360,15 @@ def test_the_longest_run_first_two_in_flight_and_at_the_end_for_the_first_idle_a
 
 def test_what_a_failed_run_left_behind_is_no_part_of_the_next(fake):
     fake(0, death=0.0)
-    pool = ActorPool(2, {}, [], threading.Event())
-    pool.configure(None, print)
+    pool = make_pool(2)
 
     def fail(*_):
         raise ClientError("a bug")
 
     with pytest.raises(ClientError, match="a bug"):
-        pool.run(0, tasks_of(0, 6, 0), 0, None, lambda task: task, fail)
+        pool.run(0, tasks_of(0, 6, 0), 0, None, same, fail)
     assert any(worker.running for worker in pool.workers)
-    pool.configure(None, print)
-    results, parts = pool.run(0, tasks_of(0, 2, 0), 0, None, lambda task: task, lambda *_: None)
-    assert [int(r.task.clients[0]) for r in results] == [0, 1]
-    assert combine(parts, 0, {0, 1})["shared"].weight == 2
+    configure(pool)
+    done = pool.run(0, tasks_of(0, 2, 0), 0, None, same, lambda *_: None)
+    assert [int(r.task.clients[0]) for r in done.results] == [0, 1]
+    assert combine(done.parts, 0, {0, 1})["shared"].weight == 2
