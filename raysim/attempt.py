@@ -145,7 +145,7 @@ class Attempt:
         stack.enter_context(study.closing(run_id))
         file = study.folder.journal(self._row, Path(study.job.home)) if study.folder is not None else None
         before = checkpoint.records.rounds if checkpoint is not None else ()
-        journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before)
+        journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)
         self._outbox.put(lambda: self._tracker.log_text(run_id, dump(config), "config.yaml"))
         from raysim.plots import plot_partition  # not at the top: actors start while matplotlib is imported
 

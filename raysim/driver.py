@@ -92,7 +92,7 @@ class Driver:
 
     def _main(self) -> None:
         try:
-            self._study.execute()
+            self._study.execute(again=ray.get_runtime_context().was_current_actor_reconstructed)
             self._update(state="finished")
         except Stopped:
             self._update(state="killed")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysim.errors import ConfigError
 from raysim.records import RoundRecord
@@ -109,6 +109,7 @@ class RunJournal:
         file: where they are written down, on a local disk; None if nothing is.
         resumed: whether the run was logged to before.
         before: rounds that a checkpoint has.
+        say: tells the user that the file can't be written.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class RunJournal:
         file: Path | None,
         resumed: bool,
         before: Iterable[RoundRecord] = (),
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._tracker, self._outbox, self._run_id = tracker, outbox, run_id
         self._logged: set[int] = set()
@@ -136,17 +138,34 @@ class RunJournal:
             outbox.put(self._look_up)
         for _, record in sorted(known.items()):
             self._enqueue(record)
-        if file is not None:  # a last line may have been cut
-            file.write_text("".join(_line(record) for _, record in sorted(known.items())))
+        self._say, self._unwritten = say, False
+        self._lines = [_line(record) for _, record in sorted(known.items())]
+        self._write("w", "".join(self._lines))  # whole: a last line may have been cut
 
     def add(self, record: RoundRecord) -> None:
         """Send a round; one that is played again has been sent, or waits already."""
         if record.round in self._rounds:
             return
-        if self._file is not None:
-            with self._file.open("a") as file:
-                file.write(_line(record))
+        self._lines.append(_line(record))
+        if self._unwritten:
+            self._write("w", "".join(self._lines))
+        else:
+            self._write("a", self._lines[-1])
         self._enqueue(record)
+
+    def _write(self, mode: Literal["a", "w"], text: str) -> None:
+        """A full disk does not stop the run: what is not in the file is in memory, and a lost round is played again."""
+        if self._file is None:
+            return
+        try:
+            with self._file.open(mode) as file:
+                file.write(text)
+        except OSError as error:
+            if not self._unwritten:
+                self._say(f"{self._file}: can't be written: {error}; tried again after the next round")
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
     def _enqueue(self, record: RoundRecord) -> None:
         self._rounds.add(record.round)

@@ -25,7 +25,7 @@ from raysim import __version__
 from raysim.compare import compare
 from raysim.config import Config
 from raysim.config_file import config_of, dump
-from raysim.errors import ConfigError, OutOfDeviceMemory
+from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.journal import Outbox
 from raysim.preparation import RunSpec, launch, prepare, with_config
 from raysim.rounds import RoundReport
@@ -87,14 +87,17 @@ class Study:
         self.goes_on = False
         self.pool: ActorPool | None = None
 
-    def execute(self) -> None:
+    def execute(self, again: bool = False) -> None:
         """Take all runs to their end.
+
+        Args:
+            again: whether a driver before this one was killed.
 
         Raises:
             ConfigError, ClientError: see their messages.
             Stopped: asked to stop; the runs are closed as KILLED.
         """
-        self._read_state()
+        self._read_state(again)
         config = config_of(self.state.config, [], "study.json" if self.goes_on else "config")
         self.outbox = Outbox(self.say, self._stop)
         try:
@@ -103,6 +106,7 @@ class Study:
             self._config, specs, self.pool = launch(config, runs, path, uri, self._stop, self.say)
             del runs  # its arrays are in the object store now
             self.tracker = self._connect()
+            self._first_state()
             if config.study is None:
                 self._run(0, specs[0])
             else:
@@ -120,26 +124,42 @@ class Study:
 
     # What is on disk.
 
-    def _read_state(self) -> None:
+    def _read_state(self, again: bool) -> None:
         if self.folder is None:
             return
+        found = self.folder.read()
+        if found is None:
+            if again:
+                raise ClientError("the driver died while it prepared the runs: was the machine out of memory?")
+            return
         self.folder.lock()
-        if (found := self.folder.read()) is not None:
-            self.state, self.goes_on = found, True
-            self.state.finished = False
-            if found.starts >= MOST_STARTS:
-                found.starts = 0
-                self.folder.write(found)
-                raise ConfigError(
-                    f"{self.folder.uri}: the driver was started {MOST_STARTS} times without reaching a checkpoint, the last "
-                    "time just now; see Ray's logs for what kills it, then continue with `raysim resume`"
-                )
+        self.state, self.goes_on = found, True
+        self.state.finished = False
         self.state.starts += 1
+        if self.state.starts > MOST_STARTS:
+            raise ClientError(
+                f"{self.folder.uri}: the driver was started {MOST_STARTS} times without reaching a checkpoint; see Ray's "
+                "logs for what kills it, then continue with `raysim resume`"
+            )
         self.write_state()
 
-    def write_state(self) -> None:
-        if self.folder is not None:
+    def _first_state(self) -> None:
+        """All is well with what was asked for: from now on there is something to go on with."""
+        if self.folder is None or self.goes_on:
+            return
+        try:
+            self.folder.lock()
             self.folder.write(self.state)
+        except OSError as error:
+            raise ConfigError(f"checkpoint.dir: {self.folder.uri}: {error}") from error
+
+    def write_state(self) -> None:
+        if self.folder is None:
+            return
+        try:
+            self.folder.write(self.state)
+        except OSError as error:  # a full disk; whoever goes on from an older state has more to play again
+            self.say(f"{self.folder.uri}/study.json: can't be written: {error}")
 
     def made_progress(self) -> None:
         """A checkpoint is complete: if the driver dies from now on, it is another time."""

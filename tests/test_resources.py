@@ -31,19 +31,14 @@ def test_the_runs_of_a_study_share_one_pool():
         same_resources([tiny(), tiny(resources={"num_actors": 4})])
 
 
-NODE = "ab" * 28
-
-
 @pytest.fixture
-def node(monkeypatch):
-    """This node with so many CPUs and GPUs, as Ray would tell it."""
+def nodes(monkeypatch):
+    """A cluster of nodes with so many CPUs and GPUs, as Ray would tell it."""
 
-    def have(**resources):
-        context = type("Context", (), {"get_node_id": lambda self: NODE})()
-        monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-        monkeypatch.setattr(
-            "ray.nodes", lambda: [{"NodeID": NODE, "Resources": {k: float(v) for k, v in resources.items()}}]
-        )
+    def have(*each, autoscales=False):
+        alive = [{"Alive": True, "Resources": {k: float(v) for k, v in r.items()}} for r in each]
+        monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {}}])
+        monkeypatch.setattr("raysim.resources.autoscales", lambda: autoscales)
 
     return have
 
@@ -65,8 +60,8 @@ def asked(**keys):
         ({"num_gpus_per_actor": 2}, 1, 2.0),
     ],
 )
-def test_auto_on_two_gpus(node, keys, actors, share):
-    node(CPU=8, GPU=2)
+def test_auto_on_two_gpus(nodes, keys, actors, share):
+    nodes({"CPU": 8, "GPU": 2})
     placement = place(asked(**keys), most_batches=6)
     assert (placement.resources.num_actors, placement.resources.num_gpus_per_actor) == (actors, share)
     if "num_gpus_per_actor" in keys:  # what is asked for is not changed by a trial
@@ -80,8 +75,8 @@ def test_auto_on_two_gpus(node, keys, actors, share):
 @pytest.mark.parametrize(
     ("cpus", "per_gpu", "batches", "actors", "share"), [(8, 3, 50, 6, 0.3333), (8, 4, 5, 5, 0.3333), (3, 4, 50, 3, 0.5)]
 )
-def test_as_many_actors_as_a_gpu_has_room_for(node, cpus, per_gpu, batches, actors, share):
-    node(CPU=cpus, GPU=2)
+def test_as_many_actors_as_a_gpu_has_room_for(nodes, cpus, per_gpu, batches, actors, share):
+    nodes({"CPU": cpus, "GPU": 2})
     placement = place(asked(), batches, per_gpu)
     assert (placement.resources.num_actors, placement.resources.num_gpus_per_actor) == (actors, share)
 
@@ -94,15 +89,44 @@ def test_as_many_actors_as_a_gpu_has_room_for(node, cpus, per_gpu, batches, acto
         ({"device": "cpu", "num_gpus_per_actor": 0.5}, 2, r"0\.5 asked with device 'cpu'"),
         ({"num_gpus_per_actor": 0}, 2, r"0 asked with device 'cuda'"),
         ({"num_gpus_per_actor": 1.5}, 2, r"1\.5 is not possible"),
-        ({"num_actors": 3, "num_gpus_per_actor": 0.6}, 2, r"3 actors with 0\.6 of a GPU each do not fit .* room for 2"),
-        ({"num_actors": 2, "num_gpus_per_actor": 2}, 2, r"2 actors with 2 of a GPU each do not fit .* room for 1"),
+        (
+            {"num_actors": 3, "num_gpus_per_actor": 0.6},
+            2,
+            r"3 actors with 0\.6 of a GPU and 1 CPUs each do not fit .* room for 2",
+        ),
+        (
+            {"num_actors": 2, "num_gpus_per_actor": 2},
+            2,
+            r"2 actors with 2 of a GPU and 1 CPUs each do not fit .* room for 1",
+        ),
         ({"num_actors": 9}, 0, r"9 actors with 1 CPUs each need 9 CPUs, this node has 8"),
     ],
 )
-def test_more_than_there_is(node, keys, gpus, message):
-    node(CPU=8, GPU=gpus)
+def test_more_than_there_is(nodes, keys, gpus, message):
+    nodes({"CPU": 8, "GPU": gpus})
     with pytest.raises(ConfigError, match=message):
         place(asked(**keys), most_batches=6)
+
+
+def test_several_nodes_are_used_but_an_actor_is_on_one_of_them(nodes):
+    nodes({"CPU": 3}, {"CPU": 4}, {})
+    assert place(asked(), most_batches=50).resources.num_actors == 7
+    assert place(asked(num_cpus_per_actor=2), most_batches=50).resources.num_actors == 3
+    with pytest.raises(ConfigError, match=r"8 actors with 1 CPUs each need 8 CPUs, the 3 nodes have 7"):
+        place(asked(num_actors=8), most_batches=50)
+    with pytest.raises(ConfigError, match=r"2 actors with 3\.5 CPUs each do not fit on 3 nodes .* room for 1"):
+        place(asked(num_actors=2, num_cpus_per_actor=3.5), most_batches=50)
+    nodes({"CPU": 3}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 2})
+    placed = place(asked(), most_batches=50, actors_per_gpu=2).resources
+    assert (placed.num_actors, placed.num_gpus_per_actor, placed.device) == (6, 0.5, "cuda")
+
+
+def test_a_cluster_that_starts_nodes_on_demand_is_asked_for_what_is_not_there_yet(nodes):
+    nodes({"CPU": 2}, autoscales=True)
+    keys = {"num_actors": 8, "num_gpus_per_actor": 0.5, "device": "cuda"}
+    assert place(asked(**keys), most_batches=50).resources.num_actors == 8
+    with pytest.raises(ConfigError, match="has no GPU yet; set num_actors and num_gpus_per_actor"):
+        place(asked(device="cuda"), most_batches=50)
 
 
 def test_a_local_cluster_gets_as_many_cpus_as_asked_for_with_a_warning(monkeypatch):
