@@ -40,7 +40,7 @@ class FileEntry(BaseModel):
     """A file that a checkpoint is made of."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    name: str = Field(pattern=OWN_FILE.pattern)
+    name: str = Field(pattern=f"^{OWN_FILE.pattern}$")
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 

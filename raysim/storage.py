@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ class Folder:
             OSError: for instance the disk is full; what was there before is still there.
         """
         if self.local is None:
-            self._remote.makedirs(self._parent(name), exist_ok=True)
-            self._remote.pipe_file(f"{self._root}/{name}", data)
+            with self._as_os_error():
+                self._remote.makedirs(self._parent(name), exist_ok=True)
+                self._remote.pipe_file(f"{self._root}/{name}", data)
             return
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +67,14 @@ class Folder:
         """Raises FileNotFoundError if there is no such file, OSError if it can't be read."""
         if self.local is not None:
             return (self.local / name).read_bytes()
-        data: bytes = self._remote.cat_file(f"{self._root}/{name}")
+        with self._as_os_error():
+            data: bytes = self._remote.cat_file(f"{self._root}/{name}")
         return data
 
     def files(self) -> Iterator[str]:
         """The paths of all files in the folder and below, ascending; none if there is no such folder."""
         if self.local is None:
+            self._remote.invalidate_cache()
             found = [path.removeprefix(self._root).lstrip("/") for path in self._remote.find(self._root)]
         else:
             found = [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
@@ -96,6 +100,16 @@ class Folder:
         """Delete all files in the folder."""
         for name in list(self.files()):
             self.delete(name)
+
+    @contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        """Every store has errors of its own."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self.uri}: {error!r}") from error
 
     def _parent(self, name: str) -> str:
         return f"{self._root}/{name}".rsplit("/", 1)[0]
