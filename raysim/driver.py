@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import uuid
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -69,6 +70,9 @@ class Driver:
         self._stop = threading.Event()
         self._shared = _Shared(Status(life=uuid.uuid4().hex))
         self._asked = time.monotonic()
+        with warnings.catch_warnings():  # of Ray, about what its own property calls
+            warnings.simplefilter("ignore")
+            self._again: bool = ray.get_runtime_context().was_current_actor_reconstructed
         self._study = Study(job, self._shared.events.append, self._report, self._stop)
         self._thread = threading.Thread(target=self._main, name="rounds", daemon=True)
         self._thread.start()
@@ -92,7 +96,7 @@ class Driver:
 
     def _main(self) -> None:
         try:
-            self._study.execute(again=ray.get_runtime_context().was_current_actor_reconstructed)
+            self._study.execute(again=self._again)
             self._update(state="finished")
         except Stopped:
             self._update(state="killed")

@@ -163,20 +163,24 @@ def launch(
     uri: str,
     stop: threading.Event,
     say: Callable[[str], None],
+    patient: bool = False,
 ) -> tuple[Config, list[RunSpec], ActorPool]:
     """Put the runs' data into the object store and start the actors; the configurations come back with nothing ``auto``.
+
+    ``patient``: a cluster that has not all that ``resources`` asks for is waited for.
 
     Raises:
         ConfigError: the cluster can't give what ``resources`` asks for.
     """
     resources, specs = same_resources([r.config for r in runs]), _specs(runs)
     # Before a trial, too: without a GPU it would wait for ever.
-    placement, per_gpu = place(resources, max(_most_batches(spec.config) for spec in specs)), 1
+    most, per_gpu = max(_most_batches(spec.config) for spec in specs), 1
+    placement = place(resources, most, patient=patient)
     packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
     if placement.resources.device == "cuda" and (packs or any(spec.may_vectorise for spec in specs)):
         specs, per_gpu = _after_a_trial(specs, import_path)
     most = max(_most_batches(spec.config) for spec in specs)
-    placement = place(resources, most, per_gpu)
+    placement = place(resources, most, per_gpu, patient)
     specs = [with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
 
     def size() -> int:

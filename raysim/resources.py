@@ -97,8 +97,10 @@ def room(resources: ResourcesConfig, device: str, share: float | str, actors_per
     return total
 
 
-def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1) -> Placement:
+def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1, patient: bool = False) -> Placement:
     """Resolve ``auto`` against the cluster; ``most_batches`` is the largest number of tasks in a round.
+
+    ``patient``: what is asked for was there before, so a node that is missing now may come back.
 
     Raises:
         ConfigError: the cluster can't satisfy what is asked, and starts no nodes by itself; says what was asked and what
@@ -112,7 +114,7 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
     share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
     _check_gpus(resources, device, actors, share)
-    if not autoscales():
+    if not patient and not autoscales():
         _check_room(resources, device, actors, share)
     resolved = resources.model_copy(update={"device": device, "num_actors": actors, "num_gpus_per_actor": share})
     # Spread: several processes on one node share its memory bandwidth, and its loss.

@@ -103,7 +103,7 @@ class Study:
         try:
             runs = prepare(config)
             uri, path = self.state.tracking_uri, list(self.job.import_path)
-            self._config, specs, self.pool = launch(config, runs, path, uri, self._stop, self.say)
+            self._config, specs, self.pool = launch(config, runs, path, uri, self._stop, self.say, self.goes_on)
             del runs  # its arrays are in the object store now
             self.tracker = self._connect()
             self._first_state()

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -294,15 +294,19 @@ class Harness:
         self.expected[name], problems = self.outcome(episode)
         assert not problems, problems
 
-    def episode(self, name: str, local: bool, faults: int, kinds: list[str] | None) -> None:
+    def episode(self, name: str, local: bool, faults: int, kinds: list[str] | None, order: Sequence[str] = ()) -> None:
+        """A run with at most so many faults, of these kinds; or with one of each kind in ``order``."""
         episode = Episode(self, name, local)
         self.say(f"{name}, {'a local cluster' if local else 'two nodes'}")
         if self.nodes.other is None:
             self.nodes.add()
         episode.start("run", "run.yaml")
-        for _ in range(faults):
+        for i in range(faults):
             if not self.progressed(episode):
                 break
+            if order:
+                self.fault(episode, [order[i]])
+                continue
             for _ in range(self.random.choice([1, 1, 2])):  # two at once is one for which nobody was ready
                 time.sleep(self.random.uniform(0.0, 1.5))
                 self.fault(episode, kinds)

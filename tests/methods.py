@@ -244,6 +244,18 @@ class SlowScaffold(Scaffold):
         return super().client_step(carry, batch, ctx)
 
 
+class FailsOnce(FederatedAlgorithm):
+    """Raises in the third round if there is a file ``fuse``, which it takes away."""
+
+    fuse: str
+
+    def client_final(self, carry, ctx):
+        if ctx.round == 2 and Path(self.fuse).exists():
+            Path(self.fuse).unlink(missing_ok=True)
+            raise RuntimeError("short circuit")
+        return super().client_final(carry, ctx)
+
+
 class KillsItsActor(FederatedAlgorithm):
     """Kills its process at its ``at``-th client of the second round, as often as there are files in ``folder``."""
 
