@@ -69,9 +69,14 @@ class TrainedCohort:
         return self._in_order(lambda result: np.asarray(result.accepted)).astype(np.bool_)
 
     @cached_property
+    def sent(self) -> NDArray[np.bool_]:
+        """(K,): who did not drop out before it reported."""
+        return self._in_order(lambda result: np.asarray(result.task.reports)).astype(np.bool_)
+
+    @cached_property
     def reported(self) -> NDArray[np.bool_]:
-        """(K,): whose update the server has: it was accepted, and the client did not drop out before it reported."""
-        return self.accepted & self._in_order(lambda result: np.asarray(result.task.reports)).astype(np.bool_)
+        """(K,): whose update is in the mean: it was sent and accepted."""
+        return self.accepted & self.sent
 
     @property
     def rejected(self) -> list[int]:

@@ -175,7 +175,7 @@ class Run:
         pooled = self._algorithm.pooled
         now.metrics |= {  # bytes that a real federation would send in this round, over all clients of the cohort
             "communication/down_bytes": float(sent * (0 if pooled else len(cohort))),
-            "communication/up_bytes": float(received * (0 if pooled else int(report.reported.sum()))),
+            "communication/up_bytes": float(received * (0 if pooled else int(report.sent.sum()))),
         }
         if self._evaluates_before and self._evaluates(round):
             now.metrics |= self._personalized(round, done.results)

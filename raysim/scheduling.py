@@ -421,7 +421,7 @@ class _Dispatch:
                 self._give_up(suspect, worker, error)
                 again.remove(suspect)
         self._pool.replace(worker)
-        self._queue.extendleft(again)
+        self._queue.extendleft(reversed(again))  # the suspect first: it had better be found soon
 
     def _give_up(self, task: Task, worker: Worker, error: Exception) -> None:
         who = f"clients {task.clients.tolist()}"

@@ -234,7 +234,7 @@ def test_a_bug_in_an_algorithm_surfaces_once_with_client_and_traceback(store):
         ({"num_actors": 5}, r"5 actors with 1 CPUs each need 5 CPUs, this node has 4"),
         ({"num_cpus_per_actor": 3}, r"2 actors with 3 CPUs each need 6 CPUs"),
         ({"num_gpus_per_actor": 2}, r"num_gpus_per_actor: 2 asked, this node has 0 GPUs"),
-        ({"device": "cuda", "clients_per_batch": "auto"}, r"'cuda' is asked for, but Ray sees no GPU on this node"),
+        ({"device": "cuda", "clients_per_batch": "auto"}, r"'cuda' is asked for, but Ray sees no GPU"),
     ],
 )
 def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store, resources, message):
