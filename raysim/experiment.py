@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from raysim.errors import ConfigError
 from raysim.resources import connect
 from raysim.study import Job, RunResult
 from raysim.study_folder import StudyFolder, StudyState, check_checkpoints, differences, new_name, new_state, unfinished
-from raysim.tracking import checkpoint_of, checkpoint_root, git_commit, home, in_ray_job, resolve_uri
+from raysim.tracking import Tracker, checkpoint_of, checkpoint_root, git_commit, home, in_ray_job, resolve_uri
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
@@ -82,14 +83,15 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     uri = resolve_uri(config.tracking)
     _say_where(config, uri)
     state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
-    folder = None
+    folder, is_new = None, True
     if config.checkpoint.every is not None:
         root = checkpoint_root(config.checkpoint, uri)
         folder = unfinished(root, config, uri) if config.study is not None and not fresh else None
+        is_new = folder is None
         if folder is not None:
             print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
         folder = folder or f"{root.rstrip('/')}/{new_name(config)}"
-    return _command(state, folder, watch)
+    return _command(state, folder, watch, is_new)
 
 
 def resume(
@@ -129,7 +131,7 @@ def resume(
         folder.write(state)
     finally:
         folder.unlock()
-    return _command(state, folder.uri, watch)
+    return _command(state, folder.uri, watch, is_new=False)
 
 
 def find_folder(where: str, uri: str | None = None) -> StudyFolder:
@@ -198,10 +200,15 @@ def _say_where(config: Config, uri: str) -> None:
         print("*** MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment choose another place", file=sys.stderr)
 
 
-def _command(state: StudyState, folder: str | None, watch: Watch | None) -> Result:
+def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
-    started, warning = connect(resources)
+    with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
+        # A store that can't be used had better be known soon; that of a run that goes on may be back later.
+        store = thread.submit(Tracker, state.tracking_uri, state.experiment) if is_new else None
+        started, warning = connect(resources)
     try:
+        if store is not None:
+            store.result()
         if warning:
             print(warning, file=sys.stderr)
         import_path = (os.getcwd(), *(entry for entry in sys.path if entry))

@@ -156,49 +156,72 @@ def _source_key(data: DataConfig, image_size: int) -> str:
     return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
 
 
-def launch(
-    config: Config,
-    runs: list[Prepared],
-    import_path: list[str],
-    uri: str,
-    stop: threading.Event,
-    say: Callable[[str], None],
-    patient: bool = False,
-) -> tuple[Config, list[RunSpec], ActorPool]:
-    """Put the runs' data into the object store and start the actors; the configurations come back with nothing ``auto``.
+class Launch:
+    """Places the runs of a configuration: its actors start while the runs are prepared, unless a GPU must be tried first.
 
-    ``patient``: a cluster that has not all that ``resources`` asks for is waited for.
+    Args:
+        uri: of the MLflow store, written into the configurations.
+        stop, say: see ``ActorPool``.
+        patient: a cluster that has not all that ``resources`` asks for is waited for.
 
     Raises:
         ConfigError: the cluster can't give what ``resources`` asks for.
     """
-    resources, specs = same_resources([r.config for r in runs]), _specs(runs)
-    # Before a trial, too: without a GPU it would wait for ever.
-    most, per_gpu = max(_most_batches(spec.config) for spec in specs), 1
-    placement = place(resources, most, patient=patient)
-    packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
-    if placement.resources.device == "cuda" and (packs or any(spec.may_vectorise for spec in specs)):
-        specs, per_gpu = _after_a_trial(specs, import_path)
-    most = max(_most_batches(spec.config) for spec in specs)
-    placement = place(resources, most, per_gpu, patient)
-    specs = [with_config(spec, _resolved(spec.config, placement.resources, uri)) for spec in specs]
 
-    def size() -> int:
+    def __init__(
+        self,
+        config: Config,
+        import_path: list[str],
+        uri: str,
+        stop: threading.Event,
+        say: Callable[[str], None],
+        patient: bool = False,
+    ) -> None:
+        self._config, self._import_path, self._uri, self._stop, self._say = config, import_path, uri, stop, say
+        self._patient = patient
+        configs = [child for _, child in children(config)]
+        self._resources = same_resources(configs)
+        self._placement = place(self._resources, max(_most_batches(child) for child in configs), patient=patient)
+        self.pool: ActorPool | None = None
+        if self._placement.resources.device == "cpu":
+            self.pool = self._pool()
+
+    def _pool(self) -> ActorPool:
+        return ActorPool(self._size, self._placement.actor_options, self._import_path, self._stop, self._say)
+
+    def _size(self) -> int:
         """Asked again when nodes join."""
-        own = placement.resources
-        if resources.num_actors != "auto":
-            return resources.num_actors
-        return max(1, min(most, room(own, own.device, own.num_gpus_per_actor, per_gpu)))
+        if self._resources.num_actors != "auto":
+            return self._resources.num_actors
+        own = self._placement.resources
+        have = room(own, own.device, own.num_gpus_per_actor, self._placement.actors_per_gpu)
+        return max(1, min(self._placement.most_batches, have))
 
-    pool = ActorPool(size, placement.actor_options, import_path, stop, say)
-    return _resolved(config, placement.resources, uri), specs, pool
+    def specs(self, runs: list[Prepared]) -> tuple[Config, list[RunSpec], ActorPool]:
+        """Put the runs' data into the object store; the configurations come back with nothing ``auto``.
+
+        Raises:
+            ConfigError: an actor's share of a GPU does not fit.
+        """
+        specs, per_gpu, resources = _specs(runs), 1, self._resources
+        packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
+        if self.pool is None and (packs or any(spec.may_vectorise for spec in specs)):
+            specs, per_gpu = _after_a_trial(specs, self._import_path)
+        most = max(_most_batches(spec.config) for spec in specs)
+        self._placement = place(resources, most, per_gpu, self._patient)
+        specs = [with_config(spec, _resolved(spec.config, self._placement.resources, self._uri)) for spec in specs]
+        if self.pool is None:
+            self.pool = self._pool()
+        self.pool.shrink()  # what was started before the size of client batches was known
+        return _resolved(self._config, self._placement.resources, self._uri), specs, self.pool
 
 
 def _most_batches(config: Config) -> int:
-    """Client batches of a round, of training or of evaluation, whichever are more."""
+    """Client batches of a round, of training or of evaluation, whichever are more; their upper bound if it is not known."""
     asked = config.evaluate.clients
     evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
-    return -(-max(config.cohort_size, evaluated) // int(config.resources.clients_per_batch))
+    size = config.resources.clients_per_batch
+    return -(-max(config.cohort_size, evaluated) // (1 if size == "auto" else size))
 
 
 def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:

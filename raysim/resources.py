@@ -46,6 +46,8 @@ class Placement:
     resources: ResourcesConfig
     """With nothing left ``auto`` but ``clients_per_batch``."""
     actor_options: dict[str, Any]
+    most_batches: int
+    actors_per_gpu: int
 
 
 def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
@@ -125,7 +127,7 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     }
     if device == "cuda":
         options["runtime_env"] = CUDA_ENVIRONMENT
-    return Placement(resolved, options)
+    return Placement(resolved, options, most_batches, actors_per_gpu)
 
 
 def _check_room(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:

@@ -163,6 +163,12 @@ class ActorPool:
             if joined:
                 log.warning("a node has joined: actor %d is added", worker.name)
 
+    def shrink(self) -> None:
+        """End actors that are more than ``size`` says by now."""
+        for worker in self.workers[max(1, self._size()) :]:
+            ray.kill(worker.handle)
+            self.workers.remove(worker)
+
     @property
     def machines(self) -> list[dict[str, str]]:
         """What each actor that is ready answered to ``configure``."""

@@ -27,7 +27,7 @@ from raysim.config import Config
 from raysim.config_file import config_of, dump
 from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.journal import Outbox
-from raysim.preparation import RunSpec, launch, prepare, with_config
+from raysim.preparation import Launch, RunSpec, prepare, with_config
 from raysim.rounds import RoundReport
 from raysim.scheduling import ActorPool, Stopped
 from raysim.study_folder import StudyFolder, StudyState
@@ -101,9 +101,11 @@ class Study:
         config = config_of(self.state.config, [], "study.json" if self.goes_on else "config")
         self.outbox = Outbox(self.say, self._stop)
         try:
-            runs = prepare(config)
             uri, path = self.state.tracking_uri, list(self.job.import_path)
-            self._config, specs, self.pool = launch(config, runs, path, uri, self._stop, self.say, self.goes_on)
+            launch = Launch(config, path, uri, self._stop, self.say, patient=self.goes_on)
+            self.pool = launch.pool
+            runs = prepare(config)
+            self._config, specs, self.pool = launch.specs(runs)
             del runs  # its arrays are in the object store now
             self.tracker = self._connect()
             self._first_state()

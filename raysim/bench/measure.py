@@ -33,7 +33,7 @@ from raysim.errors import ConfigError
 from raysim.journal import Outbox, RunJournal
 from raysim.keeper import Keeper
 from raysim.node_states import StateNodes
-from raysim.preparation import Prepared, launch, prepare_on
+from raysim.preparation import Launch, Prepared, prepare_on
 from raysim.resources import connect, usable_cpus
 from raysim.rounds import Run
 from raysim.storage import Folder
@@ -50,7 +50,8 @@ class SteppedDriver:
         torch.set_num_threads(1)
         run: Prepared = ray.get(prepared[0])
         stop = threading.Event()
-        self.config, (spec,), self._pool = launch(run.config, [run], list(import_path), uri, stop, log.warning)
+        launch = Launch(run.config, list(import_path), uri, stop, log.warning)
+        self.config, (spec,), self._pool = launch.specs([run])
         config = spec.config
         self._states = StateNodes(spec.state_size)
         self._pool.configure(spec.setup, self._states)
