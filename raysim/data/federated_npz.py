@@ -6,12 +6,11 @@ So it is read only where ``data.allow_legacy_pickle`` is set, and never unpickle
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +51,7 @@ def _read(path: Path) -> ClientData:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo("data.npy")
             with open_member(archive, member) as stream:
-                content = _object(stream.read(member.file_size))
+                content = _object(stream, member.file_size)
         images, labels = content["x"], content["y"]
         for array in (images, labels):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
@@ -71,9 +70,8 @@ def _kind(value: object) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
-def _object(npy: bytes) -> Any:
-    """The one object in a 0-dimensional ``.npy`` of dtype object."""
-    stream = io.BytesIO(npy)
+def _object(stream: IO[bytes], size: int) -> Any:
+    """The one object in a 0-dimensional ``.npy`` of dtype object, of at most ``size`` bytes."""
     version = np.lib.format.read_magic(stream)
     readers: dict[tuple[int, int], Callable[[Any], Any]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -82,7 +80,7 @@ def _object(npy: bytes) -> Any:
     shape, _, dtype = readers[version](stream)
     if not dtype.hasobject or shape != ():
         raise TypeError(f"an array of {dtype} {shape}")
-    return read_pickle(stream.read())
+    return read_pickle(stream.read(size))
 
 
 def as_uint8(images: list[NDArray[Any]], root: Path) -> NDArray[np.uint8]:

@@ -151,7 +151,7 @@ def _npz(config: DataConfig, image_size: int) -> Dataset:
         domain_names, domains = np.unique(raw_domains, return_inverse=True)
         texts = tuple(str(d) for d in domain_names)
         "".join(texts).encode()
-    except (TypeError, ValueError) as error:  # kinds that have no order, and code points that no character has
+    except Exception as error:  # kinds that have no order; code points that no character has are even a SystemError
         raise ConfigError(f"data.root: domains of {path} are no names or numbers: {error}") from error
     return Dataset(images, labels, names, domains.astype(np.int64), texts)
 
@@ -188,7 +188,7 @@ def _federated_npz(config: DataConfig, image_size: int) -> Dataset:
     train, test = read_clients(root, config.num_clients, config.allow_legacy_pickle)
     files = [part for pair in zip(train, test, strict=True) for part in pair]
     for i, (x, y) in enumerate(files):
-        if y.ndim != 1 or len(x) != len(y) or len(y) == 0 or x.ndim not in (3, 4):
+        if y.ndim != 1 or x.ndim not in (3, 4) or len(x) != len(y) or len(y) == 0:
             where = f"{root / ('test' if i % 2 else 'train') / str(i // 2)}.npz"
             raise ConfigError(f"data.root: {where}: images {x.shape} and labels {y.shape} are no samples of one client")
     labels = np.concatenate([y for _, y in files])
