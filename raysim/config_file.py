@@ -21,13 +21,43 @@ from raysim.errors import ConfigError
 Raw = dict[str, Any]
 WHO_TRAINS = {"fraction", "size", "schedule"}  # keys of ``cohort``, of which a file has one
 
+MOST_ALIASED = 100_000
+"""Values that aliases may repeat; a few lines of aliases of aliases would otherwise be billions."""
+DEEPEST = 64
+"""Blocks inside each other."""
+MOST_TOLD = 50
+"""Problems of a file."""
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``) and a repeated key is an error."""
+    """Safe YAML of JSON's types, in which ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``) and a repeated key an error."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            known: dict[yaml.Node, tuple[int, int]] = {}
+            size, depth = _measure(node, known)
+            if size - len(known) > MOST_ALIASED:
+                raise yaml.MarkedYAMLError(problem=f"its aliases repeat {size - len(known):,} values")
+            if depth > DEEPEST:
+                raise RecursionError
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError("the number is too large")
+            if isinstance(value, str):
+                value.encode()  # "\ud800" is half a character
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"no valid {kind}: {error}", problem_mark=node.start_mark) from error
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, which may be overridden on purpose
                 continue
             key = self.construct_object(key_node, deep=True)
@@ -43,12 +73,35 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+_JSON = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+_Loader.yaml_constructors = {
+    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _JSON
+}
+_Loader.yaml_constructors["tag:yaml.org,2002:timestamp"] = _Loader.yaml_constructors["tag:yaml.org,2002:str"]
+
+
+def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node is with all aliases written out, and how deep; ``known``: those measured before."""
+    unfinished = (0, 0)
+    if node in known:
+        if known[node] == unfinished:
+            raise yaml.MarkedYAMLError(
+                problem="an alias stands inside what it stands for", problem_mark=node.start_mark
+            )
+        return known[node]
+    known[node] = unfinished
+    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+    if isinstance(node, yaml.MappingNode):
+        inside = [part for pair in inside for part in pair]
+    parts = [_measure(part, known) for part in inside]
+    known[node] = 1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+    return known[node]
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\UFFFFFFFF" is an OverflowError of the scanner's
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: not valid YAML: nested too deeply") from error
@@ -65,7 +118,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     where = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: can't be read: {error}") from error
     raw = _parse(text, where)
     if not isinstance(raw, dict):
@@ -78,8 +131,8 @@ def config_of(raw: Raw, overrides: Sequence[str], where: str) -> Config:
     given = dict(_parse_override(override) for override in overrides)
     raw = _merge(raw, _tree(given))
     config = _validate(raw, where)
-    _refuse_varied_overrides(config, given)
     children(config, where)
+    _refuse_varied_overrides(config, given)
     return config
 
 
@@ -103,9 +156,9 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
         if any(name == other for other, _ in result):
             raise ConfigError(f"{at}.name: {name!r} is the name of an earlier entry; the names tell the runs apart")
         if seeds is not None and not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
-            raise ConfigError(f"{at}.seeds: {seeds!r} is not a list of integers such as [0, 1, 2]")
+            raise ConfigError(f"{at}.seeds: {_shown(seeds)} is not a list of integers such as [0, 1, 2]")
         if len(set(seeds or [])) != len(seeds or []):
-            raise ConfigError(f"{at}.seeds: {seeds!r} has a seed twice")
+            raise ConfigError(f"{at}.seeds: {_shown(seeds)} has a seed twice")
         if seeds is not None and "seed" in entry:
             raise ConfigError(f"{at}: give 'seed' or 'seeds', not both")
         changes = {key: value for key, value in entry.items() if key not in ("name", "seeds")}
@@ -125,7 +178,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = ""
     """
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
-        path = prefix + key
+        path = f"{prefix}{key}"  # the key may be a number, which validation refuses later
         if not (isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)):
             merged[key] = copy.deepcopy(value)
         elif path == "cohort":
@@ -145,7 +198,9 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = ""
 def _parse_override(override: str) -> tuple[str, Any]:
     dotted, equals, value = override.partition("=")
     if not equals or not all(dotted.split(".")):
-        raise ConfigError(f"command line: {override!r} is not of the form dotted.key=value")
+        raise ConfigError(f"command line: {_shown(override)} is not of the form dotted.key=value")
+    if dotted.count(".") >= DEEPEST:
+        raise ConfigError(f"command line: {_shown(dotted)}: nested too deeply")
     return dotted, _parse(value, f"command line: {dotted}")
 
 
@@ -158,7 +213,7 @@ def _tree(given: Mapping[str, Any]) -> Raw:
         for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"command line: {dotted}: an earlier override sets {key!r} to {node!r}")
+                raise ConfigError(f"command line: {dotted}: an earlier override sets {key!r} to {_shown(node)}")
         node[last] = value
     return tree
 
@@ -192,7 +247,9 @@ def _validate(raw: Mapping[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(*(f"{where}: {problem}" for problem in describe(error, Config))) from error
+        problems = describe(error, Config)
+        more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
+        raise ConfigError(*(f"{where}: {problem}" for problem in problems[:MOST_TOLD] + more)) from error
 
 
 def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -208,6 +265,9 @@ def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") 
             continue
         path = prefix + _dotted(problem["loc"])
         if problem["type"] == "extra_forbidden":
+            *block, key = problem["loc"]  # the user's own word, even if it is one of pydantic's
+            inside = _dotted(block)
+            path = f"{prefix}{inside}{'.' if inside else ''}{key or repr(key)}"
             lines.append(f"{path}: unknown key{_suggestion(problem['loc'], schema)}")
         elif problem["type"] == "missing":
             lines.append(f"{path}: is required")
@@ -215,7 +275,7 @@ def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") 
             lines.append(f"{path}: {cause}" if path else str(cause))
         else:
             allowed = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys", problem["msg"])
-            lines.append(f"{path}: {problem['input']!r} is not allowed: {allowed[0].lower()}{allowed[1:]}")
+            lines.append(f"{path}: {_shown(problem['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}")
     return _merge_unions(lines)
 
 
@@ -226,6 +286,12 @@ def _merge_unions(lines: list[str]) -> list[str]:
         head, separator, allowed = line.partition(" is not allowed: ")
         merged.setdefault(head, []).append(allowed if separator else "")
     return [f"{h} is not allowed: {', or '.join(a)}" if any(a) else h for h, a in merged.items()]
+
+
+def _shown(value: object) -> str:
+    """What was given, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _dotted(loc: Sequence[str | int]) -> str:

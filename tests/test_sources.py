@@ -1,6 +1,12 @@
+import hashlib
+import io
+import struct
+import tarfile
+
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from raysim.config import DataConfig
 from raysim.data.sources import load_dataset
@@ -119,7 +125,6 @@ def test_what_can_not_be_downloaded_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
     with pytest.raises(ConfigError, match=r"cifar-100-python\.tar\.gz from https://www\.cs\.toronto\.edu"):
         load(name="cifar100", root=str(tmp_path))
-    monkeypatch.setattr("medmnist.dataset.MedMNIST.download", offline)
     with pytest.raises(ConfigError, match=r"organamnist\.npz is not in .* Get it from https://zenodo\.org"):
         load(name="organamnist", root=str(tmp_path))
 
@@ -140,24 +145,110 @@ def test_medmnist_pools_its_three_splits(tmp_path):
         load(name="pneumoniamnist", root=str(tmp_path))
 
 
-def test_cifar_pools_train_and_test_from_torchvisions_own_format(tmp_path, monkeypatch):
-    import pickle
+def pickled(data, **more):
+    """A CIFAR batch as Python 2 wrote it: protocol 2, the array's bytes and all strings as byte strings."""
+    out = b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    out += b"(K\x01K" + bytes([len(data)]) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    out += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", data.size)
+    return out + data.tobytes() + b"tb" + entries(more) + b"u."
 
-    from torchvision.datasets import CIFAR10
 
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
-        batch = {"data": rng.integers(0, 255, (2, 3072), np.uint8), "labels": [3, 9]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    dataset = load(name="cifar10", root=str(tmp_path))
-    assert dataset.images.shape == (12, 32, 32, 3)
-    assert dataset.labels.tolist() == [3, 9] * 6
+def entries(lists):
+    def one(value):
+        return b"K" + bytes([value]) if isinstance(value, int) else b"U" + bytes([len(value)]) + value.encode()
+
+    return b"".join(one(key) + b"]q\x02(" + b"".join(map(one, value)) + b"e" for key, value in lists.items())
+
+
+def cifar(monkeypatch, kind, change=None):
+    """Tiny files of CIFAR by name, and torchvision's list of checksums made to fit them; ``change``: later, to one file."""
+    rng, label = np.random.default_rng(0), "labels" if kind is CIFAR10 else "fine_labels"
+    names = [name for name, _ in [*kind.train_list, *kind.test_list]]
+    images = {name: rng.integers(0, 255, (2, 3072), np.uint8) for name in names}
+    files = {name: pickled(images[name], **{label: [3, 9], "filenames": ["a.png", "b.png"]}) for name in names}
+    files[kind.meta["filename"]] = b"\x80\x02}q\x01(" + entries({kind.meta["key"]: list("abcdefghij")}) + b"u."
+    if change is not None:
+        files[names[0]] = change
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(kind, "train_list", [[name, sums[name]] for name, _ in kind.train_list])
+    monkeypatch.setattr(kind, "test_list", [[name, sums[name]] for name, _ in kind.test_list])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[kind.meta["filename"]]})
+    return files, np.concatenate(list(images.values()))
+
+
+def archive(monkeypatch, kind, root, files, *more):
+    """The tar.gz of these files, and before and after them members that should not be there."""
+
+    def add(tar, member, content=b""):
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+    with tarfile.open(root / kind.filename, "w:gz") as tar:
+        for name, content in [*reversed(files.items())]:  # in any order
+            add(tar, tarfile.TarInfo(f"{kind.base_folder}/{name}"), content)
+        for member in more:
+            add(tar, member, b"" if member.type != tarfile.REGTYPE else b"owned")
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((root / kind.filename).read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("kind", [CIFAR10, CIFAR100])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar_pools_train_and_test_from_its_own_format(tmp_path, monkeypatch, kind, packed):
+    files, images = cifar(monkeypatch, kind)
+    if packed:
+        archive(monkeypatch, kind, tmp_path, files)
+    else:
+        (tmp_path / kind.base_folder).mkdir()
+        for name, content in files.items():
+            (tmp_path / kind.base_folder / name).write_bytes(content)
+    dataset = load(name=kind.__name__.lower(), root=str(tmp_path))
+    assert np.array_equal(dataset.images, images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    assert dataset.labels.tolist() == [3, 9] * (len(images) // 2)
     assert dataset.class_names == tuple("abcdefghij")
+    assert packed == (not (tmp_path / kind.base_folder).exists())  # nothing was unpacked
+
+
+def members(target):
+    """Members that write outside of their folder where an archive is unpacked without care."""
+    for name in (f"{CIFAR10.base_folder}/../../owned", str(target), "../owned"):
+        yield tarfile.TarInfo(name)
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        for name in (f"{CIFAR10.base_folder}/data_batch_1", f"{CIFAR10.base_folder}/link"):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, str(target)
+            yield member
+    yield tarfile.TarInfo(f"{CIFAR10.base_folder}/link/owned")
+
+
+def test_an_archive_writes_nothing_anywhere(tmp_path, monkeypatch):
+    root, target = tmp_path / "a" / "b", tmp_path / "owned"
+    root.mkdir(parents=True)
+    files, _ = cifar(monkeypatch, CIFAR10)
+    archive(monkeypatch, CIFAR10, root, files, *members(target))
+    assert len(load(name="cifar10", root=str(root)).labels) == 12
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or path.is_symlink()] == [root / CIFAR10.filename]
+    link = tarfile.TarInfo(f"{CIFAR10.base_folder}/data_batch_1")
+    link.type, link.linkname = tarfile.SYMTYPE, f"{CIFAR10.base_folder}/data_batch_2"
+    archive(monkeypatch, CIFAR10, root, {n: c for n, c in files.items() if n != "data_batch_1"}, link)
+    with pytest.raises(ConfigError, match="data_batch_1 is missing"):
+        load(name="cifar10", root=str(root))
+
+
+def test_cifar_of_another_checksum_or_with_a_call_in_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", lambda *_: 1 / 0)
+    files, _ = cifar(monkeypatch, CIFAR10)
+    archive(monkeypatch, CIFAR10, tmp_path, files)
+    with (tmp_path / CIFAR10.filename).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ConfigError, match="cifar10 is not in"):
+        load(name="cifar10", root=str(tmp_path))
+    call = b"\x80\x02cposix\nsystem\nU\x0btouch owned\x85R."
+    files, _ = cifar(monkeypatch, CIFAR10, change=call)
+    archive(monkeypatch, CIFAR10, tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"cifar10 in .* can't be read: it holds posix\.system, and only arrays"):
+        load(name="cifar10", root=str(tmp_path))
+    assert not (tmp_path / "owned").exists()
 
 
 def write_image(path, size, value=128):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeds
+from raysim.data.files import local_path, read_npz
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def make_partition(config: DataConfig, dataset: Dataset, seed: int) -> Partition
         ConfigError: the data set can't be divided so; the message says what would work.
     """
     if config.partition.name == "file":
-        return _from_file(Path(config.partition.path or "").expanduser(), config.num_clients, len(dataset.labels))
+        path = local_path(config.partition.path or "", "data.partition.path")
+        return _from_file(path, config.num_clients, len(dataset.labels))
     if config.partition.name == "own":
         assert dataset.split is not None
         return dataset.split
@@ -286,18 +288,15 @@ def _from_file(path: Path, num_clients: int, num_samples: int) -> Partition:
             f"{where}: there is no such file; it should be an npz with train_<i> and test_<i> of every client"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = set(file.files)
-            missing = [f"{s}_{i}" for i in range(num_clients) for s in ("train", "test") if f"{s}_{i}" not in names]
-            if missing:
-                raise ConfigError(f"{where}: has no {missing[0]}, but data.num_clients is {num_clients}")
-            if f"train_{num_clients}" in names:
-                raise ConfigError(f"{where}: has more than {num_clients} clients; set data.num_clients to its number")
-            parts = [(file[f"train_{i}"], file[f"test_{i}"]) for i in range(num_clients)]
-    except ConfigError:
-        raise
+        arrays = read_npz(path, lambda name: name.startswith(("train_", "test_")))
     except Exception as error:  # numpy and zipfile raise many kinds on damaged files
         raise ConfigError(f"{where}: is damaged or not an npz of plain arrays: {error}") from error
+    names = (f"{kind}_{i}" for i in range(num_clients) for kind in ("train", "test"))
+    if missing := next((name for name in names if name not in arrays), None):
+        raise ConfigError(f"{where}: has no {missing}, but data.num_clients is {num_clients}")
+    if f"train_{num_clients}" in arrays:
+        raise ConfigError(f"{where}: has more than {num_clients} clients; set data.num_clients to its number")
+    parts = [(arrays[f"train_{i}"], arrays[f"test_{i}"]) for i in range(num_clients)]
     for client, (train, test) in enumerate(parts):
         for kind, part in (("train", train), ("test", test)):
             if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):

@@ -1,12 +1,13 @@
 """Data sets by name: each loader returns a ``Dataset`` of uint8 images as they are stored, never floats.
 
-Loaders of well-kept libraries do the reading (scikit-learn, torchvision, medmnist, Pillow); this module brings their
-results into one form and says where to get a file that is missing.
+Well-kept libraries do what they do safely: scikit-learn and Pillow the reading, torchvision and medmnist know where a file is
+to be had and its checksum. Archives are read in place and pickles never unpickled. This module brings all into one form.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.data.federated_npz import as_uint8, read_clients
+from raysim.data.files import check_memory, local_path, read_npz
+from raysim.data.legacy_pickle import read_pickle
 from raysim.data.partitions import Partition
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
     from raysim.config import DataConfig
 
-DEFAULT_ROOT = Path("~/.cache/raysim")
+DEFAULT_ROOT = "~/.cache/raysim"
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,11 @@ def _npz(config: DataConfig, image_size: int) -> Dataset:
     form = "an npz with images (n, H, W[, C]) uint8, labels (n,) and optionally domains (n,)"
     if config.root is None:
         raise ConfigError(f"data.root: the data set 'npz' needs the path of {form}")
-    path = Path(config.root).expanduser()
+    path = local_path(config.root, "data.root")
     if not path.is_file():
         raise ConfigError(f"data.root: there is no file {path}; it should be {form}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in ("images", "labels", "domains")}
+        arrays = read_npz(path, lambda name: name in ("images", "labels", "domains"))
     except Exception as error:  # numpy and zipfile raise many kinds on damaged files (zlib.error, BadZipFile, ...)
         raise ConfigError(f"data.root: {path} is damaged or not an npz of plain arrays: {error}") from error
     if missing := {"images", "labels"} - arrays.keys():
@@ -145,8 +147,13 @@ def _npz(config: DataConfig, image_size: int) -> Dataset:
     raw_domains = arrays["domains"]
     if raw_domains.shape != (len(images),):
         raise ConfigError(f"data.root: domains of {path} have shape {raw_domains.shape}, not ({len(images)},)")
-    domain_names, domains = np.unique(raw_domains, return_inverse=True)
-    return Dataset(images, labels, names, domains.astype(np.int64), tuple(str(d) for d in domain_names))
+    try:
+        domain_names, domains = np.unique(raw_domains, return_inverse=True)
+        texts = tuple(str(d) for d in domain_names)
+        "".join(texts).encode()
+    except Exception as error:  # kinds that have no order; code points that no character has are even a SystemError
+        raise ConfigError(f"data.root: domains of {path} are no names or numbers: {error}") from error
+    return Dataset(images, labels, names, domains.astype(np.int64), texts)
 
 
 def _integers(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray[np.int64]:
@@ -177,11 +184,11 @@ def _federated_npz(config: DataConfig, image_size: int) -> Dataset:
         raise ConfigError(
             "data.root: the data set 'federated_npz' needs the folder with train/<i>.npz and test/<i>.npz"
         )
-    root = Path(config.root).expanduser()
+    root = local_path(config.root, "data.root")
     train, test = read_clients(root, config.num_clients, config.allow_legacy_pickle)
     files = [part for pair in zip(train, test, strict=True) for part in pair]
     for i, (x, y) in enumerate(files):
-        if y.ndim != 1 or len(x) != len(y) or len(y) == 0 or x.ndim not in (3, 4):
+        if y.ndim != 1 or x.ndim not in (3, 4) or len(x) != len(y) or len(y) == 0:
             where = f"{root / ('test' if i % 2 else 'train') / str(i // 2)}.npz"
             raise ConfigError(f"data.root: {where}: images {x.shape} and labels {y.shape} are no samples of one client")
     labels = np.concatenate([y for _, y in files])
@@ -201,7 +208,7 @@ def _some(values: list[int]) -> str:
 
 def _root(config: DataConfig) -> Path:
     """The folder of a data set that is downloaded once."""
-    root = (Path(config.root) if config.root is not None else DEFAULT_ROOT).expanduser()
+    root = local_path(config.root if config.root is not None else DEFAULT_ROOT, "data.root")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,24 +217,70 @@ def _root(config: DataConfig) -> Path:
 
 
 def _cifar(config: DataConfig, image_size: int) -> Dataset:
-    """CIFAR-10 or CIFAR-100 through torchvision (downloaded once), training and test images pooled."""
+    """CIFAR-10 or CIFAR-100 (downloaded once), training and test images pooled."""
     from torchvision import datasets
 
-    cls, folder = {
-        "cifar10": (datasets.CIFAR10, "cifar-10-python"),
-        "cifar100": (datasets.CIFAR100, "cifar-100-python"),
-    }[config.name]
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
     root = _root(config)
     try:
-        parts = [cls(str(root), train=train, download=True) for train in (True, False)]
+        files = _cifar_files(kind, root)
     except Exception as error:  # urllib, hashing and unpacking each have their own
         raise ConfigError(
-            f"data.name: {config.name} is not in {root} and can't be downloaded ({error}). Get {folder}.tar.gz from "
+            f"data.name: {config.name} is not in {root} and can't be downloaded ({error}). Get {kind.filename} from "
             f"https://www.cs.toronto.edu/~kriz/cifar.html and put it into {root}, or set data.root to the folder that has it"
         ) from error
-    images = np.concatenate([part.data for part in parts])
-    labels = np.concatenate([np.asarray(part.targets, np.int64) for part in parts])
-    return Dataset(images, labels, tuple(parts[0].classes))
+    try:
+        content = {name: read_pickle(data) for name, data in files.items()}
+        names = tuple(str(name) for name in content.pop(kind.meta["filename"])[kind.meta["key"]])
+        images = np.concatenate([part["data"] for part in content.values()])
+        labels = np.concatenate([part["labels" if "labels" in part else "fine_labels"] for part in content.values()])
+        if images.dtype != np.uint8 or images.shape[1:] != (3072,):
+            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (n, 3072)")
+        if (
+            labels.dtype.kind != "i"
+            or labels.shape != (len(images),)
+            or not set(labels.tolist()) <= set(range(len(names)))
+        ):
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not one of {len(names)} classes of each image")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"data.root: {config.name} in {root} can't be read: {error}") from error
+    return Dataset(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy(), labels.astype(np.int64), names)
+
+
+def _cifar_files(kind: Any, root: Path) -> dict[str, bytes]:
+    """The pickles of CIFAR by name, from torchvision's folder or out of the archive, each with the checksum it should have.
+
+    torchvision would unpack the archive and unpickle the files. Nothing is unpacked here, and so nothing can be written to
+    where an archive likes.
+    """
+    from torchvision.datasets.utils import download_url
+
+    sums = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    paths = {name: root / kind.base_folder / name for name in sums}
+    if all(path.is_file() for path in paths.values()):
+        files = {name: path.read_bytes() for name, path in paths.items()}
+        if _damaged(files, sums) is None:
+            return files
+    download_url(kind.url, str(root), kind.filename, kind.tgz_md5)
+    files = {}
+    with tarfile.open(root / kind.filename, "r:gz") as archive:
+        for member in archive:
+            folder, _, name = member.name.rpartition("/")
+            if folder == kind.base_folder and name in sums and member.isreg():
+                check_memory(member.size)
+                content = archive.extractfile(member)
+                assert content is not None
+                files[name] = content.read()
+    if (bad := _damaged(files, sums)) is not None:
+        raise ValueError(f"{bad} is missing in {root / kind.filename}, or damaged")
+    return {name: files[name] for name in sums}
+
+
+def _damaged(files: dict[str, bytes], sums: dict[str, str]) -> str | None:
+    """The first file that is missing or has another MD5 than torchvision lists."""
+    return next(
+        (n for n in sums if n not in files or hashlib.md5(files[n], usedforsecurity=False).hexdigest() != sums[n]), None
+    )
 
 
 def _medmnist_flags() -> list[str]:
@@ -242,26 +295,37 @@ def _medmnist_flags() -> list[str]:
 
 
 def _medmnist(config: DataConfig) -> Dataset:
-    """A MedMNIST set at 28 pixels through medmnist (downloaded once), all three splits pooled as in the paper."""
-    import medmnist
+    """A MedMNIST set at 28 pixels (downloaded once), all three splits pooled as in the paper."""
+    from medmnist import INFO
+    from torchvision.datasets.utils import download_url
 
-    info = medmnist.INFO[config.name]
-    cls = getattr(medmnist, info["python_class"])
+    info = INFO[config.name]
     root = _root(config)
-    missing = not (root / f"{config.name}.npz").exists()
+    path = root / f"{config.name}.npz"
+    if not path.exists():
+        try:
+            download_url(info["url"], str(root), path.name, info["MD5"])
+        except Exception as error:  # a download has many ways to fail
+            path.unlink(missing_ok=True)  # what came of it
+            raise ConfigError(
+                f"data.name: {path.name} is not in {root} and can't be downloaded ({error}). Get it from {info['url']} and "
+                f"put it there, or set data.root to the folder that has it"
+            ) from error
+    splits, names = ("train", "val", "test"), tuple(info["label"][str(i)] for i in range(len(info["label"])))
     try:
-        parts = [cls(split=split, root=str(root), download=missing) for split in ("train", "val", "test")]
-    except Exception as error:  # the download has many ways to fail, and a damaged file as many
-        if not missing:
-            raise ConfigError(f"data.root: {root / config.name}.npz is damaged: {error}") from error
-        raise ConfigError(
-            f"data.name: {config.name}.npz is not in {root} and can't be downloaded. Get it from {info['url']} and put it "
-            f"there, or set data.root to the folder that has it"
-        ) from error
-    images = np.concatenate([part.imgs for part in parts])
-    labels = np.concatenate([part.labels for part in parts]).reshape(-1).astype(np.int64)
+        arrays = read_npz(path, lambda name: name.endswith(("_images", "_labels")))
+        images = np.concatenate([arrays[f"{split}_images"] for split in splits])
+        labels = np.concatenate([arrays[f"{split}_labels"].reshape(-1) for split in splits])
+    except Exception as error:  # a damaged file has many, too
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"data.root: {path} is damaged: {reason}. Delete it to download it again") from error
     images = images[..., None] if images.ndim == 3 else images
-    return Dataset(images, labels, tuple(info["label"][str(i)] for i in range(len(info["label"]))))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise ConfigError(f"data.root: images of {path} are {images.dtype} {images.shape}, not uint8 (n, H, W[, C])")
+    labels = _integers(labels, len(images), "labels", path)
+    if (last := int(labels.max())) >= len(names):
+        raise ConfigError(f"data.root: labels of {path} go up to {last}, and {config.name} has {len(names)} classes")
+    return Dataset(images, labels, names)
 
 
 def _image_folder(config: DataConfig, image_size: int) -> Dataset:
@@ -271,14 +335,16 @@ def _image_folder(config: DataConfig, image_size: int) -> Dataset:
     form = "a folder with <domain>/<class>/*.jpg or *.png"
     if config.root is None:
         raise ConfigError(f"data.root: the data set 'image_folder' needs {form}")
-    root = Path(config.root).expanduser()
+    root = local_path(config.root, "data.root")
     if not root.is_dir():
         hint = "; unpack the archive first" if root.is_file() else ""
         raise ConfigError(f"data.root: {root} is not {form}{hint}")
-    domain_names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     try:
+        domain_names = sorted(
+            entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
         folders = [ImageFolder(str(root / domain)) for domain in domain_names]
-    except (FileNotFoundError, OSError) as error:
+    except OSError as error:
         raise ConfigError(f"data.root: {root} is not {form}: {error}") from error
     if not folders:
         raise ConfigError(f"data.root: {root} has no folders; it should be {form}")
@@ -298,13 +364,13 @@ def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
     """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     def size(path: Path) -> tuple[int, int]:
         try:
             with Image.open(path) as image:
                 return image.size
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # Pillow's decoders raise many kinds, and an error of its own for bombs
             raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
 
     def read(path: Path) -> NDArray[np.uint8]:
@@ -316,12 +382,20 @@ def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
                     )
                 rgb = image.convert("RGB")
                 return np.asarray(rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BICUBIC))
-        except OSError as error:
+        except ConfigError:
+            raise
+        except Exception as error:
             raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
 
     with ThreadPoolExecutor() as threads:
         sizes = set(threads.map(size, paths))
         target = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
+        try:
+            check_memory(len(paths) * target[0] * target[1] * 3)
+        except ValueError as error:
+            raise ConfigError(
+                f"data.root: the {len(paths)} images of {target[0]} x {target[1]} pixels: {error}"
+            ) from error
         images = np.empty((len(paths), target[1], target[0], 3), np.uint8)
         for i, image in enumerate(threads.map(read, paths)):
             images[i] = image

@@ -1,0 +1,62 @@
+"""Files that somebody else made: paths from a configuration, and npz archives of plain arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.errors import ConfigError
+
+
+def local_path(text: str, key: str) -> Path:
+    """The path that a key of the configuration gives, with ``~`` replaced.
+
+    Raises:
+        ConfigError: no file can have such a name (too long, an unknown user, no permission to look).
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{key}: {text!r:.200} can't be looked up: {error!s:.200}") from error
+    return path
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """The wanted arrays of an npz, by name. Pickled ones are refused.
+
+    A damaged archive raises nearly anything (zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError, ...), so
+    callers catch ``Exception`` and name the file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        found = {name: member for name, member in members.items() if wanted(name)}
+        check_memory(sum(member.file_size for member in found.values()))
+        arrays = {}
+        for name, member in found.items():
+            with open_member(archive, member) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+        return arrays
+
+
+def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A member of an npz, which gives no more bytes than its directory says."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # zipfile unpacks other methods a whole block at a time, whatever it grows to.
+        raise ValueError(f"{member.filename} is compressed by method {member.compress_type}, which numpy never uses")
+    check_memory(member.file_size)
+    return archive.open(member)
+
+
+def check_memory(size: int) -> None:
+    """Refuse what would not fit into this machine's memory, before reading it makes the machine slow or kills processes."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise ValueError(f"it unpacks to {size / 2**30:,.1f} GiB, and this machine has {free / 2**30:,.1f} GiB free")
