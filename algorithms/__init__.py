@@ -64,7 +64,7 @@ def _imported(name: str) -> type[FederatedAlgorithm]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name not in (module_name, module_name.split(".")[0]):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the user's module was found, but not what it imports: their traceback says more
         raise ConfigError(
             f"algorithm.name: there is no module {module_name!r} for {name!r}, neither beside the YAML file nor in the "
@@ -76,7 +76,9 @@ def _imported(name: str) -> type[FederatedAlgorithm]:
         raise ConfigError(f"algorithm.name: {name!r} should be my_module:MyMethod") from error
     found = getattr(module, class_name, None)
     if found is None:
-        raise ConfigError(f"algorithm.name: the module {module_name!r} ({module.__file__}) has no class {class_name!r}")
+        raise ConfigError(
+            f"algorithm.name: the module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no class {class_name!r}"
+        )
     if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
         raise ConfigError(f"algorithm.name: {name!r} is no subclass of algorithms.FederatedAlgorithm")
     return found

@@ -84,7 +84,7 @@ class DataConfig(Section):
     root: str | None = None
     """npz: the file. Others: the folder of the data; null is ``~/.cache/raysim``. Downloads go there."""
     allow_legacy_pickle: bool = False
-    """federated_npz: read its pickled dicts, by an unpickler that accepts arrays, dicts, lists, numbers and strings only."""
+    """federated_npz: read its pickled dicts, by a reader that makes arrays, dicts, lists, numbers and strings only."""
     num_clients: Positive = 16
     """N, the number of clients."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
@@ -141,6 +141,11 @@ class ModelConfig(Section):
             raise ValueError("give 'pretrained: true' or 'weights', not both")
         if taken := sorted({"num_classes", "in_chans", "img_size", "pretrained"} & self.kwargs.keys()):
             raise ValueError(f"kwargs can't set {taken[0]!r}: the data set, image_size and pretrained decide it")
+        files = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+        if taken := sorted(files & self.kwargs.keys()):  # timm would read files there, in PyTorch's format, too
+            raise ValueError(
+                f"kwargs can't set {taken[0]!r}: weights come from 'weights', a safetensors file, or 'pretrained'"
+            )
         return self
 
 

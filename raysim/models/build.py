@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import timm
@@ -34,7 +33,7 @@ def build_model(
         algorithm.add_plugin(model)
     plugin = {name: p for name, p in model.named_parameters() if name not in before}
     if config.weights is not None:
-        load_weights(model, Path(config.weights).expanduser(), optional=set(plugin))
+        load_weights(model, local_path(config.weights, "model.weights"), optional=set(plugin))
     _try_out(model, config, in_channels, plugin)
     return model
 
