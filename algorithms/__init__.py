@@ -76,9 +76,8 @@ def _imported(name: str) -> type[FederatedAlgorithm]:
         raise ConfigError(f"algorithm.name: {name!r} should be my_module:MyMethod") from error
     found = getattr(module, class_name, None)
     if found is None:
-        raise ConfigError(
-            f"algorithm.name: the module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no class {class_name!r}"
-        )
+        where = getattr(module, "__file__", "built in")
+        raise ConfigError(f"algorithm.name: the module {module_name!r} ({where}) has no class {class_name!r}")
     if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
         raise ConfigError(f"algorithm.name: {name!r} is no subclass of algorithms.FederatedAlgorithm")
     return found

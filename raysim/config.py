@@ -143,9 +143,7 @@ class ModelConfig(Section):
             raise ValueError(f"kwargs can't set {taken[0]!r}: the data set, image_size and pretrained decide it")
         files = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
         if taken := sorted(files & self.kwargs.keys()):  # timm would read files there, in PyTorch's format, too
-            raise ValueError(
-                f"kwargs can't set {taken[0]!r}: weights come from 'weights', a safetensors file, or 'pretrained'"
-            )
+            raise ValueError(f"kwargs can't set {taken[0]!r}: they come from 'weights' or 'pretrained'")
         return self
 
 
