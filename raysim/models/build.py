@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raysim import seeds
+from raysim.data.files import local_path
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights
 
