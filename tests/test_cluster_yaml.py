@@ -98,7 +98,7 @@ def test_bashrc_gets_every_line_once(tmp_path):
         ["bash", "-c", show], env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True
     ).stdout
     assert said.split() == ["token", "/data/raysim", "http://127.0.0.1:5000"]
-    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 4
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 5
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["new disk", "disk with data"])
