@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from clusters import ROOT, Cluster, Host, steps, until
 
-ROUNDS = 80
+ROUNDS = 40
 SHORT = 3  # seconds without a link that nobody needs to notice
 # A node that doesn't answer for about ten seconds counts as dead; by default it takes about a minute.
 HEALTH = {
@@ -97,7 +97,6 @@ def test_a_run_goes_on_after_the_link_to_a_node_was_cut(hosts, tmp_path):
         before = len(logged())
         until(lambda: len(logged()) > before + 1, 60, "rounds are logged again", alive=job)
         assert cluster.client_actors() == actors
-        assert cluster.nodes_alive() == 2
         assert len(logged()) < ROUNDS, "the run ended too early for the second cut"
 
         with cut(second):
