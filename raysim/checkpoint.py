@@ -158,8 +158,6 @@ def load(folder: Folder, round: int) -> Checkpoint:
         CheckpointError: a file is missing, damaged or foreign; names it.
     """
     manifest = _manifest(folder, round)
-    for entry in manifest.states:
-        _verified(folder, entry)  # read again when they are used: they may be larger than memory
     tensors = _tensors(folder, manifest.shared, {"shared": np.float32})
     name = manifest.shared.name
     index = {key: tensors.get(f"index.{key}", np.empty(0)) for key in ("clients", "segment", "row")}
@@ -172,8 +170,10 @@ def load(folder: Folder, round: int) -> Checkpoint:
     in_range = (index["segment"] >= 0) & (index["segment"] < len(manifest.states))
     _check(bool(in_range.all()), name, "index.segment names unknown files")
     state = {key.removeprefix("server."): value for key, value in tensors.items() if key.startswith("server.")}
-    records = _records(folder, manifest)
-    return Checkpoint(folder, manifest, tensors["shared"], state, records, **index)
+    checkpoint = Checkpoint(folder, manifest, tensors["shared"], state, _records(folder, manifest), **index)
+    for _ in checkpoint.states():
+        pass  # read again when they are used: all of them may be larger than memory
+    return checkpoint
 
 
 def _manifest(folder: Folder, round: int) -> Manifest:
@@ -211,11 +211,20 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
         tensors = _tensors(folder, entry, {})
         for key, values in tensors.items():
             kind, _, what = key.partition(".")
+            ids = tensors.get(f"{kind}.clients", np.empty(0))
+            _check(ids.dtype == np.int64 and ids.shape == values.shape, entry.name, f"{key} is not of its clients")
+            in_range = ids.ndim == 1 and bool(((ids >= 0) & (ids < manifest.num_clients)).all())
+            _check(in_range, entry.name, f"{kind}.clients has unknown clients")
             if kind == "final":
                 records.final[what] = values
             elif what == "accuracy":
-                _check(kind.isdecimal() and f"{kind}.clients" in tensors, entry.name, f"{key} has no clients")
-                records.accuracy.append((int(kind), tensors[f"{kind}.clients"], values))
+                _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} is of no round")
+                records.accuracy.append((int(kind), ids, values))
+        _check(
+            records.final.keys() in (set(), {"clients", "accuracy", "auc"}),
+            entry.name,
+            "it has half a table of clients",
+        )
     records.accuracy.sort(key=lambda row: row[0])
     return records
 

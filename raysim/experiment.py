@@ -180,7 +180,7 @@ def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch 
             raise ConfigError(f"nobody is at work on the runs of {folder.uri}: {done}") from error
         if stop:
             driver.stop.remote()
-        return _results(driver, state, watch, ours=stop)
+        return _results(driver, state, folder.uri, watch, ours=stop)
     finally:
         if started:
             ray.shutdown()
@@ -221,7 +221,7 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
             driver = actor_class.options(**driver_options(), name=name, **lives).remote(job)
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
-        return _results(driver, state, watch, ours=True)
+        return _results(driver, state, folder, watch, ours=True)
     finally:
         if started:
             ray.shutdown()
@@ -233,7 +233,7 @@ def driver_options() -> dict[str, Any]:
     return {"scheduling_strategy": here, "lifetime": "detached", "namespace": NAMESPACE}
 
 
-def _results(driver: Any, state: StudyState, watch: Watch | None, ours: bool) -> Result:
+def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
     """Watch a driver to its end; one that is ``ours`` ends with us, whatever ends us."""
     runs = [child for _, child in children(config_of(state.config, [], "study.json"))]
     try:
@@ -247,10 +247,11 @@ def _results(driver: Any, state: StudyState, watch: Watch | None, ours: bool) ->
     ray.kill(driver)
     if status.problems is not None:
         raise ConfigError(*status.problems)
+    hint = f"\nTo go on from the last checkpoint: raysim resume {folder}" if folder is not None else ""
     if status.state == "failed":
-        raise RunFailed(status.error)
+        raise RunFailed(f"{status.error}{hint}")
     if status.state == "killed":
-        raise RunKilled("the run was stopped; it is closed as KILLED in MLflow")
+        raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
     history = pd.concat([result.history for result in results], ignore_index=True)
     return Result(results, history, state.tracking_uri, state.experiment, parent)
 

@@ -329,7 +329,7 @@ class Harness:
         possible = LOCAL_FAULTS if episode.local else CLUSTER_FAULTS
         kind = self.random.choice([k for k in possible if kinds is None or k in kinds] or possible)
         if getattr(self, kind)(episode):
-            self.tally.faults[kind] += 1
+            self.tally.faults["machine_killed" if episode.local and kind == "command_killed" else kind] += 1
             self.say(f"  after round {episode.rounds_done()}: {kind}")
 
     def progressed(self, episode: Episode) -> bool:
