@@ -53,13 +53,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 RUN_SECONDS = 240  # for a disturbed run, after which it counts as hung
 
 
-def configuration(of: str, **changes: Any) -> dict[str, Any]:
+def configuration(of: str, rounds: int, **changes: Any) -> dict[str, Any]:
     """A file for ``raysim run``."""
     resources = {"num_actors": 3, "clients_per_batch": 2, "client_timeout": 6.0, "max_retries": 20}
     checkpoint = {"every": 2}
     return {
         **TINY,
-        "rounds": ROUNDS,
+        "rounds": rounds,
         "resources": resources,
         "checkpoint": checkpoint,
         **CONFIGURATIONS[of],
@@ -176,7 +176,7 @@ class Episode:
         self.harness, self.name, self.local = harness, name, local
         self.folder = Path(tempfile.mkdtemp(dir=harness.folder, prefix="run-"))
         self.checkpoints = harness.small_disk if not local and harness.small_disk else self.folder / "checkpoints"
-        config = configuration(name, name=f"{name} {self.folder.name}")
+        config = configuration(name, harness.rounds, name=f"{name} {self.folder.name}")
         config["checkpoint"] = {**config["checkpoint"], "dir": str(self.checkpoints)}
         config["tracking"] = {"uri": harness.mlflow.uri}
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config))
@@ -250,10 +250,11 @@ class Harness:
     Args:
         seed: of kinds and moments.
         say: told what happens.
+        rounds: of each run.
     """
 
-    def __init__(self, seed: int, say: Callable[[str], None] = print) -> None:
-        self.random, self.say, self.tally = random.Random(seed), say, Tally()
+    def __init__(self, seed: int, say: Callable[[str], None] = print, rounds: int = ROUNDS) -> None:
+        self.random, self.say, self.tally, self.rounds = random.Random(seed), say, Tally(), rounds
         self.folder = Path(tempfile.mkdtemp(prefix="rs-chaos-"))
         self.mlflow = MlflowServer(self.folder / "mlflow")
         self.nodes = Nodes()
@@ -337,7 +338,7 @@ class Harness:
         before, until = episode.rounds_done(), time.monotonic() + RUN_SECONDS
         while time.monotonic() < until:
             assert episode.command is not None
-            if episode.command.poll() is not None or episode.rounds_done() >= ROUNDS:
+            if episode.command.poll() is not None or episode.rounds_done() >= self.rounds:
                 return False
             if episode.rounds_done() > before:
                 return True
@@ -360,7 +361,9 @@ class Harness:
             problems.append(f"it is {run.info.status}")
         for metric in run.data.metrics:
             steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
-            every = range(1, ROUNDS, 2) if "personalized" in metric and "head" in episode.name else range(ROUNDS)
+            every = (
+                range(1, self.rounds, 2) if "personalized" in metric and "head" in episode.name else range(self.rounds)
+            )
             if sorted(steps) != list(every):
                 problems.append(f"{metric} has steps {sorted(steps)}")
         return {k: v for k, v in run.data.tags.items() if k.startswith("checksum.")}, problems
@@ -485,8 +488,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str, log: Call
 
 
 @contextlib.contextmanager
-def harness(seed: int, say: Callable[[str], None] = print) -> Iterator[Harness]:
-    made = Harness(seed, say)
+def harness(seed: int, say: Callable[[str], None] = print, rounds: int = ROUNDS) -> Iterator[Harness]:
+    made = Harness(seed, say, rounds)
     try:
         yield made
     finally:
