@@ -147,11 +147,11 @@ class Attempt:
         before = checkpoint.records.rounds if checkpoint is not None else ()
         journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)
         self._outbox.put(lambda: self._tracker.log_text(run_id, dump(config), "config.yaml"))
-        from raysim.plots import plot_partition  # not at the top: actors start while matplotlib is imported
+        from raysim.plots import as_png, plot_partition  # not at the top: actors start while matplotlib is imported
 
         title = f"{config.data.name}: samples per client and class"
-        figure = plot_partition(spec.class_counts, spec.class_names, title)
-        self._outbox.put(lambda: self._tracker.log_figure(run_id, figure, "partition.png"))
+        png = as_png(plot_partition(spec.class_counts, spec.class_names, title))
+        self._outbox.put(lambda: self._tracker.log_bytes(run_id, png, "partition.png"))
         return journal
 
     # Its rounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ HEAT_MAP_FROM = 200  # clients, beyond which bars are too thin to read
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture; drawn here and now, since matplotlib must not be used by two threads at once."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def check_picture(path: Path | None) -> None:

@@ -201,11 +201,11 @@ class Study:
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
             for i, spec in enumerate(specs):
                 self._run(i, spec)
-            from raysim.plots import plot_comparison
+            from raysim.plots import as_png, plot_comparison
 
             history = pd.concat([r.history for r in self.results], ignore_index=True)
-            figure, table = plot_comparison(history, title(config)), compare(history)
-            self.outbox.put(lambda: tracker.log_figure(parent, figure, "comparison.png"))
+            png, table = as_png(plot_comparison(history, title(config))), compare(history)
+            self.outbox.put(lambda: tracker.log_bytes(parent, png, "comparison.png"))
             self.outbox.put(lambda: tracker.log_table(parent, table, "comparison.csv"))
 
     def _run(self, i: int, spec: RunSpec) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,6 @@ from numpy.typing import NDArray
 
 from raysim.config import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
 CHECKPOINT_TAG = "raysim.checkpoint"
@@ -238,9 +235,9 @@ class Tracker:
     def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
         self._client.log_text(run_id, table.to_csv(index=False), name)
 
-    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+    def log_bytes(self, run_id: str, data: bytes, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            figure.savefig(Path(folder) / name)
+            (Path(folder) / name).write_bytes(data)
             self._client.log_artifact(run_id, str(Path(folder) / name))
 
     def log_arrays(self, run_id: str, arrays: Mapping[str, NDArray[Any]], name: str) -> None:

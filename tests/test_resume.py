@@ -161,6 +161,61 @@ def test_a_command_that_is_killed_with_all_its_processes_is_resumed(tmp_path, un
     check(again, undisturbed, uri)
 
 
+def killed_command(folder):
+    """A command on the test's own cluster that is killed when its run has begun."""
+    (folder / "slow.yaml").write_text(yaml.safe_dump({**TINY, **SLOW}))
+    process = start_command(
+        folder, "run", "slow.yaml", env={"RAY_ADDRESS": ray.get_runtime_context().gcs_address}.items()
+    )
+    wait_for(lambda: rounds_done(folder) >= 1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return studies(folder)[0]
+
+
+def test_a_run_whose_command_was_killed_goes_on_in_the_cluster_and_is_attached_to(tmp_path, undisturbed):
+    folder = killed_command(tmp_path)
+    seen = []
+    result = raysim.attach(folder, watch=lambda status, *_: seen.extend(status.events))
+    check(result, undisturbed, f"sqlite:///{tmp_path}/mlflow.db")
+    assert [event[1].round for event in seen] == list(range(8))  # from the first round on
+
+
+def test_nobody_needs_to_attach_and_then_the_driver_ends_by_itself(tmp_path, undisturbed):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder = killed_command(tmp_path)
+    ray.get(the_driver(tmp_path).__ray_call__.remote(shorten))
+
+    def gone():
+        try:
+            the_driver(tmp_path)
+        except ValueError:
+            return True
+        return False
+
+    wait_for(gone)
+    with pytest.raises(raysim.ConfigError, match="nobody is at work on the runs .* they are finished"):
+        raysim.attach(folder)
+    check(raysim.resume(folder), undisturbed, uri)
+
+
+def shorten(_):
+    """In the driver's process."""
+    import raysim.driver
+
+    raysim.driver.UNATTENDED_SECONDS = 1
+
+
+def test_a_run_that_nobody_watches_can_be_stopped_and_resumed(tmp_path, undisturbed):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder = killed_command(tmp_path)
+    with pytest.raises(raysim.RunKilled, match="raysim resume"):
+        raysim.attach(folder, stop=True)
+    (run,) = MlflowClient(uri).search_runs([MlflowClient(uri).get_experiment_by_name("tiny").experiment_id])
+    assert run.info.status == "KILLED"
+    check(raysim.resume(run.info.run_id, uri=uri), undisturbed, uri)
+
+
 def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     finished = raysim.run(tiny(**{**SLOW, "rounds": 2}, tracking={"uri": uri})).runs[0]
