@@ -119,7 +119,7 @@ def _shown(work: Callable[[Watch], Result]) -> None:
         errors.print(str(error), highlight=False, soft_wrap=True)
         sys.exit(1)
     except RunKilled as error:
-        errors.print(str(error))
+        errors.print(str(error), highlight=False, soft_wrap=True)
         sys.exit(130)
     _print_result(result)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_get
 
 from raysim.config import Config, ResourcesConfig
 from raysim.errors import ConfigError
@@ -17,6 +20,7 @@ from raysim.errors import ConfigError
 # 5 % slower).
 LARGE_STEP = 300e6
 MAX_CLIENTS_PER_BATCH = 32
+STATIC_NODE = re.compile(r"node_[0-9a-f]{56}")
 CUDA_ENVIRONMENT = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}  # deterministic matrix products
 
 
@@ -84,8 +88,16 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def autoscales() -> bool:
-    """Whether the cluster may start nodes on demand, so that what is not there now may be there in a while."""
-    return bool(ray._private.state.state.get_max_resources_from_cluster_config())
+    """Whether the cluster may start nodes on demand, so that what is not there now may be there in a while.
+
+    Ray has no public way to ask. Its newer autoscaler says what it could start; the older one names nodes by the types of its
+    configuration, while a cluster without one has a type ``node_<id>`` for each node.
+    """
+    if ray._private.state.state.get_max_resources_from_cluster_config():
+        return True
+    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+    report = status.get("autoscaler_report") or {}
+    return any(not STATIC_NODE.fullmatch(name) for name in report.get("active_nodes") or {})
 
 
 def room(resources: ResourcesConfig, device: str, share: float | str, actors_per_gpu: int) -> int:
