@@ -1,7 +1,8 @@
 import numpy as np
 from conftest import tiny
 
-from raysim.cohort import evaluated_clients, sample_cohort
+from raysim.cohort import TrainedCohort, evaluated_clients, participation, sample_cohort
+from raysim.tasks import Task, TaskResult
 
 
 def test_cohorts_are_sampled_by_seed_and_round_without_replacement():
@@ -26,3 +27,59 @@ def test_who_is_evaluated():
     sample = evaluated_clients(tiny(evaluate={"clients": 3}), cohort)
     assert len(set(sample.tolist())) == 3
     assert np.array_equal(sample, evaluated_clients(tiny(evaluate={"clients": 3}), np.array([0])))
+
+
+def test_everybody_reports_and_does_all_its_work_unless_told_otherwise():
+    reports, work = participation(tiny(), 0, np.arange(8))
+    assert reports.all()
+    assert work is None
+
+
+def test_dropouts_and_stragglers_are_drawn_from_the_seed():
+    config = tiny(cohort={"dropout": 0.3, "stragglers": 0.4}, data={"num_clients": 8})
+    rounds = [participation(config, r, np.arange(8)) for r in range(300)]
+    again = participation(config, 7, np.arange(8))
+    assert np.array_equal(rounds[7][0], again[0])
+    assert np.array_equal(rounds[7][1], again[1])
+    reports, work = (np.stack(column) for column in zip(*rounds, strict=True))
+    assert abs(reports.mean() - 0.7) < 0.05
+    slow = work < 1
+    assert abs(slow.mean() - 0.4) < 0.05
+    assert abs(work[slow].mean() - 0.5) < 0.05
+    assert abs(np.corrcoef(slow.ravel(), reports.ravel())[0, 1]) < 0.1
+    other_seed = participation(tiny(seed=1, cohort={"dropout": 0.3, "stragglers": 0.4}), 7, np.arange(8))
+    assert not np.array_equal(again[0], other_seed[0]) or not np.array_equal(again[1], other_seed[1])
+
+
+def trained(clients, accepted, reports, loss):
+    task = Task("train", 0, 0, np.array(clients), np.array(clients), reports=np.array(reports))
+    return TaskResult(task, np.array(accepted), {"loss": np.array(loss)}, {}, None)
+
+
+def test_means_are_those_of_clients_that_reported():
+    num_train = np.array([1, 2, 3, 4, 5])
+    results = [
+        trained([3, 0], [True, True], [True, False], [2.0, 100.0]),
+        trained([1, 2], [True, False], [True, True], [5.0, np.nan]),
+    ]
+    cohort = TrainedCohort(results, num_train, dropped=(4,))
+    assert cohort.metrics() == {
+        "cohort/size": 5.0,
+        "cohort/reported": 2.0,
+        "cohort/rejected": 1.0,
+        "cohort/dropped": 1.0,
+        "train/loss": (4 * 2.0 + 2 * 5.0) / 6,
+    }
+    assert cohort.rejected == [2]
+    assert cohort.sent.tolist() == [False, True, True, True]
+
+
+def test_a_round_without_anybody():
+    nobody = TrainedCohort([], np.array([1, 2]), dropped=(0, 1))
+    assert nobody.metrics() == {
+        "cohort/size": 2.0,
+        "cohort/reported": 0.0,
+        "cohort/rejected": 0.0,
+        "cohort/dropped": 2.0,
+    }
+    assert nobody.rejected == []

@@ -5,7 +5,7 @@ import yaml
 from conftest import TINY, tiny
 
 from raysim.config import Config
-from raysim.config_file import children, dump, load_config
+from raysim.config_file import children, config_of, dump, load_config
 from raysim.errors import ConfigError
 
 STUDY = {
@@ -271,3 +271,30 @@ def test_kwargs_belong_to_the_model_that_is_named(load):
     assert first == {"stem_width": 8}
     assert second == {"depth": 2, "embed_dim": 8}
     assert load(base, "model.kwargs={}").model.kwargs == {}
+
+
+def test_what_befalls_a_cohort_may_be_changed_without_saying_who_trains():
+    raw = {"algorithm": {"name": "fedavg"}, "cohort": {"size": 4}, "study": [{"name": "a", "cohort": {"dropout": 0.5}}]}
+    config = config_of(raw, ["cohort.stragglers=0.25"], "file")
+    assert config.cohort.model_dump() == {
+        "fraction": None,
+        "size": 4,
+        "schedule": None,
+        "dropout": 0.0,
+        "stragglers": 0.25,
+        "on_failure": "stop",
+    }
+    ((_, child),) = children(config)
+    assert (child.cohort.size, child.cohort.dropout, child.cohort.stragglers) == (4, 0.5, 0.25)
+    assert config_of(raw, ["cohort.fraction=0.5"], "file").cohort.size is None
+    with pytest.raises(ConfigError, match=r"cohort\.dropout: study\[0\] \(a\) sets cohort.dropout itself"):
+        config_of(raw, ["cohort.dropout=0.1"], "file")
+    raw["study"][0]["cohort"] = {"fraction": 0.5}
+    with pytest.raises(ConfigError, match=r"cohort\.size: study\[0\] \(a\) sets cohort.fraction itself"):
+        config_of(raw, ["cohort.size=3"], "file")
+    assert children(config_of(raw, ["cohort.dropout=0.1"], "file"))[0][1].cohort.dropout == 0.1
+
+
+def test_a_pooled_model_has_no_participants():
+    with pytest.raises(ConfigError, match="dropout and stragglers are not used by 'centralized'"):
+        config_of({"algorithm": {"name": "centralized"}, "cohort": {"fraction": 1.0, "dropout": 0.1}}, [], "file")

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
+from conftest import tiny
 
-from raysim.planning import cut, padding
+from raysim.cohort import participation
+from raysim.data.partitions import make_partition
+from raysim.data.sources import load_dataset
+from raysim.personal_store import SlotIndex
+from raysim.planning import Planner, cut, padding
 from raysim.tasks import Task
 
 
@@ -22,3 +27,19 @@ def test_padding_by_hand():
     batches = [Task("train", i, 0, np.array(ids), np.array(ids)) for i, ids in enumerate([[0, 1], [2, 3], [4]])]
     assert padding(batches, num_train) == pytest.approx(1 - 13 / (8 + 6 + 1))
     assert padding(batches[1:], num_train) == 0
+
+
+def test_who_does_not_report_has_no_weight():
+    config = tiny(cohort={"fraction": 1.0, "dropout": 0.5, "stragglers": 0.5})
+    partition = make_partition(config.data, load_dataset(config.data, 8), 0)
+    planner = Planner(config, partition, SlotIndex(8))
+    tasks = planner.training(3, np.arange(8), {}, evaluate=True)
+    reports, work = participation(config, 3, np.arange(8))
+    assert 0 < reports.sum() < 8
+    share = partition.num_train / partition.num_train.sum()
+    for task in tasks:
+        assert task.write is None  # until a worker of some node gets it
+        assert task.reports.tolist() == reports[task.clients].tolist()
+        assert task.weights["samples"].tolist() == np.where(task.reports, share[task.clients], 0).tolist()
+        assert task.weights["uniform"].tolist() == np.where(task.reports, 1 / 8, 0).tolist()
+        assert (task.work is None) == bool((work[task.clients] == 1).all())

@@ -5,9 +5,17 @@ import sys
 import numpy as np
 import pytest
 
-from raysim.config import TrackingConfig
+from raysim.config import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
-from raysim.tracking import Tracker, dashboard_command, git_commit, resolve_uri
+from raysim.tracking import (
+    CHECKPOINT_TAG,
+    Tracker,
+    checkpoint_of,
+    checkpoint_root,
+    dashboard_command,
+    git_commit,
+    resolve_uri,
+)
 
 
 def test_the_default_store_lies_where_the_command_is_given(tmp_path, monkeypatch):
@@ -18,6 +26,46 @@ def test_the_default_store_lies_where_the_command_is_given(tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert resolve_uri(TrackingConfig()) == "http://tracking:5000"
     assert resolve_uri(TrackingConfig(uri="sqlite:////a.db")) == "sqlite:////a.db"
+
+
+def test_in_a_job_nothing_lands_in_its_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    here, checkpoints = TrackingConfig(), CheckpointConfig()
+    assert checkpoint_root(checkpoints, resolve_uri(here)) == f"{tmp_path}/checkpoints"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert resolve_uri(here) == f"sqlite:///{tmp_path}/user/raysim/mlflow.db"
+    assert resolve_uri(TrackingConfig(uri="sqlite:///own.db")) == f"sqlite:///{tmp_path}/user/raysim/own.db"
+    assert checkpoint_root(checkpoints, resolve_uri(here)) == f"{tmp_path}/user/raysim/checkpoints"
+    assert checkpoint_root(checkpoints, "http://tracking:5000") == f"{tmp_path}/user/raysim/checkpoints"
+    assert checkpoint_root(CheckpointConfig(dir="own"), resolve_uri(here)) == f"{tmp_path}/user/raysim/own"
+    monkeypatch.setenv("RAYSIM_HOME", str(tmp_path / "data"))
+    assert resolve_uri(here) == f"sqlite:///{tmp_path}/data/mlflow.db"
+    assert checkpoint_root(CheckpointConfig(dir="s3://bucket/x"), "http://tracking:5000") == "s3://bucket/x"
+
+
+def test_a_run_is_found_by_its_checkpoints_and_its_checkpoints_by_the_run(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "e")
+    assert tracker.find("/a/b") is None
+    run = tracker.start("a", {}, {CHECKPOINT_TAG: "/a/b"})
+    assert tracker.find("/a/b") == run
+    assert checkpoint_of(uri, run) == "/a/b"
+    tracker.log_round(run, 3, {"cohort/size": 1.0}, 1000)
+    tracker.log_round(run, 3, {"cohort/size": 1.0}, 1000)
+    assert tracker.rounds_logged(run) == {3}
+    tracker.end(run, "KILLED")
+    assert tracker.find("/a/b") is None  # it was not left open by somebody who died
+    tracker.reopen(run)
+    assert tracker.find("/a/b") == run
+    with pytest.raises(ConfigError, match=r"no folder nothing, and no such run"):
+        checkpoint_of(uri, "nothing")
+    with pytest.raises(ConfigError, match="has no checkpoints"):
+        checkpoint_of(uri, tracker.start("b", {}, {}))
+    with pytest.raises(ConfigError, match="no MLflow store"):
+        checkpoint_of(f"sqlite:///{tmp_path}/none.db", "r")
 
 
 def test_the_dashboard_command():

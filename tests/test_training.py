@@ -262,3 +262,46 @@ def test_a_metric_of_one_phase_is_averaged_over_that_phase():
 def test_an_upload_that_is_no_vector_is_said():
     with pytest.raises(AssertionError, match="the upload 'shared' must be a vector per client"):
         Simulation(algorithm={"name": "methods:Scalar"}).round(0, [[0, 1]])
+
+
+def test_a_straggler_stops_after_its_share_of_all_its_steps():
+    simulation = Simulation(train={"local_epochs": 3, "batch_size": 4, "optimizer": {"lr": 0.05}})
+    engine, clients = simulation.engine, np.arange(4)
+    weights = {"samples": np.full(4, 0.25), "uniform": np.full(4, 0.25)}
+
+    def train(ids, **options):
+        own = {name: w[: len(ids)] for name, w in weights.items()}
+        return engine.train(0, ids, own, simulation.broadcast, simulation.states[ids], **options)
+
+    steps = 3 * -(-engine.partition.num_train[:4] // 4)
+    work = np.array([1.0, 0.5, 1e-9, 0.99])
+    counted = []
+    step = engine.algorithm.client_step
+
+    def counting(carry, batch, ctx):
+        counted.append(1)
+        return step(carry, batch, ctx)
+
+    together = train(clients, work=work)
+    for client in range(4):
+        counted.clear()
+        engine.config.algorithm.__dict__["client_step"] = counting
+        alone = train(clients[client : client + 1], work=work[client : client + 1])
+        del engine.config.algorithm.__dict__["client_step"]
+        assert len(counted) == max(1, int(work[client] * steps[client]))
+        np.testing.assert_allclose(together.states[client], alone.states[0], atol=1e-5)
+        np.testing.assert_allclose(together.metrics["loss"][client], alone.metrics["loss"][0], rtol=1e-4)
+    everything = train(clients)
+    assert not np.allclose(together.states[1], everything.states[1], atol=1e-5)
+    np.testing.assert_allclose(together.states[0], everything.states[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedrep", "apfl", "perfedavg", "fedbabu", "methods:Merge", "methods:OneInTraining"])
+def test_stragglers_of_methods_with_several_phases_report_finite_numbers(name):
+    simulation = Simulation(algorithm={"name": name})
+    clients = np.arange(3)
+    weights = {"samples": np.full(3, 1 / 3), "uniform": np.full(3, 1 / 3)}
+    work = np.array([0.01, 0.5, 1.0])
+    result = simulation.engine.train(0, clients, weights, simulation.broadcast, simulation.states[clients], work=work)
+    assert result.accepted.all()
+    assert all(np.isfinite(values).all() for values in result.metrics.values())
