@@ -181,6 +181,7 @@ def test_a_run_whose_command_was_killed_goes_on_in_the_cluster_and_is_attached_t
     assert [event[1].round for event in seen] == list(range(8))  # from the first round on
 
 
+@pytest.mark.long
 def test_nobody_needs_to_attach_and_then_the_driver_ends_by_itself(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = killed_command(tmp_path)
@@ -206,6 +207,7 @@ def shorten(_):
     raysim.driver.UNATTENDED_SECONDS = 1
 
 
+@pytest.mark.long
 def test_a_run_that_nobody_watches_can_be_stopped_and_resumed(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = killed_command(tmp_path)
