@@ -135,7 +135,7 @@ class MlflowServer:
 
 
 class Nodes:
-    """A Ray cluster of two nodes on this machine, one of which may be lost."""
+    """A Ray cluster of three nodes on this machine, one of which may be lost."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -143,6 +143,7 @@ class Nodes:
         args = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
         self.address = self._cluster.address
+        self._third = self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
         self.other: Any = None
         self.add()
 
@@ -156,7 +157,7 @@ class Nodes:
     def processes(self, name: str) -> list[psutil.Process]:
         """Worker processes of this cluster whose title starts with ``ray::`` and a name."""
         found = []
-        for node in (self._cluster.head_node, self.other):
+        for node in (self._cluster.head_node, self._third, self.other):
             for info in node.all_processes["raylet"] if node is not None else ():
                 with contextlib.suppress(psutil.Error):
                     for process in psutil.Process(info.process.pid).children(recursive=True):
@@ -298,7 +299,7 @@ class Harness:
     def episode(self, name: str, local: bool, faults: int, kinds: list[str] | None, order: Sequence[str] = ()) -> None:
         """A run with at most so many faults, of these kinds; or with one of each kind in ``order``."""
         episode = Episode(self, name, local)
-        self.say(f"{name}, {'a local cluster' if local else 'two nodes'}")
+        self.say(f"{name}, {'a local cluster' if local else 'three nodes'}")
         if self.nodes.other is None:
             self.nodes.add()
         episode.start("run", "run.yaml")
@@ -308,7 +309,7 @@ class Harness:
             if order:
                 self.fault(episode, [order[i]])
                 continue
-            for _ in range(self.random.choice([1, 1, 2])):  # two at once is one for which nobody was ready
+            for _ in range(self.random.choice([1, 2, 3])):  # those that hit who is just recovering are the hard ones
                 time.sleep(self.random.uniform(0.0, 1.5))
                 self.fault(episode, kinds)
         code = episode.finish()
