@@ -48,6 +48,7 @@ class Attempt:
         if self._row.finished:
             checkpoint = self._last()
             if checkpoint is not None and checkpoint.manifest.round == self._spec.config.rounds:
+                self._refuse_other(checkpoint)
                 self._say(f"{self._row.name}: finished before")
                 final, partition = checkpoint.records.final, ray.get(self._spec.setup.partition)
                 table = client_table(final, partition, self._spec.domains)
@@ -65,13 +66,13 @@ class Attempt:
         """From the last checkpoint to the end; ``stack`` gets what is to be done when the run is over, however it ends."""
         checkpoint = self._last()
         if checkpoint is not None:
-            self._spec = self._as_before(checkpoint)
+            self._refuse_other(checkpoint)
         states = StateNodes(self._spec.state_size)
         try:
             self._machine = self._pool.configure(self._spec.setup, states)
             facts = self._facts()
             if checkpoint is not None:
-                self._refuse_other(checkpoint, facts)
+                self._tell_changes(checkpoint, facts)
             if self._journal is None:
                 self._journal = self._open(checkpoint, stack)
             spec = self._spec
@@ -91,7 +92,7 @@ class Attempt:
             return None
         checkpoint, problems = newest(self._folder)
         for problem in problems:
-            self._say(f"{self._row.name}: the checkpoint {problem} It is not used")
+            self._say(f"{self._row.name}: a checkpoint is not used: {problem}")
         if checkpoint is not None and not self._row.finished:
             self._say(f"{self._row.name}: goes on after round {checkpoint.manifest.round}")
         return checkpoint
@@ -104,28 +105,30 @@ class Attempt:
         resources = self._spec.config.resources.model_copy(update={"clients_per_batch": size})
         return with_config(self._spec, self._spec.config.model_copy(update={"resources": resources}))
 
-    def _facts(self) -> dict[str, str]:
-        return {
-            "data": self._spec.dataset_digest,
-            "algorithm": algorithm_code(self._spec.config),
-            "device": self._machine["device_name"],
-            **versions(),
-        }
+    def _sources(self) -> dict[str, str]:
+        """What results depend on besides the configuration, as far as the user decides it."""
+        return {"data": self._spec.dataset_digest, "algorithm": algorithm_code(self._spec.config)}
 
-    def _refuse_other(self, checkpoint: Checkpoint, facts: dict[str, str]) -> None:
+    def _facts(self) -> dict[str, str]:
+        return {**self._sources(), "device": self._machine["device_name"], **versions()}
+
+    def _refuse_other(self, checkpoint: Checkpoint) -> None:
         """Raises ConfigError if the run would go on with another configuration, other data or another algorithm."""
+        self._spec = self._as_before(checkpoint)
         found = differences(checkpoint.manifest.config, self._spec.config.model_dump(mode="json"))
-        old = checkpoint.manifest.facts
-        for key, what in (("data", "the data set"), ("algorithm", "the code of the algorithm")):
-            if old.get(key) != facts[key]:
-                found.append(f"{what} is not what it was")
+        for key, value in self._sources().items():
+            if checkpoint.manifest.facts.get(key) != value:
+                found.append(f"the {'data set' if key == 'data' else 'code of the algorithm'} is not what it was")
         if found:
             raise ConfigError(
                 *(f"{checkpoint.folder.uri}/{checkpoint.name}: {line}" for line in found),
-                "the run can't go on with changes that change its results; start a new one with `raysim run`",
+                "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
             )
-        for key in facts:
-            if key not in ("data", "algorithm") and old.get(key) != facts[key]:
+
+    def _tell_changes(self, checkpoint: Checkpoint, facts: dict[str, str]) -> None:
+        old = checkpoint.manifest.facts
+        for key in facts.keys() - self._sources().keys():
+            if old.get(key) != facts[key]:
                 self._say(f"{self._row.name}: {key} was {old.get(key)}, is {facts[key]}: bits may differ from here on")
 
     def _open(self, checkpoint: Checkpoint | None, stack: ExitStack) -> RunJournal:

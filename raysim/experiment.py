@@ -121,7 +121,7 @@ def resume(
     if (changed := differences(state.config, asked)) or asked["study"] != state.config["study"]:
         raise ConfigError(
             *(changed or ["study: has other entries"]),
-            "the run can't go on with changes that change its results; start a new one with `raysim run`",
+            "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
         )
     folder.lock()
     try:

@@ -145,7 +145,8 @@ class StudyFolder:
                 if time.monotonic() > give_up:
                     os.close(handle)
                     raise ConfigError(
-                        f"{self.uri}: another process goes on with these runs; `raysim attach {self.uri}` shows them"
+                        f"{self.uri}: another process is at work on these runs; `raysim attach {self.uri}` shows them, "
+                        "`raysim run --fresh` starts the same anew"
                     ) from error
             time.sleep(0.2)
         self._lock = handle

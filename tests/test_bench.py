@@ -52,6 +52,7 @@ def test_the_command_writes_its_figures(cluster, small, tmp_path):
     assert {"cpu", "cores", "versions"} <= figures["machine"].keys()
 
 
+@pytest.mark.long
 def test_values_of_a_key_are_measured_in_turn_and_drawn(cluster, small, tmp_path):
     file, picture = tmp_path / "figures.json", tmp_path / "figures.png"
     options = ["--rounds", "2", "--actors", "1", "--json", str(file), "--plot", str(picture)]

@@ -98,6 +98,7 @@ def test_a_driver_that_is_killed_goes_on_by_itself(tmp_path, undisturbed):
         the_driver(tmp_path)
 
 
+@pytest.mark.long
 def test_states_that_are_lost_come_back_from_the_last_checkpoint(tmp_path, undisturbed, monkeypatch):
     """The slot file is damaged by hand: as if its node were gone."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -263,6 +264,21 @@ def test_a_study_goes_on_with_what_is_not_finished(tmp_path):
     assert raysim.run(config, fresh=True).parent_run_id not in (result.parent_run_id, expected.parent_run_id)
 
 
+def test_another_algorithm_under_the_same_name_is_refused(tmp_path, monkeypatch):
+    """Its finished runs, too: they are not skipped as if nothing had changed."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from algorithms import FederatedAlgorithm\n\nclass Mine(FederatedAlgorithm):\n    pi: int = 3\n"
+    (tmp_path / "mine_of_test.py").write_text(code)
+    config = tiny(algorithm={"name": "mine_of_test:Mine"}, rounds=1, tracking={"uri": uri})
+    raysim.run(config)
+    (folder,) = studies(tmp_path)
+    (tmp_path / "mine_of_test.py").write_text(code.replace("3", "4"))
+    with pytest.raises(raysim.ConfigError, match="the code of the algorithm is not what it was"):
+        raysim.resume(folder)
+
+
+@pytest.mark.long
 def test_without_checkpoints_nothing_is_left_behind(tmp_path, undisturbed):
     config = tiny(**{**SLOW, "checkpoint": {"every": None}}, tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
     assert raysim.run(config).runs[0].checksums == undisturbed.checksums

@@ -56,7 +56,7 @@ def test_one_process_at_a_time(tmp_path, monkeypatch):
     )
     assert other.stdout.readline() == "1\n"
     folder = StudyFolder(str(tmp_path))
-    with pytest.raises(ConfigError, match="another process goes on with these runs; `raysim attach"):
+    with pytest.raises(ConfigError, match="another process is at work on these runs; `raysim attach"):
         folder.lock()
     other.kill()  # the lock of a process that was killed is free
     other.wait()
