@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import ray
 from numpy.typing import NDArray
 
@@ -19,10 +18,11 @@ from raysim.config_file import dump
 from raysim.errors import ConfigError, StatesLost
 from raysim.journal import RunJournal
 from raysim.keeper import Keeper
+from raysim.models import saved
 from raysim.node_states import StateNodes
 from raysim.preparation import RunSpec, with_config
-from raysim.records import Records
-from raysim.rounds import RoundReport, Run, client_table
+from raysim.records import Records, client_table
+from raysim.rounds import RoundReport, Run
 from raysim.study import RunResult, Study, versions
 from raysim.study_folder import RunState, algorithm_code, differences
 
@@ -50,9 +50,7 @@ class Attempt:
             if checkpoint is not None and checkpoint.manifest.round == self._spec.config.rounds:
                 self._refuse_other(checkpoint)
                 self._say(f"{self._row.name}: finished before")
-                final, partition = checkpoint.records.final, ray.get(self._spec.setup.partition)
-                table = client_table(final, partition, self._spec.domains)
-                self._study.results.append(self._result(checkpoint.records, checkpoint.shared, table))
+                self._study.results.append(self._result(checkpoint.records, checkpoint.shared))
                 return None
         self._row.finished = False
         with ExitStack() as stack:
@@ -80,7 +78,7 @@ class Attempt:
             def report(report: RoundReport) -> None:
                 self._study.report(self._i, report)
 
-            run = Run(spec.setup, spec.layout, self._pool, states, spec.domains, report, checkpoint)
+            run = Run(spec.setup, spec.layout, self._pool, states, report, checkpoint)
             self._to_the_end(run, self._journal, facts, checkpoint)
         finally:
             states.close()
@@ -178,7 +176,7 @@ class Attempt:
         finally:
             if keeper is not None:
                 keeper.writer.close()
-        result = self._result(run.records, run.shared.numpy(), run.client_table())
+        result = self._result(run.records, run.shared.numpy())
         self._log_results(run, result)
         self._row.finished = True
         self._study.write_state()
@@ -189,15 +187,44 @@ class Attempt:
         left_out, accuracy = run.records.left_out(), run.records.accuracy_table(run.config.data.num_clients)
         self._outbox.put(lambda: tracker.log_table(run_id, result.clients, "clients.csv"))
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
+        if result.new_clients is not None:
+            new = result.new_clients
+            self._outbox.put(lambda: tracker.log_table(run_id, new, "new_clients.csv"))
         if len(left_out):
             self._outbox.put(lambda: tracker.log_table(run_id, left_out, "left_out.csv"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
         self._outbox.put(lambda: tracker.set_tags(run_id, tags))
+        if files := self._models(run):
+            self._outbox.put(lambda: tracker.log_files(run_id, files, saved.FOLDER))
 
-    def _result(self, records: Records, shared: NDArray[np.float32], clients: pd.DataFrame) -> RunResult:
-        entry, seed, run_id = self._spec.entry, self._spec.config.seed, str(self._row.run_id)
+    def _models(self, run: Run) -> dict[str, bytes]:
+        """The trained models as files, as far as they are asked for."""
+        asked, spec = run.config.tracking.models, self._spec
+        if asked == "none":
+            return {}
+        size = 4 * run.num_states * run.state_size
+        sent, clients, states, initial = run.models()
+        files = {
+            "about.json": saved.about_file(run.config, spec.class_names, spec.setup.in_channels),
+            "shared.safetensors": saved.shared_file(sent, spec.layout, ray.get(spec.setup.frozen)),
+        }
+        if asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES):
+            rows = {name: value.numpy() for name, value in states.items()}
+            files["personal.safetensors"] = saved.personal_file(clients, rows, initial)
+        elif asked == "auto":
+            self._say(
+                f"{self._row.name}: the states of {run.num_states:,} clients are {size / 1e9:.1f} GB: they are not among the "
+                "artifacts, unless tracking.models=all"
+            )
+        return files
+
+    def _result(self, records: Records, shared: NDArray[np.float32]) -> RunResult:
+        spec, run_id = self._spec, str(self._row.run_id)
+        entry, seed, partition = spec.entry, spec.config.seed, ray.get(spec.setup.partition)
+        clients = client_table(records.final, partition, spec.class_counts, spec.domains)
+        new = client_table(records.new, partition, spec.class_counts, spec.domains) if records.new else None
         history = records.history(entry, seed, run_id)
-        return RunResult(entry, seed, run_id, history, clients, shared, dict(self._row.checksums))
+        return RunResult(entry, seed, run_id, history, clients, new, shared, dict(self._row.checksums))
 
 
 def _sizes(spec: RunSpec) -> dict[str, int]:

@@ -213,10 +213,13 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
             kind, _, what = key.partition(".")
             ids = tensors.get(f"{kind}.clients", np.empty(0))
             _check(ids.dtype == np.int64 and ids.shape == values.shape, entry.name, f"{key} is not of its clients")
-            in_range = ids.ndim == 1 and bool(((ids >= 0) & (ids < manifest.num_clients)).all())
+            last = np.iinfo(np.int64).max if kind == "new" else manifest.num_clients  # of new clients any id
+            in_range = ids.ndim == 1 and bool(((ids >= 0) & (ids < last)).all())
             _check(in_range, entry.name, f"{kind}.clients has unknown clients")
             if kind == "final":
                 records.final[what] = values
+            elif kind == "new":
+                records.new[what] = values
             elif what == "accuracy":
                 _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} is of no round")
                 records.accuracy.append((int(kind), ids, values))
@@ -225,6 +228,8 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
             entry.name,
             "it has half a table of clients",
         )
+        whole = records.new.keys() in (set(), {"clients", "before", "after"})
+        _check(whole, entry.name, "it has half a table of new clients")
     records.accuracy.sort(key=lambda row: row[0])
     return records
 

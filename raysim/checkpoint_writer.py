@@ -225,6 +225,7 @@ class CheckpointWriter:
         for round, clients, accuracy in records.accuracy[durable.num_accuracy :]:
             tensors |= {f"{round}.clients": clients, f"{round}.accuracy": accuracy}
         tensors |= {f"final.{name}": values for name, values in records.final.items()}
+        tensors |= {f"new.{name}": values for name, values in records.new.items()}
         if tensors:
             durable.clients.append(put("clients", save_tensors(tensors)))
         durable.num_rounds, durable.num_accuracy = len(records.rounds), len(records.accuracy)

@@ -80,7 +80,7 @@ class ClientActor:
             ClientError: the algorithm raised; names the client.
             StatesLost: a node that has a state of one of the clients is gone.
         """
-        start = time.perf_counter()
+        start, now = time.perf_counter(), time.time()
         assert self._engine is not None
         assert self._states is not None
         if self._broadcast is None or self._broadcast[0] != version:
@@ -89,7 +89,7 @@ class ClientActor:
         if self._partial.round != task.round and task.kind == "train":
             self._partial = PartialSum(task.round)
         try:
-            return TaskResult(task, *self._run(task), time.perf_counter() - start)
+            return TaskResult(task, *self._run(task), now, time.perf_counter() - start)
         except StatesLost:
             raise
         except Exception as error:
@@ -108,9 +108,8 @@ class ClientActor:
         if task.kind == "global":
             return None, {}, {}, self._engine.evaluate_global(task.round, task.clients, broadcast)
         states = self._states.read(task.read, self._engine.initial_state)
-        if task.kind == "evaluate":
+        if task.kind in ("evaluate", "unadapted"):
             return None, {}, {}, self._engine.evaluate(task.round, task.clients, broadcast, states)
-        assert task.write is not None
         assert task.weights is not None
         messages = {k: torch.from_numpy(v).to(self._engine.device) for k, v in (task.messages or {}).items()}
         trained = self._engine.train(
@@ -121,10 +120,14 @@ class ClientActor:
             states,
             messages,
             task.evaluate,
-            sensitivity=task.pooled is None,
+            sensitivity=task.kind == "train" and task.pooled is None,
             pooled=task.pooled,
             work=task.work,
+            epochs=self._engine.config.evaluate.adapt_epochs if task.kind == "adapted" else None,
         )
+        if task.kind == "adapted":
+            return None, {}, {}, trained.evaluation
+        assert task.write is not None
         self._states.write(task.write, trained.states)
         self._partial.add(task.index, trained.sums)
         return trained.accepted, trained.metrics, trained.squared_updates, trained.evaluation
@@ -158,7 +161,7 @@ class ClientActor:
         weights = {k: v[one] for k, v in (task.weights or {}).items()}
         messages = {k: torch.from_numpy(v[one]).to(self._engine.device) for k, v in (task.messages or {}).items()}
         try:
-            if task.kind == "train":
+            if task.weights is not None:
                 self._engine.train(
                     task.round, task.clients[one], weights, self._broadcast[1], states, messages, task.evaluate
                 )

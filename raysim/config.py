@@ -222,6 +222,11 @@ class EvaluateConfig(Section):
     """``paper``: a client that has just trained with its own parameters before aggregation, any other with the round's
     incoming shared parameters and its personal ones. ``aggregated``: everyone after the server step, with the new shared
     parameters and their personal ones."""
+    new_clients: int = Field(0, ge=0)
+    """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
+    train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
+    adapt_epochs: Positive = 1
+    """new_clients: local epochs of their adaptation, as the algorithm trains its clients."""
 
 
 class ResourcesConfig(Section):
@@ -273,6 +278,9 @@ class TrackingConfig(Section):
     """Tracking URI; null: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the directory of the command."""
     experiment: str | None = None
     """Experiment; null: the ``name`` of the file."""
+    models: Literal["auto", "all", "shared", "none"] = "auto"
+    """Trained models among the artifacts: the shared parameters and the state of every client. auto: all, or the shared ones
+    only if the states are more than a gigabyte."""
 
 
 def _algorithm(value: Any) -> Any:

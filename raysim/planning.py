@@ -12,7 +12,7 @@ from raysim import seeds
 from raysim.cohort import participation
 from raysim.config import Config
 from raysim.data.partitions import Partition
-from raysim.personal_store import SlotIndex
+from raysim.personal_store import NEVER_TRAINED, SlotIndex
 from raysim.tasks import Task
 
 Ints = NDArray[np.int64]
@@ -70,7 +70,10 @@ class Planner:
         """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
         partition, one = self._partition, cohort[:1] * 0
         rng = seeds.stream(self._config.seed, "pooled", round)
-        drawn = rng.choice(partition.all_train, int(partition.num_train[cohort].sum()), replace=False)
+        those_of_clients = int(partition.num_train[: self._config.data.num_clients].sum())  # not of new ones
+        drawn = rng.choice(
+            partition.all_train[:those_of_clients], int(partition.num_train[cohort].sum()), replace=False
+        )
         weights = {"samples": np.ones(1), "uniform": np.ones(1)}
         state, reports = self._index.addresses[one], np.ones(1, np.bool_)
         return Task(
@@ -89,6 +92,28 @@ class Planner:
             Task(kind, first + i, round, ids, self._index.addresses[ids], samples=len(ids) * int(sizes[ids].max()))
             for i, ids in enumerate(cut(clients, sizes[clients], self._size))
         ]
+
+    def newcomers(self, round: int, messages: dict[str, NDArray[np.float32]], first: int) -> list[Task]:
+        """Clients that never took part, evaluated before and after they adapt; ``messages`` have a row for each of them."""
+        start, sizes = self._config.data.num_clients, self._partition.num_train
+        epochs = len(self._config.algorithm.epochs(self._config.evaluate.adapt_epochs))
+        tasks: list[Task] = []
+        for ids in cut(np.arange(start, len(sizes)), sizes[start:], self._size):
+            state, ones = np.full(len(ids), NEVER_TRAINED, np.int64), np.ones(len(ids))
+            rows = {name: m[ids - start] for name, m in messages.items()}
+            weights = {"samples": ones, "uniform": ones}
+            count = len(ids) * int(sizes[ids].max())
+            tasks += [
+                Task("unadapted", first + len(tasks), round, ids, state, samples=count),
+                Task(
+                    *("adapted", first + len(tasks) + 1, round, ids, state),
+                    weights=weights,
+                    messages=rows,
+                    evaluate=True,
+                    samples=epochs * count,
+                ),
+            ]
+        return tasks
 
 
 def padding(tasks: Sequence[Task], num_train: Ints) -> float:

@@ -82,7 +82,7 @@ def prepare(config: Config) -> list[Prepared]:
     prepared = []
     for entry, child in children(config):
         try:
-            prepared.append(_prepare_one(entry, child, cache))
+            prepared.append(prepare_on(entry, child, *load_data(child, cache)))
         except ConfigError as error:
             if config.study is None:
                 raise
@@ -91,16 +91,23 @@ def prepare(config: Config) -> list[Prepared]:
     return prepared
 
 
-def _prepare_one(entry: str, config: Config, cache: dict[str, Any]) -> Prepared:
-    """``cache`` has the data sets and partitions of earlier runs."""
-    source = _source_key(config.data, config.model.image_size)
+def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Dataset, Partition]:
+    """The data set of a run and its division; ``cache`` has those of earlier runs.
+
+    Raises:
+        ConfigError: see its message.
+    """
+    cache = {} if cache is None else cache
+    new = config.evaluate.new_clients
+    everyone = config.data.model_copy(update={"num_clients": config.data.num_clients + new})
+    source = _source_key(everyone, config.model.image_size)
     if source not in cache:
-        cache[source] = load_dataset(config.data, config.model.image_size)
+        cache[source] = load_dataset(everyone, config.model.image_size)
     dataset: Dataset = cache[source]
-    split = f"{source} {config.data.model_dump_json()} {config.seed}"
+    split = f"{source} {config.data.model_dump_json()} {new} {config.seed}"
     if split not in cache:
-        cache[split] = make_partition(config.data, dataset, config.seed)
-    return prepare_on(entry, config, dataset, cache[split])
+        cache[split] = make_partition(config.data, dataset, config.seed, new)
+    return dataset, cache[split]
 
 
 def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partition) -> Prepared:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from raysim.data.partitions import Partition
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -40,6 +42,8 @@ class Records:
     """(round, clients (E,), accuracy (E,)) of every evaluated round."""
     final: dict[str, NDArray[Any]] = field(default_factory=dict)
     """``clients``, ``accuracy`` and ``auc`` (N,) of the last round."""
+    new: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """``clients``, ``before`` and ``after`` (M,): the accuracy of clients that never took part, before and after adapting."""
 
     def accuracy_table(self, num_clients: int) -> dict[str, NDArray[Any]]:
         """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
@@ -67,3 +71,28 @@ class Records:
         results = [{"round": float(r.round), **r.metrics} for r in self.rounds]
         kept = [sorted((k, v) for k, v in row.items() if not k.startswith("system/")) for row in results]
         return hashlib.sha256(repr(kept).encode()).hexdigest()
+
+
+def client_table(
+    results: dict[str, NDArray[Any]], partition: Partition, class_counts: Ints, domains: NDArray[np.str_]
+) -> pd.DataFrame:
+    """A row per client after the last round, from ``Records.final`` or ``Records.new``.
+
+    ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one class only, log2 of their number if
+    all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of all clients.
+    """
+    ids = results["clients"]
+    shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
+    measured: dict[str, NDArray[Any]] = {
+        name: results[name] for name in ("accuracy", "auc", "before", "after") if name in results
+    }
+    return pd.DataFrame(
+        {
+            "client": ids,
+            **measured,
+            "train_samples": partition.num_train[ids],
+            "test_samples": partition.num_test[ids],
+            "label_entropy": -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
+            "domain": domains[ids],
+        }
+    )

@@ -9,10 +9,8 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import ray
 import torch
 from numpy.typing import NDArray
@@ -28,7 +26,7 @@ from raysim.evaluation import ClientResults
 from raysim.node_states import StateNodes
 from raysim.optimizers import Tensors
 from raysim.parameters import ParameterLayout
-from raysim.personal_store import SlotIndex, StateLayout, check_space
+from raysim.personal_store import NEVER_TRAINED, SlotIndex, StateLayout, check_space
 from raysim.planning import Planner, padding
 from raysim.records import Records, RoundRecord
 from raysim.scheduling import ActorPool, Done
@@ -74,7 +72,6 @@ class Run:
         layout: of the run's model.
         pool: configured for this run.
         states: where the personal states of the run are, all of them still free.
-        domains: of each client, for the table of clients.
         report: told how far the run is.
         checkpoint: to go on from.
 
@@ -88,11 +85,10 @@ class Run:
         layout: ParameterLayout,
         pool: ActorPool,
         states: StateNodes,
-        domains: NDArray[np.str_],
         report: Callable[[RoundReport], None],
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.config, self._pool, self._domains, self._report = setup.config, pool, domains, report
+        self.config, self._pool, self._report = setup.config, pool, report
         self._algorithm, self._layout, self._states = self.config.algorithm, layout, states
         labels, partition, initial = ray.get([setup.labels, setup.partition, setup.initial])
         self._labels: Ints = labels
@@ -136,7 +132,7 @@ class Run:
             self.next_round,
             self.shared.numpy(),
             {name: tensor.numpy() for name, tensor in self._server_state.items()},
-            Records(list(records.rounds), list(records.accuracy), dict(records.final)),
+            Records(list(records.rounds), list(records.accuracy), dict(records.final), dict(records.new)),
             OpenRound(round=left.round, metrics=left.metrics, rejected=left.rejected, dropped=left.dropped)
             if left
             else None,
@@ -155,7 +151,7 @@ class Run:
         """
         start, round = time.perf_counter(), self.next_round
         cohort = sample_cohort(self.config, round)
-        messages = self._messages(cohort)
+        messages = self._messages(self.index.addresses[cohort])
         sent = self._broadcast_bytes + sum(4 * rows.shape[1] for rows in messages.values())
         tasks = self._planner.training(round, cohort, messages, self._evaluates(round) and self._evaluates_before)
         if self._evaluates_before:
@@ -220,6 +216,9 @@ class Run:
             late = self._planner.evaluation("evaluate", round, self._evaluated(round), LATE)
         if self._layout.num_personal == 0:
             late += self._planner.evaluation("global", round, self._asked(round), LATE + len(late))
+        if round + 1 == self.config.rounds and (new := self.config.evaluate.new_clients):
+            messages = self._messages(np.full(new, NEVER_TRAINED))
+            late += self._planner.newcomers(round, messages, LATE + len(late))
         return late
 
     def _complete(self, now: _Round | None) -> list[RoundRecord]:
@@ -264,16 +263,21 @@ class Run:
             personal.update(self.read_states(self.index.addresses[chunk]).tobytes())
         return {"shared": shared.hexdigest(), "personal": personal.hexdigest(), "metrics": self.records.checksum()}
 
-    def client_table(self) -> pd.DataFrame:
-        """Every client after the last round."""
-        return client_table(self.records.final, self._partition, self._domains)
+    def models(self) -> tuple[Tensors, Ints, Tensors, Tensors]:
+        """What the server would send now; clients (M,) that have trained, their states (each (M, n)), that of all others."""
+        ids = np.flatnonzero(self.index.addresses >= 0)
+        rows = torch.from_numpy(self.read_states(self.index.addresses[ids]))
+        initial = self._state_layout.unpack(torch.from_numpy(self._initial_state))
+        sent = self._algorithm.broadcast(self.shared, self._server_state)
+        return sent, ids, self._state_layout.unpack(rows), initial
 
     # Tasks.
 
-    def _messages(self, cohort: Ints) -> dict[str, NDArray[np.float32]]:
+    def _messages(self, addresses: Ints) -> dict[str, NDArray[np.float32]]:
+        """A row for each of the clients with states at addresses (K,)."""
         if not self._algorithm.reads_cohort_states:
             return {}
-        rows = torch.from_numpy(self.read_states(self.index.addresses[cohort]))
+        rows = torch.from_numpy(self.read_states(addresses))
         messages = self._algorithm.server_messages(self._state_layout.unpack(rows))
         return {name: m.float().numpy() for name, m in messages.items()}
 
@@ -340,7 +344,25 @@ class Run:
         if shared:
             merged = ClientResults.merge(shared)
             metrics["global/accuracy"] = float(merged.correct.sum() / merged.num_test.sum())
-        return metrics
+        return metrics | self._newcomers(row.results)
+
+    def _newcomers(self, results: list[TaskResult]) -> dict[str, float]:
+        """Clients that never took part, before and after they adapted."""
+        parts = {
+            kind: [r.evaluation for r in results if r.evaluation is not None and r.task.kind == kind]
+            for kind in ("unadapted", "adapted")
+        }
+        if not all(parts.values()):
+            return {}
+        before, after = (ClientResults.merge(evaluations) for evaluations in parts.values())
+        before, after = before.only(after.clients), after.only(before.clients)  # one may have been dropped
+        self.records.new = {"clients": before.clients, "before": before.accuracy, "after": after.accuracy}
+        return {
+            "new_clients/accuracy_before_mean": float(before.accuracy.mean()),
+            "new_clients/accuracy_before_std": float(before.accuracy.std()),
+            "new_clients/accuracy_after_mean": float(after.accuracy.mean()),
+            "new_clients/accuracy_after_std": float(after.accuracy.std()),
+        }
 
     def _personalized(self, round: int, results: list[TaskResult]) -> dict[str, float]:
         parts = [r.evaluation for r in results if r.evaluation is not None]
@@ -363,18 +385,3 @@ class Run:
             "system/actor_busy_fraction": self._busy_seconds / (max(1, len(self._pool.workers)) * seconds),
             "system/padding_fraction": padding(trained, self._partition.num_train) if trained else 0.0,
         }
-
-
-def client_table(final: dict[str, NDArray[Any]], partition: Partition, domains: NDArray[np.str_]) -> pd.DataFrame:
-    """A row per client, from ``Records.final``."""
-    ids = final["clients"]
-    return pd.DataFrame(
-        {
-            "client": ids,
-            "accuracy": final["accuracy"],
-            "auc": final["auc"],
-            "train_samples": partition.num_train[ids],
-            "test_samples": partition.num_test[ids],
-            "domain": domains[ids],
-        }
-    )

@@ -93,7 +93,9 @@ class Costs:
 
     def __init__(self) -> None:
         # Before the first measurement: a step of training is a forward and a backward pass, which costs two of those.
-        self._seconds: dict[str, float] = {"train": 3.0, "evaluate": 1.0, "global": 1.0}
+        self._seconds: dict[str, float] = {"train": 3.0, "adapted": 3.0} | dict.fromkeys(
+            ("evaluate", "unadapted", "global"), 1.0
+        )
         self._measured: set[str] = set()
 
     def expected(self, task: Task) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 # The position is part of the seed: append, never reorder.
 PURPOSES = (
     *("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate", "pooled"),
-    *("reports", "stragglers"),
+    *("reports", "stragglers", "new_clients"),
 )
 
 

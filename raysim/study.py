@@ -60,6 +60,9 @@ class RunResult:
     run_id: str
     history: pd.DataFrame
     clients: pd.DataFrame
+    """A row per client after the last round: accuracy, AUC, samples, label entropy, domain."""
+    new_clients: pd.DataFrame | None
+    """The same of clients that never took part, ``before`` and ``after`` they adapted; None if there are none."""
     shared: NDArray[np.float32]
     checksums: dict[str, str]
 

@@ -35,7 +35,8 @@ class Task:
     """A client batch and what to do with it.
 
     Attributes:
-        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients.
+        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients; of
+            clients that never took part ``unadapted``, as ``evaluate``, and ``adapted``: train, evaluate and forget.
         index: position among the round's tasks.
         weights: planned shares (K,) by weighting.
         read: addresses (K,) of the clients' states.
@@ -47,7 +48,7 @@ class Task:
         samples: that go through the model, padding included; what it is expected to cost.
     """
 
-    kind: Literal["train", "evaluate", "global"]
+    kind: Literal["train", "evaluate", "global", "unadapted", "adapted"]
     index: int
     round: int
     clients: Ints
@@ -82,5 +83,7 @@ class TaskResult:
     metrics: dict[str, Floats]
     squared_updates: dict[str, Floats]
     evaluation: Evaluation | None
+    started: float = 0.0
+    """Seconds since 1970, by the clock of the actor's node."""
     seconds: float = 0.0
     """For which the actor was busy with it."""

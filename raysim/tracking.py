@@ -117,6 +117,37 @@ def checkpoint_of(uri: str, run_id: str) -> str:
     return str(tags[CHECKPOINT_TAG])
 
 
+def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
+    """A folder of a run's artifacts, on this machine.
+
+    Raises:
+        ConfigError: there is no such run, or it has no such folder.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"there is no MLflow store {uri} (--uri names another)")
+    try:
+        with _few_retries():
+            client = MlflowClient(uri)
+            run = client.get_run(run_id)
+            children = [run_id]
+            if run.data.tags.get("raysim.kind") == "study":
+                found = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+                children = [f"{child.info.run_id} ({child.info.run_name})" for child in found]
+                raise ConfigError(f"{run_id} is a study; name one of its runs: {', '.join(reversed(children))}")
+            if not client.list_artifacts(run_id, folder):
+                raise ConfigError(
+                    f"run {run_id} has no artifacts {folder!r} (tracking.models: none, or it has not finished)"
+                )
+            return Path(client.download_artifacts(run_id, folder, str(into)))
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
+
+
 @contextmanager
 def _few_retries() -> Iterator[None]:
     """MLflow tries an unreachable server for minutes; at first contact the address is more likely wrong."""
@@ -239,6 +270,12 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / name).write_bytes(data)
             self._client.log_artifact(run_id, str(Path(folder) / name))
+
+    def log_files(self, run_id: str, files: Mapping[str, bytes], folder: str) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            for name, data in files.items():
+                (Path(place) / name).write_bytes(data)
+            self._client.log_artifacts(run_id, place, folder)
 
     def log_arrays(self, run_id: str, arrays: Mapping[str, NDArray[Any]], name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -113,13 +113,15 @@ class ClientEngine:
         pooled: Ints | None = None,
         steps: int | None = None,
         work: Floats | None = None,
+        epochs: int | None = None,
     ) -> Training:
         """Train clients (K,) from states (K, size) and sum up their uploads.
 
         ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
         or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
         ``pooled`` are samples to train on in place of the clients' own; then K is 1. ``steps`` ends every local epoch after
-        so many. ``work`` (K,) is the share of all its local steps after which a client stops, at least one step.
+        so many. ``work`` (K,) is the share of all its local steps after which a client stops, at least one step. ``epochs``
+        are in place of ``train.local_epochs``.
         """
         context = self._context(round, broadcast, training=True)
         before = self._state(states)
@@ -127,7 +129,7 @@ class ClientEngine:
         self._seed("dropout", round, clients)
         inputs = {**before, **(messages or {})}
         carry = for_each(lambda state: self.algorithm.client_init(state, context))(inputs)
-        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps, work)
+        carry, metrics = self._local_epochs(for_each, carry, context, clients, pooled, steps, work, epochs)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
@@ -172,6 +174,12 @@ class ClientEngine:
             return self._evaluate_one(clients, theta)  # all clients have the same parameters
         shared = context.broadcast["shared"].expand(len(clients), -1)
         return self._evaluate(round, clients, shared, self._state(states), context)
+
+    @torch.no_grad()
+    def personalized(self, round: int, clients: Ints, broadcast: Tensors, states: Tensors) -> Tensor:
+        """The parameters (K, P) with which clients (K,) with states (each (K, n)) are evaluated, adapted if need be."""
+        context = self._context(round, broadcast, training=False)
+        return self._personalized(round, clients, broadcast["shared"].expand(len(clients), -1), states, context)
 
     @torch.no_grad()
     def evaluate_global(self, round: int, clients: Ints, broadcast: Tensors) -> Evaluation:
@@ -238,9 +246,10 @@ class ClientEngine:
         pooled: Ints | None,
         steps: int | None,
         work: Floats | None,
+        epochs: int | None,
     ) -> tuple[Any, Tensors]:
         """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
-        phases = self.algorithm.epochs(self.config.train.local_epochs)
+        phases = self.algorithm.epochs(epochs or self.config.train.local_epochs)
         pool = self._pool(self.partition.train if pooled is None else lambda _: pooled, clients)
         order = self._order("batches", context.round, clients, pool, len(phases))
         left = self._steps_left(pool, len(phases), work)
@@ -276,10 +285,8 @@ class ClientEngine:
         self, round: int, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext
     ) -> Evaluation:
         """Clients (K,) with shared parameters (K, S) and their states, adapted if the algorithm says so."""
+        theta = self._personalized(round, clients, shared, state, context)
         for_each = self._for_each(len(clients))
-        theta = for_each(lambda shared, state: self.algorithm.personalize(shared, state, context))(shared, state)
-        if self.algorithm.adapt_steps():
-            theta = self._adapted(for_each, theta, round, clients, context)
         self._training_mode(False)
         pool = self._pool(self.partition.test, clients)
         chunk = max(1, EVALUATION_SAMPLES // len(clients))
@@ -289,6 +296,17 @@ class ClientEngine:
         own = to_device(torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]), self.device)
         correct = (hits & own).sum(dim=1)
         return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
+
+    def _personalized(
+        self, round: int, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext
+    ) -> Tensor:
+        """The parameters (K, P) that are evaluated."""
+        for_each = self._for_each(len(clients))
+        theta = for_each(lambda shared, state: self.algorithm.personalize(shared, state, context))(shared, state)
+        if self.algorithm.adapt_steps():
+            theta = self._adapted(for_each, theta, round, clients, context)
+        result: Tensor = theta
+        return result
 
     def _adapted(self, for_each: Any, theta: Tensor, round: int, clients: Ints, context: ClientContext) -> Tensor:
         """Parameters (K, P) after ``adapt`` on the first batch of as many shuffled epochs as there are steps."""

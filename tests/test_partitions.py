@@ -189,3 +189,25 @@ def test_what_many_clients_have_is_found_at_once():
     assert partition.tests(np.array([2, 0])).tolist() == [5, 0]
     each = [partition.test(c) for c in (0, 1, 2)]
     assert partition.tests(np.arange(3)).tolist() == np.concatenate(each).tolist()
+
+
+def test_new_clients_are_drawn_from_all_and_become_the_last(digits):
+    config = DataConfig(name="digits", rotated_domains=True, num_clients=9, partition={"name": "by_domain"})
+    everyone = make_partition(config.model_copy(update={"num_clients": 12}), digits, 0)
+    divided = make_partition(config, digits, 0, new_clients=3)
+    assert divided.num_clients == 12
+    before = {tuple(everyone.train(i)) + tuple(everyone.test(i)) for i in range(12)}
+    assert {tuple(divided.train(i)) + tuple(divided.test(i)) for i in range(12)} == before
+    assert len({make_partition(config, digits, seed, new_clients=3).train(11)[0] for seed in range(3)}) == 3
+    domains = divided.client_domains(digits)
+    assert sorted(everyone.client_domains(digits)) == sorted(domains)
+    plain = make_partition(config, digits, 0, new_clients=0)
+    assert plain.num_clients == 9
+
+
+def test_reordered_clients_keep_their_samples():
+    partition = Partition(np.array([5, 6, 1, 2, 3, 9]), np.array([0, 2, 5, 6]), np.array([1, 2, 1]))
+    other = partition.reordered(np.array([2, 0, 1]))
+    assert other.offsets.tolist() == [0, 1, 3, 6]
+    assert (other.train(1).tolist(), other.test(1).tolist()) == ([5], [6])
+    assert (other.train(2).tolist(), other.test(2).tolist()) == ([1, 2], [3])

@@ -32,13 +32,16 @@ class ShuffledPool:
         engine, states = self.engine, self.slots.read(task.read, self.engine.initial_state)
         if task.kind == "global":
             return TaskResult(task, None, {}, {}, engine.evaluate_global(task.round, task.clients, broadcast))
-        if task.kind == "evaluate":
+        if task.kind in ("evaluate", "unadapted"):
             return TaskResult(task, None, {}, {}, engine.evaluate(task.round, task.clients, broadcast, states))
         messages = {k: torch.from_numpy(v) for k, v in task.messages.items()}
         t = engine.train(
             *(task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate, True, task.pooled),
             work=task.work,
+            epochs=engine.config.evaluate.adapt_epochs if task.kind == "adapted" else None,
         )
+        if task.kind == "adapted":
+            return TaskResult(task, None, {}, {}, t.evaluation)
         self.slots.write(task.write, t.states)
         part.add(task.index, t.sums)
         return TaskResult(task, t.accepted, t.metrics, t.squared_updates, t.evaluation)
@@ -52,7 +55,7 @@ def run(tmp_path, seed, **changes):
     setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1)
     states = StateNodes(engine.state_layout.size)
     pool, reports = ShuffledPool(engine, states, seed), []
-    rounds = Run(setup, engine.layout, pool, states, np.zeros(8, "U1"), reports.append)
+    rounds = Run(setup, engine.layout, pool, states, reports.append)
     done = [[r.round for r in rounds.round()] for _ in range(config.rounds)]
     done.append([r.round for r in rounds.finish()])
     return rounds, done, pool, [r for r in reports if r.completed is not None]
@@ -69,7 +72,8 @@ def history(rounds):
         {"algorithm": {"name": "fedavg"}, "evaluate": {"every": 2}},
         {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 1}, "evaluate": {"protocol": "aggregated"}},
         {"algorithm": {"name": "methods:Scaffold"}, "evaluate": {"clients": "cohort"}},
-        {"algorithm": {"name": "centralized"}},
+        {"algorithm": {"name": "centralized"}, "evaluate": {"new_clients": 2}},
+        {"evaluate": {"new_clients": 3, "adapt_epochs": 2}},
     ],
     ids=str,
 )
@@ -92,6 +96,31 @@ def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(clus
     evaluated = [sorted(row) for row in history(rounds) if "global/accuracy" in row]
     assert len(evaluated) == 2
     assert [r["round"] for r in history(rounds)] == [0, 1, 2, 3]
+
+
+def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(cluster, tmp_path):
+    new = {"new_clients": 3, "adapt_epochs": 2}
+    rounds, done, pool, _ = run(tmp_path, 0, cohort={"fraction": 1.0}, evaluate=new, resources={"clients_per_batch": 2})
+    assert done == [[0], [1], [2], [], [3]]
+    kinds = [kind for _, kind, _, version in pool.log if version == 5]
+    assert sorted(set(kinds)) == ["adapted", "unadapted"]
+    assert rounds.index.addresses.shape == (8,)
+    engine, ids = pool.engine, np.arange(8, 11)
+    broadcast = {"shared": rounds.shared}
+    initial = np.tile(engine.initial_state, (3, 1))
+    before = engine.evaluate(3, ids, broadcast, initial)
+    ones = {"samples": np.ones(3), "uniform": np.ones(3)}
+    one_epoch = engine.train(3, ids, ones, broadcast, initial, epochs=1).evaluation
+    after = engine.train(3, ids, ones, broadcast, initial, epochs=2).evaluation
+    found = rounds.records.new
+    assert found["clients"].tolist() == [8, 9, 10]
+    assert found["before"].tolist() == (before.correct / before.num_test).tolist()
+    assert found["after"].tolist() == (after.correct / after.num_test).tolist()
+    assert after.correct.tolist() != one_epoch.correct.tolist()
+    last = history(rounds)[-1]
+    assert last["new_clients/accuracy_after_mean"] == pytest.approx(found["after"].mean())
+    assert last["new_clients/accuracy_before_std"] == pytest.approx(found["before"].std())
+    assert not any(key.startswith("new_clients/") for row in history(rounds)[:-1] for key in row)
 
 
 def test_nothing_is_late_when_all_is_evaluated_beside_the_training(cluster, tmp_path):

@@ -22,7 +22,7 @@ class Simulation:
     def __init__(self, **changes):
         self.config = tiny(**changes)
         dataset = load_dataset(self.config.data, self.config.model.image_size)
-        partition = make_partition(self.config.data, dataset, 0)
+        partition = make_partition(self.config.data, dataset, 0, self.config.evaluate.new_clients)
         self.algorithm = self.config.algorithm
         model = build_model(self.config.model, self.algorithm, 10, 1, 0)
         layout = layout_of(model, self.algorithm)

@@ -57,7 +57,7 @@ class SteppedDriver:
         self._pool.configure(spec.setup, self._states)
         self._tracker, outbox = Tracker(uri, config.name), Outbox(log.warning, stop)
         self._journal = RunJournal(self._tracker, outbox, self._tracker.start(config.name, {}, {}), None, resumed=False)
-        self._run = Run(spec.setup, spec.layout, self._pool, self._states, spec.domains, lambda _: None)
+        self._run = Run(spec.setup, spec.layout, self._pool, self._states, lambda _: None)
         self._keeper: Keeper | None = None
         if config.checkpoint.every is not None:
             folder = Folder(checkpoint_root(config.checkpoint, uri))

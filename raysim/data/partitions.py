@@ -67,6 +67,12 @@ class Partition:
         """The test samples of clients (E,), client after client."""
         return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_test[clients])]
 
+    def reordered(self, clients: Ints) -> Partition:
+        """The same clients under new ids: client i is what ``clients[i]`` was, for a permutation (N,)."""
+        sizes = np.diff(self.offsets)[clients]
+        indices = self.indices[ranges(self.offsets[clients], sizes)]
+        return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]), self.num_train[clients])
+
     def class_counts(self, labels: Ints, num_classes: int) -> Ints:
         """(N, classes): how many samples of each class a client has, training and test together."""
         owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
@@ -130,12 +136,15 @@ def client_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.D
     return table if dataset.domains is not None else table.drop(columns="domain")
 
 
-def make_partition(config: DataConfig, dataset: Dataset, seed: int) -> Partition:
-    """Divide a data set as the configuration says.
+def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients: int = 0) -> Partition:
+    """Divide a data set as the configuration says, over ``new_clients`` more clients than take part; those are the last.
+
+    They are drawn at random, except from a split that is given: there they are the last ones of it.
 
     Raises:
         ConfigError: the data set can't be divided so; the message says what would work.
     """
+    config = config.model_copy(update={"num_clients": config.num_clients + new_clients})
     if config.partition.name == "file":
         path = local_path(config.partition.path or "", "data.partition.path")
         return _from_file(path, config.num_clients, len(dataset.labels))
@@ -150,7 +159,12 @@ def make_partition(config: DataConfig, dataset: Dataset, seed: int) -> Partition
         )
     rng = seeds.stream(seed, "partition")
     owner = _owner(config, dataset, rng)
-    return _split(owner, num_clients, config.test_fraction, seeds.stream(seed, "split"))
+    partition = _split(owner, num_clients, config.test_fraction, seeds.stream(seed, "split"))
+    if not new_clients:
+        return partition
+    new = seeds.stream(seed, "new_clients").choice(num_clients, new_clients, replace=False)
+    others = np.setdiff1d(np.arange(num_clients), new)
+    return partition.reordered(np.concatenate([others, np.sort(new)]))
 
 
 def _owner(config: DataConfig, dataset: Dataset, rng: np.random.Generator) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -76,15 +76,8 @@ def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
         raise ConfigError(
             f"model.name: timm has no model {config.name!r}; the nearest are {', '.join(close) or 'none'}"
         )
-    arguments = {"num_classes": num_classes, "in_chans": in_channels, **config.kwargs}
     try:
-        try:
-            return timm.create_model(config.name, pretrained=config.pretrained, img_size=config.image_size, **arguments)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            # A convolutional model takes images of any size.
-            return timm.create_model(config.name, pretrained=config.pretrained, **arguments)
+        return _create(config, num_classes, in_channels)[0]
     except Exception as error:  # timm passes on whatever a wrong argument leads to, even ZeroDivisionError
         if config.pretrained and isinstance(error, (RuntimeError, OSError)):
             raise _no_weights(config.name, error) from error
@@ -92,6 +85,23 @@ def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
             f"model: timm can't build {config.name} at image_size {config.image_size} with kwargs {config.kwargs}: "
             f"{error or type(error).__name__}"
         ) from error
+
+
+def plain_model(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's model without a plugin or trained values, and the arguments of ``timm.create_model`` that make it."""
+    return _create(config.model_copy(update={"pretrained": False}), num_classes, in_channels)
+
+
+def _create(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    arguments = {"num_classes": num_classes, "in_chans": in_channels, **config.kwargs}
+    sized = {"img_size": config.image_size, **arguments}
+    try:
+        return timm.create_model(config.name, pretrained=config.pretrained, **sized), sized
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    # A convolutional model takes images of any size.
+    return timm.create_model(config.name, pretrained=config.pretrained, **arguments), arguments
 
 
 def _no_weights(name: str, error: Exception) -> ConfigError:

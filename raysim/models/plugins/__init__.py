@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from raysim.models.plugins.adapter import add_adapter
-from raysim.models.plugins.lora import add_lora
-from raysim.models.plugins.prefix import add_plain_prefix, add_prefix
+from raysim.models.plugins.adapter import Adapter, add_adapter
+from raysim.models.plugins.lora import LoRA, add_lora
+from raysim.models.plugins.prefix import PlainPrefix, Prefix, add_plain_prefix, add_prefix
 from raysim.models.plugins.prompt import add_prompt
 
-__all__ = ["PLUGINS", "Plugin"]
+__all__ = ["PLUGINS", "Plugin", "fold", "rebuild"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,59 @@ PLUGINS: dict[str, Plugin] = {
     "prompt": Plugin(lambda m, tokens, _, d: add_prompt(m, tokens, d), "prompt", 10, None),
     "lora": Plugin(add_lora, "lora", 8, 1.0),
 }
+
+
+# Out of raysim: what a plugin does is folded into timm's own parameters where it is linear, else told in a few lines of code.
+
+
+def fold(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Fold plugins that are linear into the parameters beside them, in place, in a ``state_dict`` of the model.
+
+    W + scale up down for LoRA, and for a plain prefix the rows of keys and values, (W + scale W', b + scale b'). A plain
+    prefix beside a projection without a bias stays as it is.
+    """
+    for name, module in model.named_modules():
+        of = name.rpartition(".")[0]
+        if isinstance(module, LoRA):
+            up, down = tensors.pop(f"{name}.up.weight"), tensors.pop(f"{name}.down.weight")
+            tensors[f"{of}.weight"] += module.scale * (up.double() @ down.double()).float()
+        elif isinstance(module, PlainPrefix) and f"{of}.bias" in tensors:
+            for kind in ("weight", "bias"):
+                extra = tensors.pop(f"{name}.kv.{kind}")
+                tensors[f"{of}.{kind}"][-len(extra) :] += module.scale * extra
+
+
+def rebuild(model: nn.Module) -> list[str]:
+    """Lines of code that give timm's ``model`` the plugins that can't be folded; none if there are none."""
+    lines: list[str] = []
+    found = {kind: {n: m for n, m in model.named_modules() if isinstance(m, kind)} for kind in (Prefix, Adapter)}
+    linear = "torch.nn.Linear({0.in_features}, {0.out_features})"
+    for kind, function, term in (
+        (Prefix, "torch.tanh", "torch.nn.functional.pad({scale} * extra, (output.shape[-1] - extra.shape[-1], 0))"),
+        (Adapter, "torch.relu", "{scale} * extra"),
+    ):
+        if not found[kind]:
+            continue
+        first = next(iter(found[kind].values()))
+        down, up = (linear.format(getattr(first, part)) for part in ("down", "up"))
+        lines += [
+            "def plugin(module, inputs, output):",
+            f"    extra = module.adapter.up({function}(module.adapter.down(inputs[0])))",
+            f"    return output + {term.format(scale=first.scale)}",
+            f"for name in {[name.rpartition('.')[0] for name in found[kind]]}:",
+            "    module = model.get_submodule(name)",
+            f"    module.adapter = torch.nn.ModuleDict({{'down': {down}, 'up': {up}}})",
+            "    module.register_forward_hook(plugin)",
+        ]
+    prompts = {n.rpartition(".")[0]: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "prompt"}
+    if prompts:
+        shape = tuple(next(iter(prompts.values())).shape)
+        lines += [
+            f"for name in {list(prompts)}:",
+            "    block = model.get_submodule(name)",
+            f"    block.prompt = torch.nn.Parameter(torch.zeros{shape})",
+            "    join = lambda b, x: (torch.cat([x[0], b.prompt.expand(len(x[0]), -1, -1)], 1), *x[1:])",
+            "    block.register_forward_pre_hook(join)",
+            f"    block.register_forward_hook(lambda b, x, y: y[:, : y.shape[1] - {shape[0]}])",
+        ]
+    return lines
