@@ -184,18 +184,19 @@ class Attempt:
 
     def _log_results(self, run: Run, result: RunResult) -> None:
         run_id, tracker = result.run_id, self._tracker
+        from raysim.summary import run_files  # not at the top: actors start while matplotlib is imported
+
         left_out, accuracy = run.records.left_out(), run.records.accuracy_table(run.config.data.num_clients)
-        self._outbox.put(lambda: tracker.log_table(run_id, result.clients, "clients.csv"))
+        files = run_files(run.config, accuracy, run.timeline)
+        tables = {"clients.csv": result.clients, "new_clients.csv": result.new_clients, "timeline.csv": run.timeline}
+        tables["left_out.csv"] = left_out if len(left_out) else None
+        files |= {name: table.to_csv(index=False).encode() for name, table in tables.items() if table is not None}
+        self._outbox.put(lambda: tracker.log_files(run_id, files))
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
-        if result.new_clients is not None:
-            new = result.new_clients
-            self._outbox.put(lambda: tracker.log_table(run_id, new, "new_clients.csv"))
-        if len(left_out):
-            self._outbox.put(lambda: tracker.log_table(run_id, left_out, "left_out.csv"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
         self._outbox.put(lambda: tracker.set_tags(run_id, tags))
-        if files := self._models(run):
-            self._outbox.put(lambda: tracker.log_files(run_id, files, saved.FOLDER))
+        if models := self._models(run):
+            self._outbox.put(lambda: tracker.log_files(run_id, models, saved.FOLDER))
 
     def _models(self, run: Run) -> dict[str, bytes]:
         """The trained models as files, as far as they are asked for."""

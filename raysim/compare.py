@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
@@ -15,11 +16,14 @@ COLUMNS = {
     "global/accuracy": "global",
 }
 
+Last = int | Literal["best"]
+"""The mean of so many last evaluated rounds, or the best round of each run."""
+
 LATEX = {c: f"\\{c}" for c in "_&%#${}"} | {"~": "\\~{}", "^": "\\^{}", "\\": "\\textbackslash{}"}
 
 
-def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFrame:
-    """From a row per run and round to a row per group, at the mean of its ``last`` evaluated rounds.
+def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataFrame:
+    """From a row per run and round to a row per group, at the mean of its ``last`` evaluated rounds, or at its best round.
 
     Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric as ``62.1 ± 0.8`` percent (sample standard
     deviation over the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the
@@ -41,16 +45,26 @@ def compare(history: pd.DataFrame, by: str = "name", last: int = 1) -> pd.DataFr
     return table[fixed].fillna("–")
 
 
-def caption(experiment: str, by: str = "name", last: int = 1) -> str:
+def rounds_shown(last: Last) -> str:
+    """Which rounds the numbers are of."""
+    if last == "best":
+        return "best round of each run, chosen on the test samples: optimistic"
+    return "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
+
+
+def caption(experiment: str, by: str = "name", last: Last = 1) -> str:
     """What the numbers of ``compare`` are, in a line."""
-    when = "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
+    when = rounds_shown(last)
     over = "seeds" if by == "name" else "runs"
     return f"{experiment}: {when}, percent, mean ± standard deviation over {over}"
 
 
-def last_rounds(runs: pd.DataFrame, last: int) -> pd.DataFrame:
+def last_rounds(runs: pd.DataFrame, last: Last) -> pd.DataFrame:
     """Per run, the mean of every metric over its ``last`` evaluated rounds: a row per ``run_id``."""
     evaluated = runs.dropna(subset=["personalized/accuracy_mean"]).sort_values("round")
+    if last == "best":
+        best = evaluated.groupby("run_id", sort=False)["personalized/accuracy_mean"].idxmax()
+        return evaluated.loc[best].set_index("run_id").select_dtypes("number")
     return evaluated.groupby("run_id", sort=False).tail(last).groupby("run_id", sort=False).mean(numeric_only=True)
 
 
@@ -69,7 +83,7 @@ class Cell:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
 
 
-def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: int, form: str) -> str:
+def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form: str) -> str:
     """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
 
     Args:

@@ -1,10 +1,11 @@
-"""What ``raysim compare`` prints and draws, from the latest studies of MLflow experiments."""
+"""What ``raysim compare`` prints and draws, from finished runs in MLflow."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,62 +13,122 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.compare import caption, compare, formatted, paper_table
+from raysim.compare import Last, caption, compare, formatted, paper_table, rounds_shown
 from raysim.config import TrackingConfig
 from raysim.errors import ConfigError
-from raysim.plots import check_picture, plot_comparison, plot_gains
+from raysim.plots import Theme, check_picture, plot_comparison, plot_gains, theme
 from raysim.progress import as_rich
-from raysim.statistics import gains
+from raysim.statistics import fairness, gains, to_target
+from raysim.summary import baselines, study_files
 from raysim.tracking import Tracker, resolve_uri
+
+PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
+"""Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of ``raysim compare``; see its help."""
+
+    by: str = "name"
+    last: Last = 1
+    form: str = "table"
+    baselines: tuple[str, ...] = ()
+    fairness: bool = False
+    target: float | None = None
+    runs: tuple[str, ...] = ()
+    plot: Path | None = None
+    plot_gains: Path | None = None
+    plots: Path | None = None
+    background: Theme = "light"
 
 
 @dataclass(frozen=True)
 class _Study:
-    """The finished runs of an experiment's latest study, grouped."""
+    """Finished runs of an experiment, grouped."""
 
     experiment: str
     tracker: Tracker
     history: pd.DataFrame
     """A row per run and round, with a column named as what it is grouped by."""
     parameters: dict[str, dict[str, str]]
+    options: Options
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row per run."""
+        return self.history.drop_duplicates("run_id")
+
+    @cached_property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(self.runs[self.options.by]))
+
+    @cached_property
+    def accuracy(self) -> dict[str, dict[int, NDArray[np.float64]]]:
+        """Of every client, by group and seed."""
+        by = self.options.by
+        if self.runs.duplicated([by, "seed"]).any():
+            raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
+        accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in self.groups}
+        for group, seed, run_id in self.runs[[by, "seed", "run_id"]].itertuples(index=False):
+            accuracy[group][seed] = self.tracker.client_accuracy(run_id, self.options.last)
+        return accuracy
+
+    def algorithms(self) -> dict[str, str]:
+        """By group, that of its first run."""
+        first = self.runs.drop_duplicates(self.options.by).set_index(self.options.by)["run_id"]
+        return {group: self.parameters[run_id].get("algorithm.name", "") for group, run_id in first.items()}
+
+    def differences(self, group: str, other: str) -> list[str]:
+        """What of the data and the protocol is not equal in the runs of two groups."""
+
+        def settings(name: str) -> dict[str, set[str]]:
+            found: dict[str, set[str]] = {}
+            for run_id in self.runs.loc[self.runs[self.options.by] == name, "run_id"]:
+                for key, value in self.parameters[run_id].items():
+                    if key.startswith(PROTOCOL) and key != self.options.by:
+                        found.setdefault(key, set()).add(value)
+            return found
+
+        own, its = settings(group), settings(other)
+        return sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
 
 
-def report(
-    console: Console,
-    experiments: Sequence[str],
-    uri: str | None,
-    by: str,
-    last: int,
-    form: str,
-    baseline: str | None,
-    picture: Path | None,
-    picture_of_gains: Path | None,
-) -> None:
+def report(console: Console, experiments: Sequence[str], uri: str | None, options: Options) -> None:
     """See the options of ``raysim compare``.
 
     Raises:
-        ConfigError: there is no such store, experiment or group, or a picture can't be written.
+        ConfigError: there is no such store, experiment, run or group, or a picture can't be written.
     """
-    for path in (picture, picture_of_gains):
+    for path in (options.plot, options.plot_gains):
         check_picture(path)
-    studies = [_read(experiment, uri, by) for experiment in experiments]
-    if form == "table":
-        for study in studies:
-            console.print(as_rich(compare(study.history, by, last), caption(study.experiment, by, last)))
-    else:
-        text = paper_table({s.experiment: s.history for s in studies}, by, last, form)
+    if options.plots is not None and not options.plots.is_dir():
+        raise ConfigError(f"--plots: there is no folder {options.plots}")
+    studies = [_read(experiment, uri, options) for experiment in experiments]
+    if options.form != "table":
+        text = paper_table({s.experiment: s.history for s in studies}, options.by, options.last, options.form)
         console.print(text, highlight=False, soft_wrap=True)
     for study in studies:
-        if baseline is not None:
-            _print_gains(console, study, by, last, baseline, form, _numbered(picture_of_gains, study, studies))
-        if path := _numbered(picture, study, studies):
-            plot_comparison(study.history, study.experiment, by).savefig(path)
-            console.print(f"picture: {path}", highlight=False)
+        if options.form == "table":
+            title = caption(study.experiment, options.by, options.last)
+            console.print(as_rich(compare(study.history, options.by, options.last), title))
+        _warn(console, study)
+        if options.fairness:
+            _print_fairness(console, study)
+        if options.target is not None:
+            _print_target(console, study, options.target)
+        for baseline in options.baselines:
+            _print_gains(console, study, baseline, _numbered(options.plot_gains, study, studies))
+        if options.form == "table":
+            _print_what_can_be_told(console, study)
+        _draw(console, study, studies)
 
 
-def _read(experiment: str, uri: str | None, by: str) -> _Study:
+def _read(experiment: str, uri: str | None, options: Options) -> _Study:
     tracker = Tracker(resolve_uri(TrackingConfig(uri=uri)), experiment, create=False)
-    history, parameters = tracker.latest_study(), tracker.parameters()
+    if options.runs:
+        tracker.choose(options.runs)
+    history, parameters, by = tracker.latest_study(), tracker.parameters(), options.by
     if by != "name":
         key = "algorithm.name" if by == "algorithm" else by
         values = {run_id: p.get(key) for run_id, p in parameters.items()}
@@ -76,83 +137,150 @@ def _read(experiment: str, uri: str | None, by: str) -> _Study:
                 f"--group-by {by}: no run of {experiment!r} has a parameter {key!r}, such as algorithm.scale"
             )
         history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
-    return _Study(experiment, tracker, history, parameters)
+    return _Study(experiment, tracker, history, parameters, options)
 
 
-def _print_gains(
-    console: Console, study: _Study, by: str, last: int, baseline: str, form: str, picture: Path | None
-) -> None:
-    table, left_out = _gains(study, by, last, baseline)
+def _warn(console: Console, study: _Study) -> None:
+    """Groups side by side in one table look comparable; say it where they are not."""
+    first, *others = study.groups
+    differing: dict[tuple[str, ...], list[str]] = {}
+    for group in others:
+        if keys := tuple(study.differences(group, first)):
+            differing.setdefault(keys, []).append(group)
+    for keys, groups in differing.items():
+        verb = "differs" if len(groups) == 1 else "differ"
+        text = f"warning: {', '.join(groups)} {verb} from {first} in {', '.join(keys)}: not the same experiment"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _print_what_can_be_told(console: Console, study: _Study) -> None:
+    """Fairness and the gains over the usual baselines, unasked: a reason in place of what these runs don't allow."""
+    try:
+        if not study.options.fairness:
+            _print_fairness(console, study)
+        for baseline in baselines(study.algorithms()) if not study.options.baselines else ():
+            _print_gains(console, study, baseline, None)
+    except ConfigError as error:
+        console.print(f"not told, client by client: {error}", highlight=False, soft_wrap=True)
+
+
+def _show(console: Console, study: _Study, shown: pd.DataFrame, exact: pd.DataFrame, title: str) -> None:
+    """A table under a title, in the format that is asked for; CSV has the numbers themselves."""
+    if study.options.form == "table":
+        console.print(as_rich(shown, title))
+        return
+    csv = exact.to_csv(index=False, float_format="%.6g").rstrip()
+    text = csv if study.options.form == "csv" else formatted(shown, study.options.form)
+    console.print(f"\n{text}", highlight=False, soft_wrap=True)
+
+
+def _print_fairness(console: Console, study: _Study) -> None:
+    table = fairness(study.accuracy)
     shown = pd.DataFrame(
         {
-            by: table["name"],
-            "seeds": table["seeds"],
+            study.options.by: table["name"],
+            "std over clients": table["std"].map("{:.1f}".format),
+            "worst decile": table["worst decile"].map("{:.1f}".format),
+            "best decile": table["best decile"].map("{:.1f}".format),
+            "Gini": table["gini"].map("{:.3f}".format),
+            "n": [f"{c} clients, {s} seeds" for c, s in table[["clients", "seeds"]].values],
+        }
+    )
+    when = rounds_shown(study.options.last)
+    _show(console, study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {when}")
+
+
+def _print_target(console: Console, study: _Study, target: float) -> None:
+    table = to_target(study.history, target, study.options.by)
+    shown = table.assign(
+        reached=[f"{a} of {b}" for a, b in table[["reached", "runs"]].values],
+        rounds=table["rounds"].map(lambda v: "–" if pd.isna(v) else f"{v:.1f}"),
+        MB=table["MB"].map(lambda v: "–" if pd.isna(v) else f"{v:,.1f}"),
+    ).drop(columns="runs")
+    title = (
+        f"{study.experiment}: until the mean accuracy first is {100 * target:g} %, means over the runs that reach it"
+    )
+    _show(console, study, shown, table, title)
+
+
+def _print_gains(console: Console, study: _Study, baseline: str, picture: Path | None) -> None:
+    table, left_out = _gains(study, baseline)
+    shown = pd.DataFrame(
+        {
+            study.options.by: table["name"],
             "gain": [f"{g:+.1f} [{low:+.1f}, {high:+.1f}]" for g, low, high in table[["gain", "low", "high"]].values],
-            "client by client": [f"{w}/{t}/{lost}" for w, t, lost in table[["wins", "ties", "losses"]].values],
+            "win/tie/loss": [f"{w}/{t}/{lost}" for w, t, lost in table[["wins", "ties", "losses"]].values],
+            "Wilcoxon p": table["p"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
+            "n": [f"{n} pairs, {s} seeds" for n, s in table[["pairs", "seeds"]].values],
             "kB personal": table["kB"].map("{:,.1f}".format),
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
     )
     over = "seeds and clients" if table["seeds"].max() > 1 else "clients (one seed)"
-    title = f"{study.experiment}: points gained over {baseline}, 95 % interval over {over}; wins/ties/losses"
-    if form == "table":
-        console.print(as_rich(shown, title))
-    else:
-        text = table.to_csv(index=False, float_format="%.4f").rstrip() if form == "csv" else formatted(shown, form)
-        console.print(f"\n{text}", highlight=False, soft_wrap=True)
+    when = rounds_shown(study.options.last)
+    title = f"{study.experiment}: points gained over {baseline}, client by client, 95 % interval over {over}; {when}"
+    _show(console, study, shown, table, title)
     for group, reason in left_out.items():
         console.print(f"not compared: {group}: {reason}", highlight=False, soft_wrap=True)
     if picture:
-        runs = study.history[study.history[by] == baseline]
+        runs = study.history[study.history[study.options.by] == baseline]
         sensitivity = {
             column.removeprefix("sensitivity/"): float(runs[column].mean())
             for column in runs
             if column.startswith("sensitivity/") and not column.endswith("_spread") and runs[column].notna().any()
         }
-        plot_gains(table, baseline, study.experiment, sensitivity).savefig(picture)
+        with theme(study.options.background):
+            plot_gains(table, baseline, f"{study.experiment}, {when}", sensitivity).savefig(picture)
         console.print(f"picture: {picture}", highlight=False)
 
 
-def _gains(study: _Study, by: str, last: int, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
+def _gains(study: _Study, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """``statistics.gains``, and the groups that can't be paired with the baseline, each with a reason."""
-    runs = study.history.drop_duplicates("run_id")
-    groups = list(dict.fromkeys(runs[by]))
+    groups, by = study.groups, study.options.by
     if baseline not in groups:
         raise ConfigError(f"--baseline {baseline}: {study.experiment!r} has no such group; it has: {', '.join(groups)}")
-    if runs.duplicated([by, "seed"]).any():
-        raise ConfigError(f"--baseline: several runs of a group of {by!r} have the same seed; group by name")
-    seeds = {group: set(runs.loc[runs[by] == group, "seed"]) for group in groups}
     left_out = {}
+    seeds = {group: set(study.runs.loc[study.runs[by] == group, "seed"]) for group in groups}
     for group in groups:
-        if differ := _differences(study, runs, by, group, baseline):
+        differ = [
+            key for key in study.differences(group, baseline) if key.startswith(("data.", "evaluate.", "dataset"))
+        ]
+        if differ:
             left_out[group] = f"its {', '.join(differ)} differ from {baseline}'s, so clients can't be paired"
         elif not seeds[group] & seeds[baseline]:
             left_out[group] = f"it has no seed of {baseline}"
-    groups = [group for group in groups if group not in left_out]
-    if groups == [baseline]:
+    if left_out.keys() | {baseline} == set(groups):
         why = "; ".join(f"{group}: {reason}" for group, reason in left_out.items()) or "it has no other group"
         raise ConfigError(f"--baseline {baseline}: nothing in {study.experiment!r} to compare with it: {why}")
-    accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in groups}
-    kept = {}
-    for group, seed, run_id in runs[[by, "seed", "run_id"]].itertuples(index=False):
-        if group in accuracy:
-            accuracy[group][seed] = study.tracker.client_accuracy(run_id, last)
-            kept[group] = 4 * int(study.parameters[run_id]["model.state_parameters"])
-    return gains(accuracy, baseline, kept), left_out
+    kept = {group: study.accuracy[group] for group in groups if group not in left_out}
+    kept = {group: study.accuracy[group] for group in groups if group not in left_out}
+    sizes = {
+        group: 4 * int(study.parameters[run_id]["model.state_parameters"])
+        for group, run_id in study.runs[[by, "run_id"]].itertuples(index=False)
+    }
+    return gains(kept, baseline, sizes), left_out
 
 
-def _differences(study: _Study, runs: pd.DataFrame, by: str, group: str, baseline: str) -> list[str]:
-    """What of the data and of the protocol is not as in the baseline's runs."""
-
-    def settings(name: str) -> dict[str, str]:
-        run_id = runs.loc[runs[by] == name, "run_id"].iloc[0]
-        return {k: v for k, v in study.parameters[run_id].items() if k.startswith(("data.", "evaluate."))}
-
-    own, other = settings(group), settings(baseline)
-    return sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
+    options = study.options
+    with theme(options.background):
+        if path := _numbered(options.plot, study, studies):
+            plot_comparison(study.history, study.experiment, options.by).savefig(path)
+            console.print(f"picture: {path}", highlight=False)
+        if options.plots is not None:
+            rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
+            clients = {(group, seed): study.tracker.clients(run_id) for group, seed, run_id in rows}
+            history = study.history.assign(name=study.history[options.by])
+            for name, data in study_files(history, clients, study.algorithms(), study.experiment).items():
+                path = options.plots / (name if len(studies) == 1 else f"{_slug(study.experiment)}_{name}")
+                path.write_bytes(data)
+                console.print(f"written: {path}", highlight=False)
 
 
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:
     """One picture per study: with several, the experiment's name goes into the file's."""
-    name = re.sub(r"[^\w.-]", "_", study.experiment)
-    return path.with_stem(f"{path.stem}_{name}") if path and len(studies) > 1 else path
+    return path.with_stem(f"{path.stem}_{_slug(study.experiment)}") if path and len(studies) > 1 else path
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)

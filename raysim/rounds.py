@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import ray
 import torch
 from numpy.typing import NDArray
@@ -77,6 +78,7 @@ class Run:
 
     Attributes:
         next_round: the round that ``round`` takes next.
+        timeline: what ran where, when, in the last round but one, as ``plots.plot_timeline`` draws it.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Run:
         self.shared: Tensor = layout.split(theta)[0].clone()
         self._server_state = self._algorithm.server_init(self.shared)
         self.records = Records()
+        self.timeline: pd.DataFrame | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
         self._send()
@@ -159,6 +162,8 @@ class Run:
             others = everyone[np.isin(everyone, cohort, assume_unique=True, invert=True)]
             tasks += self._planner.evaluation("evaluate", round, others, len(tasks))
         done = self._run_tasks(round, tasks)
+        if round == max(0, self.config.rounds - 2):  # one like all others: the last evaluates more
+            self.timeline = timeline(done.results)
         trained = [result for result in done.results if result.task.kind == "train"]
         sums = combine(done.parts, round, {result.task.index for result in trained})
         directions, incoming = sums.pop(sensitivity.DIRECTIONS, None), self.shared
@@ -385,3 +390,10 @@ class Run:
             "system/actor_busy_fraction": self._busy_seconds / (max(1, len(self._pool.workers)) * seconds),
             "system/padding_fraction": padding(trained, self._partition.num_train) if trained else 0.0,
         }
+
+
+def timeline(results: list[TaskResult]) -> pd.DataFrame:
+    """A row per client batch: ``actor``, ``kind``, ``start`` and ``seconds``, and how many ``clients`` it has."""
+    first = min(result.started for result in results)
+    rows = [(r.actor, r.task.kind, r.started - first, r.seconds, len(r.task.clients)) for r in results]
+    return pd.DataFrame(rows, columns=["actor", "kind", "start", "seconds", "clients"]).sort_values(["actor", "start"])

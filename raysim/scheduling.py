@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -381,7 +381,7 @@ class _Dispatch:
             return
         worker.since = time.monotonic()
         task = worker.running.pop(ref)
-        self._results[task.index] = result
+        self._results[task.index] = replace(result, actor=worker.name)
         self._pool.costs.measured(result)
         if task.kind == "train":
             worker.summed.append(task)

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from raysim import __version__
-from raysim.compare import compare
 from raysim.config import Config
-from raysim.config_file import config_of, dump
+from raysim.config_file import children, config_of, dump
 from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.journal import Outbox
 from raysim.preparation import Launch, RunSpec, prepare, with_config
@@ -204,12 +203,16 @@ class Study:
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
             for i, spec in enumerate(specs):
                 self._run(i, spec)
-            from raysim.plots import as_png, plot_comparison
+            self._log_comparison(parent, config)
 
-            history = pd.concat([r.history for r in self.results], ignore_index=True)
-            png, table = as_png(plot_comparison(history, title(config))), compare(history)
-            self.outbox.put(lambda: tracker.log_bytes(parent, png, "comparison.png"))
-            self.outbox.put(lambda: tracker.log_table(parent, table, "comparison.csv"))
+    def _log_comparison(self, parent: str, config: Config) -> None:
+        from raysim.summary import study_files  # not at the top: actors start while matplotlib is imported
+
+        history = pd.concat([r.history for r in self.results], ignore_index=True)
+        clients = {(r.entry, r.seed): r.clients for r in self.results}
+        algorithms = {entry: child.algorithm.name for entry, child in children(config)}
+        files = study_files(history, clients, algorithms, title(config))
+        self.outbox.put(lambda: self.tracker.log_files(parent, files))
 
     def _run(self, i: int, spec: RunSpec) -> None:
         """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""
@@ -286,6 +289,7 @@ def versions() -> dict[str, str]:
 
 def title(config: Config) -> str:
     """What a comparison's picture says: the data, who trains, and what is evaluated."""
+    from raysim.summary import what_is_evaluated
+
     cohort, clients = config.cohort_size, config.data.num_clients
-    when = "before aggregation" if config.evaluate.protocol == "paper" else "after aggregation"
-    return f"{config.name}: {cohort} of {clients} clients train per round, evaluated {when}"
+    return f"{config.name}: {cohort} of {clients} clients train per round, {what_is_evaluated(config)}"

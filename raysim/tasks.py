@@ -87,3 +87,5 @@ class TaskResult:
     """Seconds since 1970, by the clock of the actor's node."""
     seconds: float = 0.0
     """For which the actor was busy with it."""
+    actor: int = -1
+    """Number of the actor in its pool."""

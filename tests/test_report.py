@@ -105,7 +105,7 @@ def test_pictures(invoke, tmp_path):
         (["one", "--baseline", "bas"], "--baseline bas: 'one' has no such group; it has: base, other"),
         (["one", "--plot", "c.xyz"], "--plot: c.xyz should end in .png"),
         (["one", "--plot", "nowhere/c.png"], "--plot: there is no folder nowhere"),
-        (["one", "--plot-gains", "c.png"], "--plot-gains needs --baseline NAME"),
+        (["one", "--plot-gains", "c.png"], "--plot-gains needs one --baseline NAME"),
         (["three"], "there is no experiment 'three'"),
         ([], "Missing argument"),
     ],
@@ -150,3 +150,67 @@ def test_groups_that_can_not_be_compared_are_named(tmp_path):
     alone = invoke("--baseline", "late")
     assert alone.exit_code == 2
     assert "nothing in 'a/b' to compare with it: base: it has no seed of late" in " ".join(alone.output.split())
+
+
+def test_a_table_says_who_gains_and_how_even_methods_are(invoke):
+    output = invoke("one", "--baseline", "base").output
+    assert "fairness over clients" in output
+    assert "4 pairs, 2 seeds" in output
+    even, uneven = (
+        next(line for line in output.splitlines() if name in line and "clients, 2" in line) for name in NAMES
+    )
+    assert even.split()[1:5] == ["5.0", "25.0", "35.0", "0.083"]
+    assert uneven.split()[1:5] == ["10.0", "30.0", "47.5", "0.119"]
+
+
+NAMES = ("base", "other")
+
+
+def test_the_best_round_is_called_optimistic(invoke):
+    output = invoke("one", "--best").output
+    assert "optimistic" in output
+    assert " ".join(cells(output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 1.00 1.00"
+    assert invoke("one", "--best", "--fairness", "--format", "csv").exit_code == 0
+
+
+def test_the_cost_of_a_target(invoke):
+    lines = invoke("one", "--target", "0.4", "--format", "csv").output.splitlines()
+    assert lines[-2:] == ["base,0,2,,", "other,1,2,2,2"]
+
+
+def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
+    result = invoke("one", "--plots", "pictures")
+    assert (result.exit_code, "there is no folder pictures" in result.output) == (2, True)
+    tracker = Tracker(uri, "one")
+    clients = (
+        "client,accuracy,auc,train_samples,test_samples,label_entropy,domain\n0,0.5,0.5,9,3,1.0,\n1,0.4,0.5,5,2,0.5,\n"
+    )
+    for run_id in tracker.parameters():
+        tracker.log_text(run_id, clients, "clients.csv")
+    (tmp_path / "pictures").mkdir()
+    assert invoke("one", "--plots", "pictures", "--dark").exit_code == 0
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"comparison.png", "clients.png", "comparison.csv", "fairness.csv"}
+
+
+def test_runs_are_chosen_by_their_id(invoke, uri):
+    ids = list(Tracker(uri, "one").parameters())
+    output = invoke("one", "--run", ids[0], "--run", ids[2]).output
+    assert cells(output, "base")[1] == cells(output, "other")[1] == "1"
+    assert "is no finished run or study of the experiment 'two'" in invoke("two", "--run", ids[0]).output
+
+
+def test_a_protocol_that_differs_is_told_in_any_table(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "mixed")
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for name, rounds, digest in (("base", 5, "a"), ("longer", 9, "a"), ("other", 5, "b")):
+        given = {"seed": 0, "rounds": rounds, "model.state_parameters": 0, "algorithm.name": name}
+        child = tracker.start(name, given, {"raysim.entry": name, "raysim.dataset_digest": digest}, parent)
+        metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
+        tracker.log_round(child, 0, metrics | {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0})
+        tracker.end(child, "FINISHED")
+    output = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed"]).output
+    assert "warning: longer differs from base in rounds: not the same experiment" in output
+    assert "warning: other differs from base in dataset: not the same experiment" in output
+    assert "not told, client by client: run" in output

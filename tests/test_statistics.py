@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from raysim.statistics import bootstrap, gains, interval
+from raysim.statistics import bootstrap, fairness, gains, gini, interval, signed_rank, to_target
 
 
 def test_gains_by_hand():
@@ -58,3 +60,47 @@ def test_seeds_that_differ_widen_the_interval():
 def test_the_interval_is_the_same_every_time():
     samples = [np.arange(5.0), np.arange(7.0)]
     assert bootstrap(samples) == bootstrap(samples)
+
+
+def test_gini_by_hand():
+    # mean absolute difference of [0, 1] over all four pairs: 1/2; over twice the mean of 1/2: 0.5
+    assert gini(np.array([0.0, 1.0])) == pytest.approx(0.5)
+    assert gini(np.array([0.3, 0.3, 0.3])) == pytest.approx(0.0)
+    assert gini(np.zeros(3)) == 0.0
+    values = np.random.default_rng(0).random(50)
+    pairs = np.abs(values[:, None] - values[None]).mean() / (2 * values.mean())
+    assert gini(values) == pytest.approx(pairs)
+
+
+def test_fairness_by_hand():
+    of_seed = {0: np.array([0.1, 0.3, np.nan]), 1: np.linspace(0.0, 0.95, 20)}
+    row = fairness({"a": of_seed}).iloc[0]
+    assert row["std"] == pytest.approx(100 * (0.1 + np.linspace(0.0, 0.95, 20).std()) / 2)
+    assert row["worst decile"] == pytest.approx((10 + 2.5) / 2)  # the worst of two clients, the mean of two of twenty
+    assert row["best decile"] == pytest.approx((30 + 92.5) / 2)
+    assert (row["clients"], row["seeds"]) == (22, 2)
+
+
+def test_the_signed_rank_test_is_that_of_scipy():
+    differences = np.array([1.0, 2.0, -3.0, 4.0, 5.0, 6.0, 0.0])
+    # ranks 1 to 6; the negative one has rank 3: of 2^6 signs, those with a sum of at most 3 are 5, so p = 2 * 5 / 64
+    assert signed_rank(differences) == pytest.approx(10 / 64)
+    many = np.random.default_rng(0).normal(0.3, 1, 80)
+    assert signed_rank(many) == pytest.approx(stats.wilcoxon(many).pvalue, rel=1e-4)
+    assert np.isnan(signed_rank(np.zeros(4)))
+    table = gains({"base": {0: np.zeros(6)}, "x": {0: np.array([1, 2, -3, 4, 5, 6]) / 100}}, "base")
+    assert table[["p", "pairs"]].values.tolist() == [[10 / 64, 6]]
+
+
+def test_rounds_and_megabytes_to_a_target():
+    rows = [
+        *(("a", "r0", i, accuracy) for i, accuracy in enumerate([0.1, None, 0.5, 0.4])),
+        *(("a", "r1", i, accuracy) for i, accuracy in enumerate([0.6, 0.7, 0.7, 0.7])),
+        *(("b", "r2", i, accuracy) for i, accuracy in enumerate([0.1, 0.2, 0.3, 0.4])),
+    ]
+    table = pd.DataFrame(rows, columns=["name", "run_id", "round", "personalized/accuracy_mean"])
+    table = table.assign(**{"communication/down_bytes": 1e6, "communication/up_bytes": 2e6})
+    found = to_target(table.sample(frac=1, random_state=0).sort_values("name"), 0.5).set_index("name")
+    assert found.loc["a"].tolist() == [2, 2, (3 + 1) / 2, (9 + 3) / 2]
+    assert found.loc["b", ["reached", "runs"]].tolist() == [0, 1]
+    assert found.loc["b", ["rounds", "MB"]].isna().all()

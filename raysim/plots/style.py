@@ -1,0 +1,87 @@
+"""How pictures look: on a light or a dark background, in Okabe and Ito's colours, which colour-blind readers can tell apart.
+
+Each colour has a line style and a marker of its own, which a greyscale print needs.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib import rc_context, rcParams
+from matplotlib.figure import Figure
+
+from raysim.errors import ConfigError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SEQUENTIAL = "viridis"
+Theme = Literal["light", "dark"]
+
+
+def _theme(paper: str, ink: str) -> dict[Any, Any]:
+    edges = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
+    return {"figure.facecolor": paper, "axes.facecolor": paper, "savefig.facecolor": paper} | dict.fromkeys(edges, ink)
+
+
+THEMES: dict[str, dict[Any, Any]] = {"light": _theme("white", "black"), "dark": _theme("#0d1117", "#e6edf3")}
+
+
+@contextmanager
+def theme(name: Theme) -> Iterator[None]:
+    """What is drawn inside is drawn on this background."""
+    with rc_context(THEMES[name]):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Inches."""
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def ink() -> str:
+    """The colour of lines and text."""
+    return str(rcParams["text.color"])
+
+
+def colour(i: int) -> str:
+    """Of the i-th group; after seven colours the ink's, then again."""
+    palette = (*COLOURS, ink())
+    return palette[i % len(palette)]
+
+
+def line(i: int) -> dict[str, Any]:
+    """Colour and line style of the i-th group, other styles when colours come again."""
+    return {"color": colour(i), "linestyle": STYLES[(i + i // (len(COLOURS) + 1)) % len(STYLES)]}
+
+
+def plain(axes: Any, grid: Literal["x", "y", "both"] = "y") -> None:
+    """A light grid behind the data, no box."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture; drawn here and now, since matplotlib must not be used by two threads at once."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse a picture that can't be written, before the work is done.
+
+    Raises:
+        ConfigError: the suffix is of no picture, or there is no such folder.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+        raise ConfigError(f"--plot: {path} should end in .png, .pdf, .svg or .jpg")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot: there is no folder {path.parent}")
