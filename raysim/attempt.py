@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 class Attempt:
     """One run of a study with one size of client batches."""
 
-    def __init__(self, study: Study, i: int, spec: RunSpec, tags: dict[str, str]) -> None:
-        assert study.pool is not None
-        self._study, self._i, self._spec, self._more_tags = study, i, spec, tags
-        self._pool: ActorPool = study.pool
+    def __init__(self, study: Study, i: int, spec: RunSpec, pool: ActorPool, tags: dict[str, str]) -> None:
+        self._study, self._i, self._spec, self._pool, self._more_tags = study, i, spec, pool, tags
         self._row: RunState = study.state.runs[i]
         self._outbox, self._tracker, self._say = study.outbox, study.tracker, study.say
         self._folder = study.folder.of(self._row) if study.folder is not None else None
@@ -50,7 +48,7 @@ class Attempt:
             if checkpoint is not None and checkpoint.manifest.round == self._spec.config.rounds:
                 self._refuse_other(checkpoint)
                 self._say(f"{self._row.name}: finished before")
-                self._study.results.append(self._result(checkpoint.records, checkpoint.shared))
+                self._study.finished(self._i, self._result(checkpoint.records, checkpoint.shared))
                 return None
         self._row.finished = False
         with ExitStack() as stack:
@@ -151,8 +149,13 @@ class Attempt:
         from raysim.plots import as_png, plot_partition  # not at the top: actors start while matplotlib is imported
 
         title = f"{config.data.name}: samples per client and class"
-        png = as_png(plot_partition(spec.class_counts, spec.class_names, title))
-        self._outbox.put(lambda: self._tracker.log_bytes(run_id, png, "partition.png"))
+        new = f"; the last {config.evaluate.new_clients} never take part" if config.evaluate.new_clients else ""
+
+        def draw() -> None:
+            picture = plot_partition(spec.class_counts, spec.class_names, title + new)
+            self._tracker.log_files(run_id, {"partition.png": as_png(picture)})
+
+        self._outbox.put(draw)
         return journal
 
     # Its rounds.
@@ -178,20 +181,19 @@ class Attempt:
                 keeper.writer.close()
         result = self._result(run.records, run.shared.numpy())
         self._log_results(run, result)
-        self._row.finished = True
-        self._study.write_state()
-        self._study.results.append(result)
+        self._study.finished(self._i, result)
 
     def _log_results(self, run: Run, result: RunResult) -> None:
         run_id, tracker = result.run_id, self._tracker
         from raysim.summary import run_files  # not at the top: actors start while matplotlib is imported
 
         left_out, accuracy = run.records.left_out(), run.records.accuracy_table(run.config.data.num_clients)
-        files = run_files(run.config, accuracy, run.timeline)
+        config, timeline = run.config, run.timeline
         tables = {"clients.csv": result.clients, "new_clients.csv": result.new_clients, "timeline.csv": run.timeline}
         tables["left_out.csv"] = left_out if len(left_out) else None
-        files |= {name: table.to_csv(index=False).encode() for name, table in tables.items() if table is not None}
-        self._outbox.put(lambda: tracker.log_files(run_id, files))
+        files = {name: table.to_csv(index=False).encode() for name, table in tables.items() if table is not None}
+        # Drawn in the outbox's thread, beside the rounds of the next run; the only one that draws.
+        self._outbox.put(lambda: tracker.log_files(run_id, run_files(config, accuracy, timeline) | files))
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
         self._outbox.put(lambda: tracker.set_tags(run_id, tags))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from algorithms import FederatedAlgorithm, algorithm_class
+from raysim.grid import expand
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]
@@ -256,6 +257,9 @@ class ResourcesConfig(Section):
     its number of samples, at least a minute."""
     max_retries: int = Field(3, ge=0)
     """How often a client batch that killed its actor is tried again."""
+    concurrent_runs: Auto | Positive = "auto"
+    """Runs of a study at a time, each with actors of its own. auto: on CPUs as many as have room with all the actors that a
+    run can use, unless ``num_actors`` is given; on GPUs one after another."""
     allow_mixed: bool = False
     """Use nodes with different CPUs or GPUs in one run; bits then depend on which client ran where."""
 
@@ -323,7 +327,18 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     study: list[dict[str, Any]] | None = None
     """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
-    ``algorithm:`` block replaces the file's whole block."""
+    ``algorithm:`` block replaces the file's whole block. Or ``grid``, lists of values by dotted keys (``seed`` among them),
+    of which every combination is a run; with ``exclude``, combinations that are left out, and ``include``, more of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grid_to_entries(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and isinstance(raw.get("study"), Mapping):
+            try:
+                return {**raw, "study": expand(raw["study"], raw.get("algorithm"))}
+            except ValueError as error:
+                raise ValueError(f"study: {error}") from error
+        return raw
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 import uuid
 import warnings
 from dataclasses import dataclass, field, replace
@@ -18,12 +17,11 @@ from typing import Any, Literal
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
-from raysim.errors import ClientError, ConfigError
+from raysim.errors import ConfigError
 from raysim.rounds import RoundReport
 from raysim.scheduling import Stopped
-from raysim.study import Job, RunResult, Study
+from raysim.study import Job, RunPhase, RunResult, Study, told
 
 NAMESPACE = "raysim"
 UNATTENDED_SECONDS = 60  # after its end, until nobody is expected to ask any more
@@ -36,10 +34,10 @@ class Status:
     state: Literal["starting", "running", "finished", "failed", "killed"] = "starting"
     life: str = ""
     """Another one after the driver was started again."""
-    report: RoundReport | None = None
-    """Of the round under way."""
-    run: int = 0
-    """Index of the run that ``report`` is about."""
+    phases: tuple[RunPhase, ...] = ()
+    """Of every run."""
+    reports: dict[int, RoundReport] = field(default_factory=dict)
+    """By the index of a run, how far it is with the round under way, or its last."""
     events: tuple[tuple[int, RoundReport] | str, ...] = ()
     """Since the caller last asked: (run, report) of completed rounds, and what the user is to be told."""
     error: str | None = None
@@ -49,7 +47,9 @@ class Status:
 
 @dataclass
 class _Shared:
-    """Between the working thread and the actor's methods."""
+    """Between the working threads and the actor's methods."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     status: Status = field(default_factory=Status)
     events: list[tuple[int, RoundReport] | str] = field(default_factory=list)
@@ -68,12 +68,13 @@ class Driver:
         # Whether the store answers is for raysim's outbox to find out, again and again.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self._stop = threading.Event()
-        self._shared = _Shared(Status(life=uuid.uuid4().hex))
+        self._shared = _Shared(status=Status(life=uuid.uuid4().hex))
         self._asked = time.monotonic()
         with warnings.catch_warnings():  # of Ray, about what its own property calls
             warnings.simplefilter("ignore")
             self._again: bool = ray.get_runtime_context().was_current_actor_reconstructed
-        self._study = Study(job, self._shared.events.append, self._report, self._stop)
+        self._study = Study(job, self._shared.events.append, self._report, self._entered, self._stop)
+        self._update(phases=("waiting",) * len(self._study.state.runs))
         self._thread = threading.Thread(target=self._main, name="rounds", daemon=True)
         self._thread.start()
 
@@ -100,23 +101,27 @@ class Driver:
             self._update(state="finished")
         except Stopped:
             self._update(state="killed")
-        except RayTaskError as error:
-            # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
-            self._update(state="failed", error=str(error.cause if isinstance(error.cause, ClientError) else error))
         except ConfigError as error:
             self._update(state="failed", error=str(error), problems=error.problems)
-        except ClientError as error:
-            self._update(state="failed", error=str(error))
-        except Exception:
-            self._update(state="failed", error=traceback.format_exc())
+        except Exception as error:
+            self._update(state="failed", error=told(error))
         while time.monotonic() - self._asked < UNATTENDED_SECONDS:
             time.sleep(1.0)
         ray.kill(ray.get_runtime_context().current_actor)
 
     def _report(self, run: int, report: RoundReport) -> None:
-        self._update(state="running", run=run, report=report)
+        with self._shared.lock:
+            reports = {**self._shared.status.reports, run: report}
+            self._shared.status = replace(self._shared.status, state="running", reports=reports)
         if report.completed is not None:
             self._shared.events.append((run, report))
 
+    def _entered(self, run: int, phase: RunPhase) -> None:
+        with self._shared.lock:
+            phases = self._shared.status.phases
+            phases = (*phases[:run], phase, *phases[run + 1 :])
+            self._shared.status = replace(self._shared.status, phases=phases)
+
     def _update(self, **changes: Any) -> None:
-        self._shared.status = replace(self._shared.status, **changes)
+        with self._shared.lock:
+            self._shared.status = replace(self._shared.status, **changes)

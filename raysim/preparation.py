@@ -189,6 +189,7 @@ class Launch:
         configs = [child for _, child in children(config)]
         self._resources = same_resources(configs)
         self._placement = place(self._resources, max(_most_batches(child) for child in configs), patient=patient)
+        self._at_a_time = 1
         self.pool: ActorPool | None = None
         if self._placement.resources.device == "cpu":
             self.pool = self._pool()
@@ -202,10 +203,12 @@ class Launch:
             return self._resources.num_actors
         own = self._placement.resources
         have = room(own, own.device, own.num_gpus_per_actor, self._placement.actors_per_gpu)
-        return max(1, min(self._placement.most_batches, have))
+        return max(1, min(self._placement.most_batches, have // self._at_a_time))
 
-    def specs(self, runs: list[Prepared]) -> tuple[Config, list[RunSpec], ActorPool]:
+    def specs(self, runs: list[Prepared]) -> tuple[Config, list[RunSpec], list[ActorPool]]:
         """Put the runs' data into the object store; the configurations come back with nothing ``auto``.
+
+        There is a pool of actors for each run that is under way at a time.
 
         Raises:
             ConfigError: an actor's share of a GPU does not fit.
@@ -217,10 +220,13 @@ class Launch:
         most = max(_most_batches(spec.config) for spec in specs)
         self._placement = place(resources, most, per_gpu, self._patient)
         specs = [with_config(spec, _resolved(spec.config, self._placement.resources, self._uri)) for spec in specs]
+        asked = self._placement.resources.concurrent_runs
+        assert asked != "auto"
+        self._at_a_time = min(asked, len(specs))
         if self.pool is None:
             self.pool = self._pool()
-        self.pool.shrink()  # what was started before the size of client batches was known
-        return _resolved(self._config, self._placement.resources, self._uri), specs, self.pool
+        pools = self.pool.split(self._at_a_time)  # it was started before the size of client batches was known
+        return _resolved(self._config, self._placement.resources, self._uri), specs, pools
 
 
 def _most_batches(config: Config) -> int:

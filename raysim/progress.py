@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a live view on a terminal, plain lines elsewhere."""
+"""What a person sees while runs are under way: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from raysim.driver import Status
     from raysim.records import RoundRecord
 
+MOST_ROWS = 12  # of the table of a study's runs
+FIRST = {"running": 0, "failed": 1, "waiting": 2, "finished": 3}
+MARKS = {"running": ("▶", "cyan"), "failed": ("✗", "red"), "waiting": ("·", "dim"), "finished": ("✓", "green")}
+
 
 class ProgressView:
     """Call it with every status; use it as a context manager."""
@@ -28,12 +32,15 @@ class ProgressView:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
             console=console,
+            speed_estimate_period=300,
         )
-        self._task = self._bars.add_task("starting Ray and its actors", total=None, note="")
+        self._task = self._bars.add_task("starting Ray and its actors", total=None)
         self._start = time.monotonic()
+        self._rounds: dict[int, RoundRecord] = {}
+        """By run, the last round that is complete."""
         self._shown: set[tuple[int, int]] = set()
 
     def __enter__(self) -> ProgressView:
@@ -53,15 +60,15 @@ class ProgressView:
                 self._console.print(event, style="yellow", highlight=False, soft_wrap=True)
             elif event[1].completed is not None:
                 self._completed(event[0], event[1].completed, names, rounds)
-        if self._console.is_terminal and status.report is not None:
-            done = sum(rounds[: status.run]) + status.report.round + (status.report.completed is not None)
-            self._update_live(status, names[status.run], done, sum(rounds))
+        if self._console.is_terminal and status.reports:
+            self._live.update(self._view(status, names, rounds))
 
     def _completed(self, run: int, record: RoundRecord, names: list[str], rounds: list[int]) -> None:
         """A round, once: those since a checkpoint may be played again."""
         if (run, record.round) in self._shown:
             return
         self._shown.add((run, record.round))
+        self._rounds[run] = record
         where = f"{names[run]}: round {record.round + 1} of {rounds[run]}"
         if record.rejected:
             ids = ", ".join(map(str, record.rejected))
@@ -70,15 +77,46 @@ class ProgressView:
         if not self._console.is_terminal:
             passed = time.monotonic() - self._start
             self._console.print(f"[{passed:6.1f} s] {where}: {summary(record.metrics)}", highlight=False)
-        self._bars.update(self._task, note=summary(record.metrics))
 
-    def _update_live(self, status: Status, name: str, done: int, total: int) -> None:
-        report = status.report
-        assert report is not None
-        self._bars.update(self._task, description=f"{name} · round {report.round + 1}", completed=done, total=total)
-        batches = Text(f"client batches {report.tasks_done} of {report.tasks}", style="dim")
-        running = [Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for line in report.running[:8]]
-        self._live.update(Group(self._bars, batches, *running))
+    def _view(self, status: Status, names: list[str], rounds: list[int]) -> Group:
+        """All rounds of all runs as one bar with the time that is left; the runs; what the actors do."""
+        done = sum(self._done(i, phase, rounds) for i, phase in enumerate(status.phases))
+        finished = sum(phase == "finished" for phase in status.phases)
+        runs = f"{finished} of {len(names)} runs" if len(names) > 1 else names[0]
+        self._bars.update(self._task, description=f"{runs}, rounds", completed=done, total=sum(rounds))
+        running = [r for i, r in status.reports.items() if status.phases[i] == "running"]
+        batches = f"client batches {sum(r.tasks_done for r in running)} of {sum(r.tasks for r in running)}"
+        actors = [
+            Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for r in running for line in r.running
+        ]
+        table = [self._table(status, names, rounds)] if len(names) > 1 else []
+        note = [Text(summary(self._rounds[0].metrics))] if len(names) == 1 and self._rounds else []
+        return Group(self._bars, *note, *table, Text(batches, style="dim"), *actors[:8])
+
+    def _table(self, status: Status, names: list[str], rounds: list[int]) -> Table:
+        """The runs of a study, those that are under way first."""
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        order = sorted(range(len(names)), key=lambda i: (FIRST[status.phases[i]], i))
+        for i in sorted(order[:MOST_ROWS]):
+            mark, style = MARKS[status.phases[i]]
+            record = self._rounds.get(i)
+            accuracy = record.metrics.get("personalized/accuracy_mean") if record is not None else None
+            table.add_row(
+                Text(mark, style=style),
+                Text(names[i]),
+                Text(status.phases[i], style=style),
+                Text(f"round {self._done(i, status.phases[i], rounds)} of {rounds[i]}"),
+                Text(f"accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""),
+            )
+        if len(order) > MOST_ROWS:
+            table.add_row("", Text(f"and {len(order) - MOST_ROWS} more", style="dim"))
+        return table
+
+    def _done(self, run: int, phase: str, rounds: list[int]) -> int:
+        """Completed rounds; one that was finished by an earlier command has sent none."""
+        if phase == "finished":
+            return rounds[run]
+        return self._rounds[run].round + 1 if run in self._rounds else 0
 
 
 def summary(metrics: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from raysim.errors import ConfigError
 from raysim.plots import Theme, check_picture, plot_comparison, plot_gains, theme
 from raysim.progress import as_rich
 from raysim.statistics import fairness, gains, to_target
-from raysim.summary import baselines, study_files
+from raysim.summary import WHEN, baselines, study_files
 from raysim.tracking import Tracker, resolve_uri
 
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
@@ -263,15 +263,19 @@ def _gains(study: _Study, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
 
 def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
     options = study.options
+    protocols = {WHEN.get(p.get("evaluate.protocol", ""), "") for p in study.parameters.values()}
+    title = study.experiment + (
+        f": clients evaluated {protocols.pop()} aggregation" if len(protocols - {""}) == 1 else ""
+    )
     with theme(options.background):
         if path := _numbered(options.plot, study, studies):
-            plot_comparison(study.history, study.experiment, options.by).savefig(path)
+            plot_comparison(study.history, title, options.by).savefig(path)
             console.print(f"picture: {path}", highlight=False)
         if options.plots is not None:
             rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
             clients = {(group, seed): study.tracker.clients(run_id) for group, seed, run_id in rows}
             history = study.history.assign(name=study.history[options.by])
-            for name, data in study_files(history, clients, study.algorithms(), study.experiment).items():
+            for name, data in study_files(history, clients, study.algorithms(), title).items():
                 path = options.plots / (name if len(studies) == 1 else f"{_slug(study.experiment)}_{name}")
                 path.write_bytes(data)
                 console.print(f"written: {path}", highlight=False)

@@ -139,6 +139,16 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     }
     if device == "cuda":
         options["runtime_env"] = CUDA_ENVIRONMENT
+    at_a_time = resources.concurrent_runs
+    if at_a_time == "auto":
+        at_a_time = max(1, have // actors) if device == "cpu" and resources.num_actors == "auto" else 1
+    elif at_a_time * actors > have and not patient and not autoscales():
+        if resources.num_actors != "auto":
+            raise ConfigError(
+                f"resources.concurrent_runs: {at_a_time} runs with {actors} actors each, there is room for {have} actors"
+            )
+        actors = max(1, have // at_a_time)
+    resolved = resolved.model_copy(update={"num_actors": actors, "concurrent_runs": at_a_time})
     return Placement(resolved, options, most_batches, actors_per_gpu)
 
 

@@ -126,6 +126,7 @@ class ActorPool:
         import_path: folders from which a user's own algorithm can be imported.
         stop: set by the driver to end a run; ``Stopped`` is raised then.
         say: tells the user what is waited for.
+        workers: that are already there, of ``split``.
     """
 
     def __init__(
@@ -135,10 +136,11 @@ class ActorPool:
         import_path: list[str],
         stop: threading.Event,
         say: Callable[[str], None],
+        workers: Sequence[Worker] = (),
     ) -> None:
         self._size, self._options, self._import_path = size, options, import_path
         self._stop, self.say = stop, say
-        self.workers: list[Worker] = []
+        self.workers: list[Worker] = [replace(worker, name=i) for i, worker in enumerate(workers)]
         self._setup: ray.ObjectRef | None = None
         self._states: StateNodes | None = None
         self._nodes: set[str] = set()
@@ -165,11 +167,17 @@ class ActorPool:
             if joined:
                 log.warning("a node has joined: actor %d is added", worker.name)
 
-    def shrink(self) -> None:
-        """End actors that are more than ``size`` says by now."""
-        for worker in self.workers[max(1, self._size()) :]:
+    def split(self, pools: int) -> list[ActorPool]:
+        """Pools of ``size`` actors each, of which this is the first; actors that are left over end."""
+        size = max(1, self._size())
+        self.workers, others = self.workers[:size], self.workers[size:]
+        result = [self]
+        for i in range(pools - 1):
+            given = others[i * size : (i + 1) * size]
+            result.append(ActorPool(self._size, self._options, self._import_path, self._stop, self.say, given))
+        for worker in others[(pools - 1) * size :]:
             ray.kill(worker.handle)
-            self.workers.remove(worker)
+        return result
 
     @property
     def machines(self) -> list[dict[str, str]]:

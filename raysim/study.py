@@ -1,4 +1,6 @@
-"""The runs of a command, one after another, each from its start or its last checkpoint to its end, logged to MLflow.
+"""The runs of a command, each from its start or its last checkpoint to its end, logged to MLflow.
+
+One after another, or several at a time, each with its own pool of actors.
 
 Whatever happens, the way back is the same: go to the last checkpoint and play the rounds since then again. They have the same
 bits, so nothing but time is lost.
@@ -9,10 +11,14 @@ from __future__ import annotations
 import json
 import platform
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from queue import SimpleQueue
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +38,7 @@ from raysim.scheduling import ActorPool, Stopped
 from raysim.study_folder import StudyFolder, StudyState
 from raysim.tracking import CHECKPOINT_TAG, Tracker, may_pass
 
+RunPhase = Literal["waiting", "running", "finished", "failed"]
 MOST_STARTS = 10  # of the driver without a checkpoint in between, after which it is not bad luck
 STOP_SECONDS = 10  # for what MLflow still has to hear when a run is stopped
 
@@ -72,6 +79,7 @@ class Study:
     Args:
         say: tells the user what happens.
         report: told how far the run of an index is.
+        entered: told when the run of an index is ``running``, ``finished`` or ``failed``.
         stop: set when the runs are to end; ``Stopped`` is raised then.
     """
 
@@ -80,14 +88,21 @@ class Study:
         job: Job,
         say: Callable[[str], None],
         report: Callable[[int, RoundReport], None],
+        entered: Callable[[int, RunPhase], None],
         stop: threading.Event,
     ) -> None:
-        self.job, self.say, self.report, self._stop = job, say, report, stop
-        self.results: list[RunResult] = []
+        self.job, self.say, self.report, self._entered, self._stop = job, say, report, entered, stop
+        self._results: dict[int, RunResult] = {}
+        self._writing = threading.Lock()
         self.folder = StudyFolder(job.folder) if job.folder is not None else None
         self.state = StudyState.model_validate(json.loads(job.state))
         self.goes_on = False
-        self.pool: ActorPool | None = None
+        self._pools: list[ActorPool] = []
+
+    @property
+    def results(self) -> list[RunResult]:
+        """Of the runs that are finished, in their order."""
+        return [self._results[i] for i in sorted(self._results)]
 
     def execute(self, again: bool = False) -> None:
         """Take all runs to their end.
@@ -97,6 +112,7 @@ class Study:
 
         Raises:
             ConfigError, ClientError: see their messages.
+            StudyFailed: some runs of a study failed.
             Stopped: asked to stop; the runs are closed as KILLED.
         """
         self._read_state(again)
@@ -105,14 +121,14 @@ class Study:
         try:
             uri, path = self.state.tracking_uri, list(self.job.import_path)
             launch = Launch(config, path, uri, self._stop, self.say, patient=self.goes_on)
-            self.pool = launch.pool
+            self._pools = [launch.pool] if launch.pool is not None else []
             runs = prepare(config)
-            self._config, specs, self.pool = launch.specs(runs)
+            self._config, specs, self._pools = launch.specs(runs)
             del runs  # its arrays are in the object store now
             self.tracker = self._connect()
             self._first_state()
             if config.study is None:
-                self._run(0, specs[0])
+                self._run(0, specs[0], self._pools[0])
             else:
                 self._study(specs)
             self.state.finished = True
@@ -121,8 +137,8 @@ class Study:
                 if self._stop.is_set():
                     raise Stopped
         finally:
-            if self.pool is not None:
-                self.pool.close()
+            for pool in self._pools:
+                pool.close()
             if self.folder is not None:
                 self.folder.unlock()
 
@@ -161,7 +177,8 @@ class Study:
         if self.folder is None:
             return
         try:
-            self.folder.write(self.state)
+            with self._writing:
+                self.folder.write(self.state)
         except OSError as error:  # a full disk; whoever goes on from an older state has more to play again
             self.say(f"{self.folder.uri}/study.json: can't be written: {error}")
 
@@ -201,9 +218,48 @@ class Study:
         self.write_state()
         with self.closing(parent):
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
-            for i, spec in enumerate(specs):
-                self._run(i, spec)
-            self._log_comparison(parent, config)
+            failures = self._all(specs)
+            if self._results:
+                self._log_comparison(parent, config)
+            if failures:
+                raise StudyFailed(len(specs), failures)
+
+    def _all(self, specs: list[RunSpec]) -> dict[str, Exception]:
+        """Take all runs to their end, as many at a time as there are pools; one that fails does not stop the others.
+
+        Returns what went wrong, by the name of the run.
+        """
+        failures: dict[str, Exception] = {}
+        free: SimpleQueue[ActorPool] = SimpleQueue()
+        for pool in self._pools:
+            free.put(pool)
+
+        def one(i: int, spec: RunSpec) -> None:
+            pool = free.get()
+            try:
+                if self._stop.is_set():
+                    raise Stopped
+                self._run(i, spec, pool)
+            except Stopped:
+                raise
+            except Exception as error:
+                failures[spec.config.name] = error
+                self._entered(i, "failed")
+                self.say(f"{spec.config.name} failed: {told(error)}")
+            finally:
+                free.put(pool)
+
+        with ThreadPoolExecutor(len(self._pools), "run") as executor:
+            for done in [executor.submit(one, i, spec) for i, spec in enumerate(specs)]:
+                done.result()
+        return failures
+
+    def finished(self, i: int, result: RunResult) -> None:
+        """The run of an index is done, now or before."""
+        self.state.runs[i].finished = True
+        self.write_state()
+        self._results[i] = result
+        self._entered(i, "finished")
 
     def _log_comparison(self, parent: str, config: Config) -> None:
         from raysim.summary import study_files  # not at the top: actors start while matplotlib is imported
@@ -211,17 +267,21 @@ class Study:
         history = pd.concat([r.history for r in self.results], ignore_index=True)
         clients = {(r.entry, r.seed): r.clients for r in self.results}
         algorithms = {entry: child.algorithm.name for entry, child in children(config)}
-        files = study_files(history, clients, algorithms, title(config))
-        self.outbox.put(lambda: self.tracker.log_files(parent, files))
 
-    def _run(self, i: int, spec: RunSpec) -> None:
+        def draw() -> None:
+            self.tracker.log_files(parent, study_files(history, clients, algorithms, title(config)))
+
+        self.outbox.put(draw)
+
+    def _run(self, i: int, spec: RunSpec, pool: ActorPool) -> None:
         """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""
+        self._entered(i, "running")
         reason: dict[str, str] = {}
         while True:
             try:
                 from raysim.attempt import Attempt  # which needs this module
 
-                return Attempt(self, i, spec, reason).execute()
+                return Attempt(self, i, spec, pool, reason).execute()
             except RayTaskError as error:
                 size = spec.config.resources.clients_per_batch
                 assert isinstance(size, int)
@@ -274,6 +334,27 @@ class Study:
         if self.state.git_commit:
             tags["mlflow.source.git.commit"] = self.state.git_commit
         return tags
+
+
+class StudyFailed(ClientError):
+    """Some runs of a study failed; the others are finished."""
+
+    def __init__(self, runs: int, failures: dict[str, Exception]) -> None:
+        lines = [f"  {name}: {told(error).splitlines()[0]}" for name, error in failures.items()]
+        others = "the others are finished; " if len(failures) < runs else ""
+        super().__init__(
+            "\n".join([f"{len(failures)} of {runs} runs failed:", *lines, f"{others}the same command tries again"])
+        )
+
+
+def told(error: Exception) -> str:
+    """What a user needs to know of an error: its words, or of a bug where it happened."""
+    if isinstance(error, RayTaskError):
+        # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
+        return str(error.cause if isinstance(error.cause, ClientError) else error)
+    if isinstance(error, ConfigError | ClientError):
+        return str(error)
+    return "".join(traceback.format_exception(error))
 
 
 def versions() -> dict[str, str]:

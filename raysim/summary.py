@@ -25,6 +25,8 @@ from raysim.statistics import fairness, gains
 
 BASELINES = ("local", "fedavg")
 """Algorithms over which gains are told: what a client has without a federation, and with one model for all."""
+WHEN = {"paper": "before", "aggregated": "after"}
+"""Aggregation, clients are evaluated, by ``evaluate.protocol``."""
 Clients = Mapping[tuple[str, int], pd.DataFrame]
 """By entry of the study and seed, the table of clients after the last round."""
 
@@ -95,5 +97,5 @@ def gain_rows(clients: Clients, baseline: str) -> dict[str, pd.DataFrame]:
 
 
 def what_is_evaluated(config: Config) -> str:
-    """When a client is evaluated, for titles."""
-    return f"evaluated {'before' if config.evaluate.protocol == 'paper' else 'after'} aggregation"
+    """When clients are evaluated, for titles."""
+    return f"evaluated {WHEN[config.evaluate.protocol]} aggregation"

@@ -263,14 +263,6 @@ class Tracker:
     def log_text(self, run_id: str, text: str, name: str) -> None:
         self._client.log_text(run_id, text, name)
 
-    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
-        self._client.log_text(run_id, table.to_csv(index=False), name)
-
-    def log_bytes(self, run_id: str, data: bytes, name: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / name).write_bytes(data)
-            self._client.log_artifact(run_id, str(Path(folder) / name))
-
     def log_files(self, run_id: str, files: Mapping[str, bytes], folder: str | None = None) -> None:
         with tempfile.TemporaryDirectory() as place:
             for name, data in files.items():

@@ -160,7 +160,7 @@ def test_a_table_says_who_gains_and_how_even_methods_are(invoke):
         next(line for line in output.splitlines() if name in line and "clients, 2" in line) for name in NAMES
     )
     assert even.split()[1:5] == ["5.0", "25.0", "35.0", "0.083"]
-    assert uneven.split()[1:5] == ["10.0", "30.0", "47.5", "0.119"]
+    assert uneven.split()[1:5] == ["10.0", "30.0", "50.0", "0.119"]
 
 
 NAMES = ("base", "other")

@@ -80,6 +80,11 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
         "config.yaml",
         "comparison.png",
         "comparison.csv",
+        "clients.png",
+        "fairness.csv",
+        "gains_over_fedavg.csv",
+        "gains_over_fedavg.png",
+        "who_gains_over_fedavg.png",
     }
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {r.info.run_name for r in children} == {f"{r.entry} · seed {r.seed}" for r in study.runs}

@@ -51,7 +51,7 @@ class SteppedDriver:
         run: Prepared = ray.get(prepared[0])
         stop = threading.Event()
         launch = Launch(run.config, list(import_path), uri, stop, log.warning)
-        self.config, (spec,), self._pool = launch.specs([run])
+        self.config, (spec,), (self._pool,) = launch.specs([run])
         config = spec.config
         self._states = StateNodes(spec.state_size)
         self._pool.configure(spec.setup, self._states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raysim.plots.style import colour, line, new_figure, plain
@@ -44,6 +45,7 @@ def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figu
                 panel.plot(spent, mean, linewidth=1.8, **line(i))
             else:
                 panel.axhline(mean.iloc[-1], linewidth=1.2, **line(i))
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(xlabel="round", ylabel="accuracy, mean over clients")
     panels[1].set(xlabel="megabytes sent, all clients, down and up")
     panels[2].set(xlabel="seconds of the run's rounds on this machine")
@@ -69,6 +71,7 @@ def plot_accuracy(rounds: NDArray[np.int64], accuracy: NDArray[np.float64], titl
     axes.plot(at, np.nanmean(accuracy, axis=1), linewidth=2, label="mean over clients", **line(0))
     axes.plot(at, middle, linewidth=1.2, label="median", **line(1))
     axes.plot(at, np.nanmin(accuracy, axis=1), linewidth=1.2, label="worst client", **line(3))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0, min(1.0, 1.08 * float(np.nanmax(accuracy)) + 0.01)))
     figure.suptitle(title, fontsize=11)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)

@@ -43,6 +43,6 @@ def plot_timeline(table: pd.DataFrame, title: str) -> Figure:
     axes.set(xlabel="seconds since the first client batch began", xlim=(0, 1.02 * end))
     axes.set_title(f"{title}: {100 * busy:.0f} % busy", fontsize=11)
     axes.invert_yaxis()
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     plain(axes, grid="x")
     return figure
