@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from raysim.checkpoint import Checkpoint, newest
 from raysim.config_file import dump
+from raysim.description import describe_run
 from raysim.errors import ConfigError, StatesLost
 from raysim.journal import RunJournal
 from raysim.keeper import Keeper
@@ -25,6 +26,7 @@ from raysim.records import Records, client_table
 from raysim.rounds import RoundReport, Run
 from raysim.study import RunResult, Study, versions
 from raysim.study_folder import RunState, algorithm_code, differences
+from raysim.tracking import DESCRIPTION_TAG
 
 if TYPE_CHECKING:
     from raysim.scheduling import ActorPool
@@ -133,6 +135,7 @@ class Attempt:
         parameters = {**config.flat(), **_sizes(spec)}
         tags = {**study.tags(config, self._machine), **self._more_tags}
         tags |= {"raysim.entry": spec.entry, "raysim.dataset_digest": spec.dataset_digest}
+        tags[DESCRIPTION_TAG] = describe_run(config, study.state.git_commit)
         parent, folder = study.state.parent, self._folder.uri if self._folder is not None else None
 
         def start() -> str:
@@ -146,6 +149,9 @@ class Attempt:
         before = checkpoint.records.rounds if checkpoint is not None else ()
         journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)
         self._outbox.put(lambda: self._tracker.log_text(run_id, dump(config), "config.yaml"))
+        source, profile = config.data.model_dump(mode="json"), self._profile()
+        digest, log = spec.dataset_digest, self._tracker.log_dataset
+        self._outbox.put(lambda: log(run_id, config.data.name, digest, source, profile))
         from raysim.plots import as_png, plot_partition  # not at the top: actors start while matplotlib is imported
 
         title = f"{config.data.name}: samples per client and class"
@@ -157,6 +163,13 @@ class Attempt:
 
         self._outbox.put(draw)
         return journal
+
+    def _profile(self) -> dict[str, int]:
+        """How much data there is."""
+        partition = ray.get(self._spec.setup.partition)
+        train, test = int(partition.num_train.sum()), int(partition.num_test.sum())
+        classes, clients = len(self._spec.class_names), partition.num_clients
+        return {"train_samples": train, "test_samples": test, "classes": classes, "clients": clients}
 
     # Its rounds.
 
@@ -196,6 +209,7 @@ class Attempt:
         self._outbox.put(lambda: tracker.log_files(run_id, run_files(config, accuracy, timeline) | files))
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
+        tags[DESCRIPTION_TAG] = describe_run(config, self._study.state.git_commit, run.records.rounds[-1].metrics)
         self._outbox.put(lambda: tracker.set_tags(run_id, tags))
         if models := self._models(run):
             self._outbox.put(lambda: tracker.log_files(run_id, models, saved.FOLDER))

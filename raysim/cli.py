@@ -128,7 +128,6 @@ def _shown(work: Callable[[Watch], Result]) -> None:
 def _print_result(result: Result) -> None:
     from raysim.compare import caption
     from raysim.progress import as_rich
-    from raysim.tracking import dashboard_command
 
     console.print(as_rich(result.table, caption(result.experiment)))
     run_id = result.parent_run_id or result.runs[0].run_id
@@ -136,10 +135,11 @@ def _print_result(result: Result) -> None:
     console.print(
         f"run {run_id} in experiment {result.experiment!r}, with {pictures} among its artifacts", highlight=False
     )
+    name, uri = shlex.quote(result.experiment), shlex.quote(result.tracking_uri)
     console.print("compare again: ", end="")
-    console.print(f"raysim compare {shlex.quote(result.experiment)}", style="bold", highlight=False)
+    console.print(f"raysim compare {name} --uri {uri}", style="bold", highlight=False, soft_wrap=True)
     console.print("dashboard: ", end="")
-    console.print(dashboard_command(result.tracking_uri), style="bold", highlight=False, soft_wrap=True)
+    console.print(f"raysim dashboard --experiment {name} --uri {uri}", style="bold", highlight=False, soft_wrap=True)
 
 
 def _model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
@@ -273,6 +273,29 @@ def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int
         raise click.UsageError("--plot-gains needs one --baseline NAME")
     chosen = Options(last="best" if best else last, background="dark" if dark else "light", **options)
     report(console, experiments, uri, chosen)
+
+
+@main.command()
+@click.option("--experiment", help="Open the comparison of its latest study, or the list of its runs.")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: one that is free.")
+@click.option("--host", default="127.0.0.1", help="Default: 127.0.0.1, which only this machine can reach.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+def dashboard(experiment: str | None, uri: str | None, port: int | None, host: str, no_browser: bool) -> None:
+    """Serve MLflow's own pages on this machine until Ctrl-C, and open them in the browser."""
+    from raysim.config import TrackingConfig
+    from raysim.dashboard import open_dashboard, page_of
+    from raysim.tracking import Tracker, check_store, resolve_uri
+
+    store, page = resolve_uri(TrackingConfig(uri=uri)), ""
+    check_store(store)
+    if experiment is not None:
+        tracker = Tracker(store, experiment, create=False)
+        page = page_of(tracker.experiment_id, tracker.has_view())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    open_dashboard(
+        store, page, port, host, not no_browser, lambda text: console.print(text, highlight=False, soft_wrap=True)
+    )
 
 
 @main.command()

@@ -33,7 +33,9 @@ def expand(grid: Mapping[str, Any], algorithm: Any) -> list[dict[str, Any]]:
     include, exclude = (_mappings(grid.get(name) or [], name) for name in ("include", "exclude"))
     if (count := _product(axes)) > MOST_RUNS:
         raise ValueError(f"grid: has {count:,} combinations, more than {MOST_RUNS:,}")
-    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())] if axes else []
+    combinations = (
+        [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())] if axes else []
+    )
     for left_out in exclude:
         kept = [c for c in combinations if not all(k in c and c[k] == v for k, v in left_out.items())]
         if len(kept) == len(combinations):

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from raysim.compare import Last, caption, compare, formatted, paper_table, rounds_shown
 from raysim.config import TrackingConfig
+from raysim.description import WHEN
 from raysim.errors import ConfigError
 from raysim.plots import Theme, check_picture, plot_comparison, plot_gains, theme
 from raysim.progress import as_rich
 from raysim.statistics import fairness, gains, to_target
-from raysim.summary import WHEN, baselines, study_files
+from raysim.summary import baselines, study_files
 from raysim.tracking import Tracker, resolve_uri
 
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")

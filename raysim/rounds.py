@@ -31,6 +31,7 @@ from raysim.personal_store import NEVER_TRAINED, SlotIndex, StateLayout, check_s
 from raysim.planning import Planner, padding
 from raysim.records import Records, RoundRecord
 from raysim.scheduling import ActorPool, Done
+from raysim.system_metrics import SystemMetrics
 from raysim.tasks import RunSetup, Task, TaskResult
 
 Ints = NDArray[np.int64]
@@ -109,6 +110,7 @@ class Run:
         self._server_state = self._algorithm.server_init(self.shared)
         self.records = Records()
         self.timeline: pd.DataFrame | None = None
+        self._node = SystemMetrics()
         if checkpoint is not None:
             self._restore(checkpoint)
         self._send()
@@ -389,6 +391,7 @@ class Run:
             "system/train_samples_per_second": samples / seconds,
             "system/actor_busy_fraction": self._busy_seconds / (max(1, len(self._pool.workers)) * seconds),
             "system/padding_fraction": padding(trained, self._partition.num_train) if trained else 0.0,
+            **self._node.read(),
         }
 
 

@@ -30,13 +30,15 @@ from ray.exceptions import RayTaskError
 from raysim import __version__
 from raysim.config import Config
 from raysim.config_file import children, config_of, dump
+from raysim.dashboard import saved_view
+from raysim.description import describe_study, differing, title
 from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.journal import Outbox
 from raysim.preparation import Launch, RunSpec, prepare, with_config
 from raysim.rounds import RoundReport
 from raysim.scheduling import ActorPool, Stopped
 from raysim.study_folder import StudyFolder, StudyState
-from raysim.tracking import CHECKPOINT_TAG, Tracker, may_pass
+from raysim.tracking import CHECKPOINT_TAG, DESCRIPTION_TAG, Tracker, may_pass
 
 RunPhase = Literal["waiting", "running", "finished", "failed"]
 MOST_STARTS = 10  # of the driver without a checkpoint in between, after which it is not bad luck
@@ -208,6 +210,8 @@ class Study:
     def _study(self, specs: list[RunSpec]) -> None:
         config, tracker = self._config, self.tracker
         tags = {**self.tags(config), "raysim.kind": "study"}
+        tags[DESCRIPTION_TAG] = describe_study(config, len(specs), self.state.git_commit)
+        keys = differing([spec.config for spec in specs])
 
         def start() -> str:
             return tracker.start(config.name, {"study.runs": len(specs)}, tags)
@@ -218,6 +222,7 @@ class Study:
         self.write_state()
         with self.closing(parent):
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
+            self.outbox.put(lambda: tracker.set_view(saved_view(parent, f"latest study: {config.name}", keys)))
             failures = self._all(specs)
             if self._results:
                 self._log_comparison(parent, config)
@@ -262,13 +267,17 @@ class Study:
         self._entered(i, "finished")
 
     def _log_comparison(self, parent: str, config: Config) -> None:
+        from raysim.compare import compare
         from raysim.summary import study_files  # not at the top: actors start while matplotlib is imported
 
         history = pd.concat([r.history for r in self.results], ignore_index=True)
         clients = {(r.entry, r.seed): r.clients for r in self.results}
         algorithms = {entry: child.algorithm.name for entry, child in children(config)}
 
+        text = describe_study(config, len(self.state.runs), self.state.git_commit, compare(history))
+
         def draw() -> None:
+            self.tracker.set_tags(parent, {DESCRIPTION_TAG: text})
             self.tracker.log_files(parent, study_files(history, clients, algorithms, title(config)))
 
         self.outbox.put(draw)
@@ -366,11 +375,3 @@ def versions() -> dict[str, str]:
         "timm": version("timm"),
         "python": platform.python_version(),
     }
-
-
-def title(config: Config) -> str:
-    """What a comparison's picture says: the data, who trains, and what is evaluated."""
-    from raysim.summary import what_is_evaluated
-
-    cohort, clients = config.cohort_size, config.data.num_clients
-    return f"{config.name}: {cohort} of {clients} clients train per round, {what_is_evaluated(config)}"

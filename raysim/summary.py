@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raysim.compare import compare
 from raysim.config import Config
+from raysim.description import what_is_evaluated
 from raysim.plots import (
     as_png,
     plot_accuracy,
@@ -25,8 +26,6 @@ from raysim.statistics import fairness, gains
 
 BASELINES = ("local", "fedavg")
 """Algorithms over which gains are told: what a client has without a federation, and with one model for all."""
-WHEN = {"paper": "before", "aggregated": "after"}
-"""Aggregation, clients are evaluated, by ``evaluate.protocol``."""
 Clients = Mapping[tuple[str, int], pd.DataFrame]
 """By entry of the study and seed, the table of clients after the last round."""
 
@@ -94,8 +93,3 @@ def gain_rows(clients: Clients, baseline: str) -> dict[str, pd.DataFrame]:
             gain = 100 * (both["accuracy"] - both["accuracy_baseline"])
             rows.setdefault(entry, []).append(both.assign(gain=gain, seed=seed))
     return {entry: pd.concat(tables, ignore_index=True) for entry, tables in rows.items()}
-
-
-def what_is_evaluated(config: Config) -> str:
-    """When clients are evaluated, for titles."""
-    return f"evaluated {WHEN[config.evaluate.protocol]} aggregation"

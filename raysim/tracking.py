@@ -6,6 +6,7 @@ Only the driver writes; ``raysim compare`` reads.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import subprocess
@@ -21,9 +22,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raysim.config import CheckpointConfig, TrackingConfig
+from raysim.dashboard import VIEW_TAG
 from raysim.errors import ConfigError
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
+DESCRIPTION_TAG = "mlflow.note.content"
 CHECKPOINT_TAG = "raysim.checkpoint"
 """The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
 # Errors that no waiting helps against; all others are those of a server or a network that may come back.
@@ -64,11 +67,6 @@ def checkpoint_root(config: CheckpointConfig, uri: str) -> str:
         return config.dir if "://" in config.dir else str(home() / Path(config.dir).expanduser())
     beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else home()
     return str(beside / "checkpoints")
-
-
-def dashboard_command(uri: str) -> str:
-    """What opens MLflow's own pages on this store."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
 
 
 def git_commit(folder: Path) -> str | None:
@@ -117,6 +115,12 @@ def checkpoint_of(uri: str, run_id: str) -> str:
     return str(tags[CHECKPOINT_TAG])
 
 
+def check_store(uri: str) -> None:
+    """Raises ConfigError if a store that is to be read is a file that is not there."""
+    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"there is no MLflow store {uri}: run something first, or name another with --uri")
+
+
 def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
     """A folder of a run's artifacts, on this machine.
 
@@ -128,8 +132,7 @@ def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
     from sqlalchemy.exc import SQLAlchemyError
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"there is no MLflow store {uri} (--uri names another)")
+    check_store(uri)
     try:
         with _few_retries():
             client = MlflowClient(uri)
@@ -219,7 +222,8 @@ class Tracker:
         location = None
         if self.uri.startswith("sqlite:////"):  # beside the database, not in whatever folder the UI is started from
             location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
-        return str(self._client.create_experiment(experiment, artifact_location=location))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # its pages are about runs, not about prompts
+        return str(self._client.create_experiment(experiment, artifact_location=location, tags=kind))
 
     def start(
         self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
@@ -259,6 +263,25 @@ class Tracker:
 
         now = int(time.time() * 1000) if millis is None else millis
         self._client.log_batch(run_id, metrics=[Metric(key, value, now, round) for key, value in metrics.items()])
+
+    def log_dataset(
+        self, run_id: str, name: str, digest: str, source: Mapping[str, Any], profile: Mapping[str, Any]
+    ) -> None:
+        """The data that a run trains and evaluates on, as MLflow's input; logged again it changes nothing.
+
+        ``source`` and ``profile`` are what MLflow shows of where the data is from and how much of it there is.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, "local", json.dumps(source), profile=json.dumps(profile))
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def set_view(self, value: str) -> None:
+        """The saved view of the experiment's latest study."""
+        self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, value)
+
+    def has_view(self) -> bool:
+        return VIEW_TAG in self._client.get_experiment(self.experiment_id).tags
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         self._client.log_text(run_id, text, name)

@@ -65,11 +65,13 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(
     client = MlflowClient(config.tracking.uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
     status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
-    finished = {name: "FINISHED" for name in ("fine · seed 0", "fine · seed 1", "late · seed 0")}
+    finished = dict.fromkeys(("fine · seed 0", "fine · seed 1", "late · seed 0"), "FINISHED")
     assert status == {**finished, "fails · seed 0": "FAILED", "tiny": "FAILED"}
 
     told = []
-    again = raysim.run(config, lambda status, names, rounds: told.extend(e for e in status.events if isinstance(e, str)))
+    again = raysim.run(
+        config, lambda status, names, rounds: told.extend(e for e in status.events if isinstance(e, str))
+    )
     assert sum("finished before" in line for line in told) == 3
     undisturbed = raysim.run(config.model_copy(update={"tracking": study(tmp_path / "undisturbed").tracking}))
     timed = ["s/round"]

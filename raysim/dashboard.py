@@ -1,0 +1,166 @@
+"""``raysim dashboard``: MLflow's own pages on the right store, opened at the comparison of a study.
+
+The comparison is a saved view of the experiment, which MLflow keeps as a tag: its runs with their accuracy over rounds, the
+parameters in which they differ as columns and as parallel coordinates. It is written when a study starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raysim.errors import ConfigError
+
+VIEW = "raysim"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+START_SECONDS = 60
+ACCURACY = "personalized/accuracy_mean"
+CHARTS = {
+    ACCURACY: "accuracy, mean over clients",
+    "personalized/accuracy_worst_decile": "accuracy, worst decile of clients",
+    "personalized/auc_micro": "AUC",
+    "train/loss": "training loss",
+}
+COLUMNS = (ACCURACY, "personalized/accuracy_weighted", "personalized/accuracy_worst_decile", "personalized/auc_micro")
+
+
+def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
+    """The value of ``VIEW_TAG`` for a study: JSON as MLflow's page writes it.
+
+    Args:
+        parent: run id of the study.
+        name: of the view, in MLflow's menu of views.
+        differing: parameters in which the study's runs differ.
+    """
+    now = int(time.time() * 1000)
+    sections = [{"uuid": f"{VIEW}-{key}", "name": title, "display": True} for key, title in _SECTIONS.items()]
+    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
+    lines = [
+        {
+            "type": "LINE",
+            "uuid": f"{VIEW}-{i}",
+            "metricSectionId": f"{VIEW}-rounds",
+            "metricKey": key,
+            "xAxisKey": "step",
+        }
+        | {"selectedMetricKeys": [key], "displayName": title, "lineSmoothness": 0, "scaleType": "linear", **shared}
+        for i, (key, title) in enumerate(CHARTS.items())
+    ]
+    bars = {"type": "BAR", "uuid": f"{VIEW}-bar", "metricSectionId": f"{VIEW}-end", "metricKey": ACCURACY}
+    parallel = {"type": "PARALLEL", "uuid": f"{VIEW}-parallel", "metricSectionId": f"{VIEW}-end", "showAllRuns": False}
+    parallel |= {"selectedParams": list(differing[:6]), "selectedMetrics": [ACCURACY]}
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
+        # Sorted by anything else than time, MLflow lists the runs of a study without their parent.
+        "orderByKey": f"metrics.`{ACCURACY}`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            *(f"params.`{key}`" for key in ("seed", *differing)),
+            *(f"metrics.`{key}`" for key in COLUMNS),
+        ],
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": [*lines, bars | shared, *([parallel | shared] if differing else [])],
+        "compareRunSections": [s | {"isReordered": False, "deleted": False, "isGenerated": False} for s in sections],
+        "hideEmptyCharts": True,
+    }
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+
+
+_SECTIONS = {"rounds": "over rounds", "end": "after the last round"}
+
+
+def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bool, say: Callable[[str], None]) -> None:
+    """Serve a store until Ctrl-C, and open a page of it; a store that is a server's own is only opened.
+
+    Raises:
+        ConfigError: the server does not start.
+    """
+    if uri.startswith(("http://", "https://")):
+        _show(f"{uri.rstrip('/')}/{page}", browser, say)
+        return
+    port = port if port is not None else _free_port(host)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # half the memory
+    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else Path.cwd()
+    with subprocess.Popen(
+        [*command, "--port", str(port), "--workers", "1"],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C comes to us, who end it
+    ) as server:
+        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        try:
+            _wait(server, address)
+            _show(f"{address}/{page}", browser, say)
+            say("Ctrl-C ends it")
+            for _ in server.stdout or ():
+                pass  # its log of requests; read, so that it never waits
+            raise ConfigError(f"the MLflow server ended by itself, with exit status {server.wait()}")
+        except KeyboardInterrupt:
+            say("ended")
+        finally:
+            _end(server)
+
+
+def _wait(server: subprocess.Popen[str], address: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        if server.poll() is not None:
+            assert server.stdout is not None
+            words = server.stdout.read()[-1500:].strip()
+            raise ConfigError(f"the MLflow server does not start (exit status {server.returncode}):\n{words}")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            if time.monotonic() > deadline:
+                raise ConfigError(f"the MLflow server does not answer at {address}") from None
+            time.sleep(0.2)
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """It, and the worker that it started."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _show(address: str, browser: bool, say: Callable[[str], None]) -> None:
+    say(f"dashboard: {address}")
+    if browser and not webbrowser.open(address):
+        say("no browser was found here; open the address in yours")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as one:
+        one.bind((host, 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def page_of(experiment: Any, view: bool) -> str:
+    """The path of an experiment's page: its saved view as charts, or the list of its runs."""
+    if not view:
+        return f"#/experiments/{experiment}/runs"
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&compareRunsMode=CHART"
