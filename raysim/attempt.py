@@ -21,12 +21,13 @@ from raysim.journal import RunJournal
 from raysim.keeper import Keeper
 from raysim.models import saved
 from raysim.node_states import StateNodes
+from raysim.palette import COLOURS
 from raysim.preparation import RunSpec, with_config
 from raysim.records import Records, client_table
 from raysim.rounds import RoundReport, Run
 from raysim.study import RunResult, Study, versions
 from raysim.study_folder import RunState, algorithm_code, differences
-from raysim.tracking import DESCRIPTION_TAG
+from raysim.tracking import COLOUR_TAG, DESCRIPTION_TAG
 
 if TYPE_CHECKING:
     from raysim.scheduling import ActorPool
@@ -135,7 +136,8 @@ class Attempt:
         parameters = {**config.flat(), **_sizes(spec)}
         tags = {**study.tags(config, self._machine), **self._more_tags}
         tags |= {"raysim.entry": spec.entry, "raysim.dataset_digest": spec.dataset_digest}
-        tags[DESCRIPTION_TAG] = describe_run(config, study.state.git_commit)
+        entries = list(dict.fromkeys(row.entry for row in study.state.runs))
+        tags[COLOUR_TAG] = COLOURS[entries.index(spec.entry) % len(COLOURS)]  # one for all seeds of an entry
         parent, folder = study.state.parent, self._folder.uri if self._folder is not None else None
 
         def start() -> str:
@@ -150,6 +152,8 @@ class Attempt:
         journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)
         self._outbox.put(lambda: self._tracker.log_text(run_id, dump(config), "config.yaml"))
         source, profile = config.data.model_dump(mode="json"), self._profile()
+        about = {DESCRIPTION_TAG: describe_run(config, study.state.git_commit, run_id)}
+        self._outbox.put(lambda: self._tracker.set_tags(run_id, about))
         digest, log = spec.dataset_digest, self._tracker.log_dataset
         self._outbox.put(lambda: log(run_id, config.data.name, digest, source, profile))
         from raysim.plots import as_png, plot_partition  # not at the top: actors start while matplotlib is imported
@@ -209,7 +213,8 @@ class Attempt:
         self._outbox.put(lambda: tracker.log_files(run_id, run_files(config, accuracy, timeline) | files))
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
-        tags[DESCRIPTION_TAG] = describe_run(config, self._study.state.git_commit, run.records.rounds[-1].metrics)
+        commit, last = self._study.state.git_commit, run.records.rounds[-1].metrics
+        tags[DESCRIPTION_TAG] = describe_run(config, commit, run_id, last)
         self._outbox.put(lambda: tracker.set_tags(run_id, tags))
         if models := self._models(run):
             self._outbox.put(lambda: tracker.log_files(run_id, models, saved.FOLDER))

@@ -32,6 +32,15 @@ CHARTS = {
     "personalized/auc_micro": "AUC",
     "train/loss": "training loss",
 }
+LINE = {
+    "range": {},
+    "yAxisKey": "metric",
+    "yAxisExpressions": [],
+    "selectedXAxisMetricKey": "",
+    "ignoreOutliers": False,
+}
+LINE |= {"scaleType": "linear", "xAxisScaleType": "linear", "lineSmoothness": 0}
+LINE |= {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
 COLUMNS = (ACCURACY, "personalized/accuracy_weighted", "personalized/accuracy_worst_decile", "personalized/auc_micro")
 
 
@@ -54,7 +63,7 @@ def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
             "metricKey": key,
             "xAxisKey": "step",
         }
-        | {"selectedMetricKeys": [key], "displayName": title, "lineSmoothness": 0, "scaleType": "linear", **shared}
+        | {"selectedMetricKeys": [key], "displayName": title, **LINE, **shared}
         for i, (key, title) in enumerate(CHARTS.items())
     ]
     bars = {"type": "BAR", "uuid": f"{VIEW}-bar", "metricSectionId": f"{VIEW}-end", "metricKey": ACCURACY}
@@ -75,7 +84,8 @@ def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
         ],
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": [*lines, bars | shared, *([parallel | shared] if differing else [])],
-        "compareRunSections": [s | {"isReordered": False, "deleted": False, "isGenerated": False} for s in sections],
+        "compareRunSections": [s | {"isReordered": True, "deleted": False, "isGenerated": False} for s in sections],
+        "isAccordionReordered": True,  # else the sections are sorted by name, MLflow's own among them
         "hideEmptyCharts": True,
     }
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})

@@ -12,9 +12,10 @@ WHEN = {"paper": "before", "aggregated": "after"}
 """Aggregation, clients are evaluated, by ``evaluate.protocol``."""
 
 
-def describe_run(config: Config, commit: str | None, metrics: Mapping[str, float] | None = None) -> str:
-    """What is run, with the last round's results once it is finished, and how to run it again."""
+def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mapping[str, float] | None = None) -> str:
+    """What is run, who has which classes, the last round's results once it is finished, and how to run it again."""
     lines = [f"**{config.algorithm.name}**, seed {config.seed}: {what_is_run(config)}", ""]
+    lines += [_picture("partition.png", run_id), ""]
     if metrics is not None:
         lines += [f"After round {config.rounds}:", "", _results(metrics), ""]
         lines += [
@@ -25,13 +26,19 @@ def describe_run(config: Config, commit: str | None, metrics: Mapping[str, float
     return "\n".join([*lines, how_to_repeat(commit)])
 
 
-def describe_study(config: Config, runs: int, commit: str | None, table: Any = None) -> str:
-    """The same of a study, with its comparison."""
+def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: Any = None) -> str:
+    """The same of a study, with its comparison once it is finished."""
     lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
     if table is not None:
         lines += ["Last round, percent, mean ± standard deviation over seeds:", "", formatted(table, "markdown"), ""]
+        lines += [_picture("comparison.png", run_id), ""]
         lines += ["Artifacts: `comparison.png`, `clients.png`, gains over the baselines client by client.", ""]
     return "\n".join([*lines, how_to_repeat(commit)])
+
+
+def _picture(artifact: str, run_id: str) -> str:
+    """An artifact inside MLflow's page; relative, so that it is asked of whatever server shows the page."""
+    return f"![{artifact}](get-artifact?path={artifact}&run_uuid={run_id})"
 
 
 def what_is_run(config: Config) -> str:
@@ -51,9 +58,9 @@ def how_to_repeat(commit: str | None) -> str:
 
 
 def differing(configs: list[Config]) -> list[str]:
-    """The dotted keys, without the seed and names, in which configurations differ; the algorithm's name first."""
+    """The dotted keys that all configurations have and in which they differ, without the seed; the algorithm's name first."""
     flat = [dict(flatten(c.model_dump(mode="json", exclude={"study", "name", "seed", "tracking"}))) for c in configs]
-    keys = dict.fromkeys(key for one in flat for key in one)
+    keys = [key for key in flat[0] if all(key in one for one in flat)]
     found = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
     return sorted(found, key=lambda key: key != "algorithm.name")
 

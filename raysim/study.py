@@ -210,7 +210,6 @@ class Study:
     def _study(self, specs: list[RunSpec]) -> None:
         config, tracker = self._config, self.tracker
         tags = {**self.tags(config), "raysim.kind": "study"}
-        tags[DESCRIPTION_TAG] = describe_study(config, len(specs), self.state.git_commit)
         keys = differing([spec.config for spec in specs])
 
         def start() -> str:
@@ -222,6 +221,8 @@ class Study:
         self.write_state()
         with self.closing(parent):
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
+            about = {DESCRIPTION_TAG: describe_study(config, len(specs), self.state.git_commit, parent)}
+            self.outbox.put(lambda: tracker.set_tags(parent, about))
             self.outbox.put(lambda: tracker.set_view(saved_view(parent, f"latest study: {config.name}", keys)))
             failures = self._all(specs)
             if self._results:
@@ -274,7 +275,7 @@ class Study:
         clients = {(r.entry, r.seed): r.clients for r in self.results}
         algorithms = {entry: child.algorithm.name for entry, child in children(config)}
 
-        text = describe_study(config, len(self.state.runs), self.state.git_commit, compare(history))
+        text = describe_study(config, len(self.state.runs), self.state.git_commit, parent, compare(history))
 
         def draw() -> None:
             self.tracker.set_tags(parent, {DESCRIPTION_TAG: text})

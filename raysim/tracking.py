@@ -27,6 +27,7 @@ from raysim.errors import ConfigError
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
 DESCRIPTION_TAG = "mlflow.note.content"
+COLOUR_TAG = "mlflow.runColor"
 CHECKPOINT_TAG = "raysim.checkpoint"
 """The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
 # Errors that no waiting helps against; all others are those of a server or a network that may come back.

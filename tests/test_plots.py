@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from test_compare import history
 
+from raysim.palette import COLOURS
 from raysim.plots import (
     as_png,
     plot_accuracy,
@@ -17,7 +18,7 @@ from raysim.plots import (
     plot_who_gains,
     theme,
 )
-from raysim.plots.style import COLOURS, colour
+from raysim.plots.style import colour
 from raysim.statistics import gains
 
 

@@ -15,8 +15,8 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from raysim.errors import ConfigError
+from raysim.palette import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SEQUENTIAL = "viridis"
