@@ -122,6 +122,19 @@ def check_store(uri: str) -> None:
         raise ConfigError(f"there is no MLflow store {uri}: run something first, or name another with --uri")
 
 
+def check_answers(uri: str) -> None:
+    """Raises ConfigError if a tracking server does not answer a question."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with _few_retries():
+            MlflowClient(uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"{uri} does not answer: {' '.join(str(error).split())[:300]}") from error
+
+
 def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
     """A folder of a run's artifacts, on this machine.
 

@@ -85,8 +85,6 @@ def test_a_person_compares_the_runs_of_a_study(store):
         page.open(address.split("/runs?")[0] + f"/runs/{result.runs[0].run_id}")
         page.see("Description", "16 clients (by_domain, alpha 0.3), 8 per round")
         page.click("button", "Show more")
-        script = (
-            "return [...document.querySelectorAll('img')].some(i => i.alt == 'partition.png' && i.naturalWidth > 99)"
-        )
-        page.until(lambda: driver.execute_script(script), "the picture of the partition in the description")
+        shown = "return [...document.images].some(i => i.src.includes('partition.png') && i.naturalWidth > 99)"
+        page.until(lambda: driver.execute_script(shown), "the picture of the partition in the description")
         page.see("digits")  # the data set, as MLflow's input

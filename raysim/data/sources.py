@@ -71,18 +71,20 @@ def load_dataset(config: DataConfig, image_size: int) -> Dataset:
     Raises:
         ConfigError: no such data set, or its files are missing or damaged.
     """
-    if config.name in _LOADERS:
-        dataset = _LOADERS[config.name](config, image_size)
-    elif config.name in (flags := _medmnist_flags()):
-        dataset = _medmnist(config)
-    else:
+    check_name(config.name)
+    dataset = _LOADERS[config.name](config, image_size) if config.name in _LOADERS else _medmnist(config)
+    return _subset(dataset, config.subset) if config.subset is not None else dataset
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError if there is no data set of this name; suggests the nearest."""
+    known = [*_LOADERS, *_medmnist_flags()]
+    if name not in known:
         from difflib import get_close_matches
 
-        known = [*_LOADERS, *flags]
-        close = get_close_matches(config.name, known, n=1)
+        close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"data.name: there is no data set {config.name!r}; {hint}Known: {', '.join(known)}")
-    return _subset(dataset, config.subset) if config.subset is not None else dataset
+        raise ConfigError(f"data.name: there is no data set {name!r}; {hint}Known: {', '.join(known)}")
 
 
 def _subset(dataset: Dataset, size: int) -> Dataset:

@@ -1,0 +1,65 @@
+"""``raysim export`` and ``predict``: the models of a finished run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from raysim.cli.base import console, main
+
+if TYPE_CHECKING:
+    from raysim.export import ClientModel
+
+
+def _model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
+    """The model of a client of an MLflow run."""
+    from tempfile import TemporaryDirectory
+
+    from raysim.config import TrackingConfig
+    from raysim.export import client_model
+    from raysim.models.saved import FOLDER, SavedRun
+    from raysim.tracking import artifacts, resolve_uri
+
+    sys.path.append(os.getcwd())
+    with TemporaryDirectory() as folder:
+        saved = SavedRun.open(artifacts(resolve_uri(TrackingConfig(uri=uri)), run, FOLDER, Path(folder)))
+        return client_model(saved, client)
+
+
+@main.command()
+@click.argument("run", metavar="RUN_ID")
+@click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .safetensors file.")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+def export(run: str, client: int | None, to: Path, uri: str | None) -> None:
+    """Write a client's final model as a timm state dict, with a README beside it that loads it without raysim.
+
+    Plugins that are linear (lora, prefix_zero, prefix_random) are folded into timm's parameters; for the others the README
+    has the lines of code that add them to timm's model.
+    """
+    from raysim.export import export as write
+
+    if to.suffix != ".safetensors":
+        raise click.UsageError(f"--to {to} should end in .safetensors")
+    readme = write(_model_of(run, client, uri), to)
+    console.print(f"{to}, and how to load it: {readme}", highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("run", metavar="RUN_ID")
+@click.argument("images", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="IMAGE...")
+@click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
+@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
+def predict(run: str, images: tuple[Path, ...], client: int | None, uri: str | None) -> None:
+    """Classify image files with a client's final model, as a check."""
+    from raysim.export import predict as classify
+    from raysim.export import read_images
+
+    model = _model_of(run, client, uri)
+    for path, classes in zip(images, classify(model, read_images(images, model.run.about.in_channels)), strict=True):
+        shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in classes)
+        console.print(f"{path}: {shown}", highlight=False, soft_wrap=True)
