@@ -73,7 +73,7 @@ def commented(data: str, method: str, name: str) -> str:
     )  # what is written must be right
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        f"# {method} on {data}. Keys that are commented out have their defaults; any key can be changed on the command",
+        f"# {method} on {data}. Keys behind a # without a space have their defaults; any key can be changed on the command",
         "# line, too: raysim run FILE train.optimizer.lr=0.1",
         *_block(Config, raw, resolved, "", skip=("study", "algorithm")),
         "",
@@ -103,13 +103,13 @@ def _block(
             live = any(not line.lstrip().startswith("#") for line in inside if line)
             if not indent:
                 yield ""
-            yield f"{indent}{key}:" if live else f"{indent}# {key}:"
+            yield f"{indent}{'' if live else '#'}{key}:"
             yield from inside
             continue
         yield from _comment(field.description or "", indent)
         shown = yaml.safe_dump(given.get(key, resolved[key]), default_flow_style=True, sort_keys=False, width=10**6)
         shown = shown.strip().removesuffix("...").strip()
-        yield f"{indent}{key}: {shown}" if key in given else f"{indent}# {key}: {shown}"
+        yield f"{indent}{'' if key in given else '#'}{key}: {shown}"
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:

@@ -61,7 +61,7 @@ def test_run_and_compare(invoke, tmp_path):
     result = invoke("run", "tiny.yaml", "rounds=1")
     assert result.exit_code == 0, result.output
     assert "tiny: round 1 of 1: accuracy" in result.output
-    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}" in result.output
+    assert f"raysim dashboard --experiment tiny --uri sqlite:///{tmp_path / 'mlflow.db'}" in result.output
     assert "raysim compare tiny" in result.output
     row = next(line for line in result.output.splitlines() if line.split()[:2] == ["tiny", "1"])
     assert "there is no experiment 'nothing' in sqlite:" in invoke("compare", "nothing").output
