@@ -113,6 +113,9 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
         if options.form == "table":
             title = caption(study.experiment, options.by, options.last)
             console.print(as_rich(compare(study.history, options.by, options.last), title))
+            runs = len(study.runs)
+            started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.tracker.started()}"
+            console.print(f"{started}; --run ID chooses others", style="dim", highlight=False)
         _warn(console, study)
         if options.fairness:
             _print_fairness(console, study)

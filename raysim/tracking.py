@@ -322,12 +322,17 @@ class Tracker:
     # Reading, for comparisons.
 
     def latest_study(self) -> pd.DataFrame:
-        """The history of the finished runs of the latest study (or of the latest single run), as ``Result.history``.
+        """The history of the finished runs of the latest study, as ``Result.history``; of the latest run if there is no study.
 
         Raises:
             ConfigError: the experiment has no finished run.
         """
         return pd.concat([self._history(run) for run in self._latest_runs()], ignore_index=True)
+
+    def started(self) -> str:
+        """When the first of these runs was, in words."""
+        millis = min(run.info.start_time for run in self._latest_runs())
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
 
     def parameters(self) -> dict[str, dict[str, str]]:
         """Run id to dotted parameters, of the runs of ``latest_study``; ``dataset`` is the digest of the samples."""
@@ -409,8 +414,11 @@ class Tracker:
         return self._runs
 
     def _find_latest_runs(self) -> list[Any]:
+        found = self._finished()
+        # A single run after a study is a trial of something; who means it asks for it.
+        found = [run for run in found if "mlflow.parentRunId" in run.data.tags] or found
         groups: dict[str, list[Any]] = {}
-        for run in self._finished():
+        for run in found:
             groups.setdefault(run.data.tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
         if not groups:
             raise ConfigError(f"the experiment {self.experiment!r} has no finished run of raysim")

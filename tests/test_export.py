@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -21,7 +22,6 @@ from raysim.models.build import build_model
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
 from raysim.preparation import prepare
 from raysim.training import ClientEngine
-from tests.conftest import tiny
 
 CLIENT = 3
 

@@ -1,10 +1,10 @@
 """A study as a grid, expanded to the entries that it stands for."""
 
 import pytest
+from conftest import TINY
 
 from raysim.config_file import children, config_of
 from raysim.errors import ConfigError
-from tests.conftest import TINY
 
 
 def runs(study, **changes):

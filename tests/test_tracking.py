@@ -12,7 +12,6 @@ from raysim.tracking import (
     Tracker,
     checkpoint_of,
     checkpoint_root,
-    dashboard_command,
     git_commit,
     resolve_uri,
 )
@@ -68,11 +67,6 @@ def test_a_run_is_found_by_its_checkpoints_and_its_checkpoints_by_the_run(tmp_pa
         checkpoint_of(f"sqlite:///{tmp_path}/none.db", "r")
 
 
-def test_the_dashboard_command():
-    assert dashboard_command("sqlite:////a.db") == "mlflow ui --backend-store-uri sqlite:////a.db"
-    assert dashboard_command("http://tracking:5000") == "open http://tracking:5000"
-
-
 @pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "http://127.0.0.1:9"])
 def test_a_store_that_can_not_be_used_is_said_soon(uri):
     with pytest.raises(ConfigError, match="tracking.uri: .* can't be used"):
@@ -126,3 +120,33 @@ def test_runs_of_others_in_the_experiment_are_not_compared(tmp_path):
     tracker.end(tracker.start("foreign", {"lr": 1}, {}), "FINISHED")
     with pytest.raises(ConfigError, match="has no finished run of raysim"):
         tracker.latest_study()
+
+
+def test_a_single_run_after_a_study_does_not_take_its_place(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+
+    def finished(name, parent=None):
+        run = tracker.start(name, {"seed": 0}, {"raysim.entry": name}, parent)
+        tracker.log_round(run, 0, {"personalized/accuracy_mean": 0.5})
+        tracker.end(run, "FINISHED")
+        return run
+
+    single = finished("single")
+    assert list(tracker.latest_study()["run_id"]) == [single]
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    child = finished("child", parent)
+    finished("later")
+    again = Tracker(tracker.uri, "e")
+    assert list(again.latest_study()["run_id"]) == [child]
+    again.choose([single, parent])
+    assert list(again.latest_study()["run_id"]) == [single, child]
+
+
+def test_a_data_set_is_an_input_of_its_run_once(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    run = tracker.start("a", {}, {})
+    for _ in range(2):  # an answer may be lost, and the call made again
+        tracker.log_dataset(run, "digits", "0123abcd", {"name": "digits"}, {"train_samples": 7})
+    (found,) = tracker._client.get_run(run).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("digits", "0123abcd")
+    assert found.dataset.profile == '{"train_samples": 7}'
