@@ -70,12 +70,12 @@ def draw(folder: Path) -> None:
     """The pictures of the docs, from the store that the commands filled."""
     seen: dict[str, str] = {}
     run("raysim compare quickstart --plots pictures", folder, seen)
-    for name in ("comparison", "clients", "who_gains_over_local", "gains_over_fedavg"):
+    for name in ("comparison", "clients", "who_gains_over_local"):
         shutil.copy(folder / "pictures" / f"{name}.png", IMAGES / f"quickstart_{name}.png")
     run("raysim compare quickstart --plot pictures/dark.png --dark", folder, seen)
     shutil.copy(folder / "pictures" / "dark.png", IMAGES / "quickstart_comparison_dark.png")
     artifacts = folder / "mlruns" / run_id(folder) / "artifacts"
-    for name in ("accuracy", "heat_map", "timeline", "partition"):
+    for name in ("heat_map", "timeline", "partition"):
         shutil.copy(artifacts / f"{name}.png", IMAGES / f"quickstart_{name}.png")
     photograph(folder)
 

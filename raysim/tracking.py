@@ -322,7 +322,7 @@ class Tracker:
     # Reading, for comparisons.
 
     def latest_study(self) -> pd.DataFrame:
-        """The history of the finished runs of the latest study, as ``Result.history``; of the latest run if there is no study.
+        """The history of the finished runs of the latest study, as ``Result.history``; of the latest run if there is none.
 
         Raises:
             ConfigError: the experiment has no finished run.
