@@ -53,12 +53,12 @@ def run_id(folder: Path) -> str:
     return str(history.loc[history["name"] == "fedperfix", "run_id"].iloc[0])
 
 
-def check(folder: Path) -> dict[str, str]:
-    """All commands, on a folder that has what the repository has; returns their outputs."""
+def check(folder: Path, done: dict[str, str] | None = None) -> dict[str, str]:
+    """All commands that are not ``done``, in a folder that has what the repository has; returns their outputs."""
     for name in ("yaml", "docs", "algorithms"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "pictures").mkdir()
-    seen: dict[str, str] = {}
+    seen = dict(done or {})
     for page in PAGES:
         for command in commands(page):
             if not ELSEWHERE.search(command):

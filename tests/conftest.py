@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,16 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, num_gpus=0, object_store_memory=200 * 2**20, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def quickstart(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with the store that a shorter quickstart filled, and its result."""
+    import raysim
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
+    return folder, raysim.run(raysim.load_config(file, ["rounds=4", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
 
 
 TINY: dict[str, Any] = {

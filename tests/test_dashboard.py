@@ -2,32 +2,20 @@
 
 import json
 import urllib.request
-from pathlib import Path
 
 import browser
 import pytest
 from click.testing import CliRunner
 
-import raysim
 from raysim.cli import main
 from raysim.dashboard import VIEW_TAG, page_of, saved_view
 from raysim.tracking import Tracker
 
-QUICKSTART = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
 NAMES = [f"{name} · seed {seed}" for name in ("fedperfix", "fedavg", "local") for seed in range(3)]
 
 
-@pytest.fixture(scope="module")
-def store(cluster, tmp_path_factory):
-    """A folder with the store that the quickstart filled."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    result = raysim.run(raysim.load_config(QUICKSTART, ["rounds=4", f"tracking.uri={uri}"]))
-    return folder, result
-
-
-def test_a_study_leaves_a_view_with_its_runs_and_what_differs(store):
-    folder, result = store
+def test_a_study_leaves_a_view_with_its_runs_and_what_differs(quickstart):
+    folder, result = quickstart
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "quickstart", create=False)
     assert tracker.has_view()
     value = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags[VIEW_TAG])
@@ -48,8 +36,8 @@ def test_the_view_names_charts_and_parameters():
     assert page_of("7", view=False) == "#/experiments/7/runs"
 
 
-def test_it_serves_the_store_and_ends_with_ctrl_c(store):
-    folder, _ = store
+def test_it_serves_the_store_and_ends_with_ctrl_c(quickstart):
+    folder, _ = quickstart
     with browser.dashboard(cwd=folder) as address:
         assert urllib.request.urlopen(f"{address}health", timeout=10).read() == b"OK"
     with pytest.raises(OSError, match=r"refused"):
@@ -63,11 +51,11 @@ def test_mistakes(tmp_path, monkeypatch):
     assert (result.exit_code, "there is no MLflow store sqlite:///" in result.output) == (2, True)
 
 
-def test_a_person_compares_the_runs_of_a_study(store):
+def test_a_person_compares_the_runs_of_a_study(quickstart):
     """Opens the comparison, sees a line per run, selects all runs, compares them, and looks at one."""
     if reason := browser.missing():
         pytest.skip(reason)
-    folder, result = store
+    folder, result = quickstart
     with browser.dashboard("--experiment", "quickstart", cwd=folder) as address, browser.chromium() as driver:
         page = browser.Page(driver)
         page.open(address)

@@ -1,10 +1,13 @@
 """The code of the documentation, run as it stands there; and the studies that it speaks of."""
 
+import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from raysim.config_file import children, load_config
@@ -70,6 +73,48 @@ def test_every_study_of_the_repository_is_valid(path):
         assert {entry for entry, _ in runs} == METHODS
         assert all(run.cohort_size == run.data.num_clients // 8 for _, run in runs)
         assert {run.seed for _, run in runs} == {0, 1, 2}
+
+
+def test_every_command_of_the_docs_is_one_that_raysim_has():
+    """Those of ``build.py``'s pages are run by it, and others by other tests; here each is at least understood."""
+    from raysim.cli import main
+
+    pages = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+    lines = [(page, line) for page in pages for line in docs_build().commands(page) if line.startswith("raysim ")]
+    assert len(lines) > 30
+    for page, line in lines:
+        _, name, *arguments = shlex.split(line)
+        command = main.commands[name]
+        try:
+            command.make_context(name, [a for a in arguments if "…" not in a], resilient_parsing=False)
+        except click.exceptions.Exit:
+            pass
+        except click.UsageError as error:
+            raise AssertionError(f"{page}: {line}: {error.message}") from error
+
+
+@pytest.mark.long  # docs/build.py runs them, too
+def test_getting_started(quickstart, tmp_path, monkeypatch):
+    """Its commands as they stand there, on the store that a shorter quickstart filled; ``docs/build.py`` runs the whole."""
+    build, (store, _) = docs_build(), quickstart
+    monkeypatch.setattr(build, "PAGES", ("docs/getting_started.md",))
+    for item in store.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    seen = {"raysim run yaml/quickstart.yaml": "done by the fixture"}
+    monkeypatch.setattr(build, "run_id", lambda _: quickstart[1].runs[0].run_id)
+    seen |= build.check(tmp_path, seen)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} >= {"comparison.png", "clients.png"}
+    assert (tmp_path / "client7.md").is_file()
+    assert "optimistic" in seen["raysim compare quickstart --best"]
+    assert re.search(r"digit.png: \d [\d.]+ %", seen["raysim predict RUN_ID --client 7 docs/images/digit.png"])
+
+
+def docs_build():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 METHODS = {
