@@ -63,7 +63,11 @@ def dashboard(*arguments: str, cwd: Path) -> Iterator[str]:
         finally:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGINT)
-            rest = process.communicate(timeout=30)
+            try:
+                rest = process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     assert process.returncode == 0, (process.returncode, rest)
 
 

@@ -111,7 +111,8 @@ def dashboard(experiment: str | None, uri: str | None, port: int | None, host: s
     if experiment is not None:
         tracker = Tracker(store, experiment, create=False)
         page = page_of(tracker.experiment_id, tracker.has_view())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for way_to_end in (signal.SIGINT, signal.SIGTERM):  # the first may be ignored by a script that started us
+        signal.signal(way_to_end, signal.default_int_handler)
     open_dashboard(
         store, page, port, host, not no_browser, lambda text: console.print(text, highlight=False, soft_wrap=True)
     )
