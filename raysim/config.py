@@ -284,7 +284,7 @@ class TrackingConfig(Section):
     """Experiment; null: the ``name`` of the file."""
     models: Literal["auto", "all", "shared", "none"] = "auto"
     """Trained models among the artifacts: the shared parameters and the state of every client. auto: all, or the shared ones
-    only if the states are more than a gigabyte."""
+    only if the states are more than 250 MB."""
 
 
 def _algorithm(value: Any) -> Any:

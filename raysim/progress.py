@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raysim.records import RoundRecord
 
 MOST_ROWS = 12  # of the table of a study's runs
-FIRST = {"running": 0, "failed": 1, "waiting": 2, "finished": 3}
+FIRST = {"running": 0, "failed": 1, "finished": 2, "waiting": 3}
 MARKS = {"running": ("▶", "cyan"), "failed": ("✗", "red"), "waiting": ("·", "dim"), "finished": ("✓", "green")}
 
 

@@ -31,7 +31,7 @@ from raysim.optimizers import Tensors
 from raysim.parameters import ParameterLayout
 
 FOLDER = "model"
-MOST_BYTES = 10**9  # of personal states, beyond which `tracking.models: auto` leaves them to the checkpoint
+MOST_BYTES = 25 * 10**7  # of personal states, beyond which `tracking.models: auto` leaves them to the checkpoint
 INITIAL, SENT = "initial.", "broadcast."
 
 
