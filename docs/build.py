@@ -46,10 +46,9 @@ def run(command: str, folder: Path, seen: dict[str, str]) -> None:
 
 def run_id(folder: Path) -> str:
     """FedPerfix's first run."""
-    from raysim.tracking import Tracker
+    from raysim.finished_runs import FinishedRuns
 
-    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "quickstart", create=False)
-    history = tracker.latest_study()
+    history = FinishedRuns(f"sqlite:///{folder}/mlflow.db", "quickstart").latest_study()
     return str(history.loc[history["name"] == "fedperfix", "run_id"].iloc[0])
 
 

@@ -6,12 +6,13 @@ Every key is checked; none is ignored. ``auto`` values are resolved once, before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from algorithms import FederatedAlgorithm, algorithm_class
+from raysim.dotted import flatten
 from raysim.grid import expand
 
 Auto = Literal["auto"]
@@ -371,12 +372,3 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """Dotted path to value, without the study: what MLflow shows as parameters."""
         return dict(flatten(self.model_dump(mode="json", exclude={"study"})))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, with dotted paths. An empty mapping is a leaf."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -15,7 +15,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raysim.config import AlgorithmBlockError, Config, flatten
+from raysim.config import AlgorithmBlockError, Config
+from raysim.dotted import flatten, nested
 from raysim.errors import ConfigError
 
 Raw = dict[str, Any]
@@ -129,7 +130,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_of(raw: Raw, overrides: Sequence[str], where: str) -> Config:
     """A configuration from parsed YAML, ``where`` it is from, and overrides; see ``load_config``."""
     given = dict(_parse_override(override) for override in overrides)
-    raw = _merge(raw, _tree(given))
+    try:
+        raw = _merge(raw, nested(given))
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from error
     config = _validate(raw, where)
     children(config, where)
     _refuse_varied_overrides(config, given)
@@ -202,20 +206,6 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if dotted.count(".") >= DEEPEST:
         raise ConfigError(f"command line: {_shown(dotted)}: nested too deeply")
     return dotted, _parse(value, f"command line: {dotted}")
-
-
-def _tree(given: Mapping[str, Any]) -> Raw:
-    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
-    tree: Raw = {}
-    for dotted, value in given.items():
-        *parents, last = dotted.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"command line: {dotted}: an earlier override sets {key!r} to {_shown(node)}")
-        node[last] = value
-    return tree
 
 
 def _refuse_varied_overrides(config: Config, given: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysim.compare import formatted
-from raysim.config import Config, flatten
+from raysim.config import Config
+from raysim.dotted import flatten
 
 WHEN = {"paper": "before", "aggregated": "after"}
 """Aggregation, clients are evaluated, by ``evaluate.protocol``."""

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from raysim.dotted import nested
+
 MOST_RUNS = 10_000
 
 
@@ -94,7 +96,7 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
     }
     result = []
     for values, seeds in entries:
-        tree = _tree(values)
+        tree = nested(values)
         own = tree.get("algorithm")
         if isinstance(own, Mapping) and "name" not in own and isinstance(algorithm, Mapping):
             tree["algorithm"] = {**algorithm, **own}
@@ -115,17 +117,3 @@ def _name(values: Mapping[str, Any], varied: set[str]) -> str:
         elif key in varied:
             words.append(f"{key.rpartition('.')[2]}={value}")
     return " ".join(words)
-
-
-def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a.b": 1}`` to ``{"a": {"b": 1}}``."""
-    tree: dict[str, Any] = {}
-    for dotted, value in values.items():
-        *parents, last = str(dotted).split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"grid: {dotted}: another key sets {key!r} as a whole")
-        node[last] = value
-    return tree

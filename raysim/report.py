@@ -17,11 +17,12 @@ from raysim.compare import Last, caption, compare, formatted, paper_table, round
 from raysim.config import TrackingConfig
 from raysim.description import WHEN
 from raysim.errors import ConfigError
+from raysim.finished_runs import FinishedRuns
 from raysim.plots import Theme, check_picture, plot_comparison, plot_gains, theme
 from raysim.progress import as_rich
 from raysim.statistics import fairness, gains, to_target
 from raysim.summary import baselines, study_files
-from raysim.tracking import Tracker, resolve_uri
+from raysim.tracking import resolve_uri
 
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
 """Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples."""
@@ -49,7 +50,7 @@ class _Study:
     """Finished runs of an experiment, grouped."""
 
     experiment: str
-    tracker: Tracker
+    tracker: FinishedRuns
     history: pd.DataFrame
     """A row per run and round, with a column named as what it is grouped by."""
     parameters: dict[str, dict[str, str]]
@@ -129,7 +130,7 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
 
 
 def _read(experiment: str, uri: str | None, options: Options) -> _Study:
-    tracker = Tracker(resolve_uri(TrackingConfig(uri=uri)), experiment, create=False)
+    tracker = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
     if options.runs:
         tracker.choose(options.runs)
     history, parameters, by = tracker.latest_study(), tracker.parameters(), options.by

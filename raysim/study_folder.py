@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from algorithms import FederatedAlgorithm
 from raysim.checkpoint import manifest_name, newest, rounds_in
-from raysim.config import Config, flatten
+from raysim.config import Config
 from raysim.config_file import children
+from raysim.dotted import flatten
 from raysim.errors import CheckpointError, ConfigError
 from raysim.storage import Folder
 

@@ -69,7 +69,7 @@ def test_whole_algorithm_blocks_and_seeds_alone():
         ({"grid": {"rounds": [3]}, "exclude": {"rounds": 3}}, "exclude: must be a list of mappings"),
         ({"grid": {f"a{i}": list(range(10)) for i in range(5)}}, "grid: has 100,000 combinations"),
         ({"grid": {"data": [{}], "data.subset": [1]}}, None),
-        ({"grid": {"train": [1], "train.batch_size": [1]}}, "train.batch_size: another key sets 'train' as a whole"),
+        ({"grid": {"train": [1], "train.batch_size": [1]}}, "train.batch_size: an earlier key sets 'train' to 1"),
         ({"grid": {"train.batch_siz": [1]}}, "train.batch_siz: unknown key; did you mean 'batch_size'"),
         ({"grid": {"rounds": [3]}, "exclude": [{"rounds": 3}]}, "study: has no entries"),
     ],

@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from raysim.cli import main
+from raysim.finished_runs import FinishedRuns
 from raysim.tracking import Tracker
 
 ACCURACY = {("base", 0): [0.2, 0.4], ("base", 1): [0.3, 0.3], ("other", 0): [0.3, 0.6], ("other", 1): [0.4, 0.3]}
@@ -181,7 +182,7 @@ def test_the_cost_of_a_target(invoke):
 def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
     result = invoke("one", "--plots", "pictures")
     assert (result.exit_code, "there is no folder pictures" in result.output) == (2, True)
-    tracker = Tracker(uri, "one")
+    tracker = FinishedRuns(uri, "one")
     clients = (
         "client,accuracy,auc,train_samples,test_samples,label_entropy,domain\n0,0.5,0.5,9,3,1.0,\n1,0.4,0.5,5,2,0.5,\n"
     )
@@ -194,7 +195,7 @@ def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
 
 
 def test_runs_are_chosen_by_their_id(invoke, uri):
-    ids = list(Tracker(uri, "one").parameters())
+    ids = list(FinishedRuns(uri, "one").parameters())
     output = invoke("one", "--run", ids[0], "--run", ids[2]).output
     assert cells(output, "base")[1] == cells(output, "other")[1] == "1"
     assert "is no finished run or study of the experiment 'two'" in invoke("two", "--run", ids[0]).output

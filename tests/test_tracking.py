@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from raysim.config import CheckpointConfig, TrackingConfig
@@ -74,22 +73,6 @@ def test_a_store_that_can_not_be_used_is_said_soon(uri):
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ  # later, an outage is waited out
 
 
-def test_an_interrupted_study_is_compared_by_its_finished_runs(tmp_path):
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
-    with pytest.raises(ConfigError, match="has no finished run"):
-        tracker.latest_study()
-    parent = tracker.start("study", {}, {"raysim.kind": "study"})
-    for seed, status in enumerate(["FINISHED", "KILLED"]):
-        child = tracker.start(f"a · seed {seed}", {"seed": seed}, {"raysim.entry": "a"}, parent)
-        for round_ in range(2):
-            tracker.log_round(child, round_, {"personalized/accuracy_mean": 0.1 * round_})
-        tracker.end(child, status)
-    tracker.end(parent, "KILLED")
-    history = tracker.latest_study()
-    assert history[["name", "seed", "round"]].values.tolist() == [["a", 0, 0], ["a", 0, 1]]
-    assert history["personalized/accuracy_mean"].tolist() == [0.0, 0.1]
-
-
 def test_no_repository_no_commit(tmp_path):
     assert git_commit(tmp_path) is None
 
@@ -101,45 +84,6 @@ def test_runs_that_start_at_once_in_an_empty_folder_share_one_new_store(tmp_path
     outputs = [process.communicate(timeout=120)[0].strip() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert len(set(outputs)) == 1
-
-
-def test_accuracy_of_clients_over_their_last_rounds(tmp_path):
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
-    run = tracker.start("a", {"seed": 0}, {"raysim.entry": "a"})
-    nan = np.nan
-    accuracy = np.array([[0.1, 0.2, nan], [0.3, nan, nan], [0.5, 0.4, nan]])
-    tracker.log_arrays(run, {"rounds": np.arange(3), "accuracy": accuracy}, "accuracy.npz")
-    np.testing.assert_allclose(tracker.client_accuracy(run, 1), [0.5, 0.4, nan])
-    np.testing.assert_allclose(tracker.client_accuracy(run, 2), [0.4, 0.3, nan])
-    with pytest.raises(ConfigError, match=r"has no artifact accuracy\.npz"):
-        tracker.client_accuracy(tracker.start("b", {}, {}), 1)
-
-
-def test_runs_of_others_in_the_experiment_are_not_compared(tmp_path):
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
-    tracker.end(tracker.start("foreign", {"lr": 1}, {}), "FINISHED")
-    with pytest.raises(ConfigError, match="has no finished run of raysim"):
-        tracker.latest_study()
-
-
-def test_a_single_run_after_a_study_does_not_take_its_place(tmp_path):
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
-
-    def finished(name, parent=None):
-        run = tracker.start(name, {"seed": 0}, {"raysim.entry": name}, parent)
-        tracker.log_round(run, 0, {"personalized/accuracy_mean": 0.5})
-        tracker.end(run, "FINISHED")
-        return run
-
-    single = finished("single")
-    assert list(tracker.latest_study()["run_id"]) == [single]
-    parent = tracker.start("study", {}, {"raysim.kind": "study"})
-    child = finished("child", parent)
-    finished("later")
-    again = Tracker(tracker.uri, "e")
-    assert list(again.latest_study()["run_id"]) == [child]
-    again.choose([single, parent])
-    assert list(again.latest_study()["run_id"]) == [single, child]
 
 
 def test_a_data_set_is_an_input_of_its_run_once(tmp_path):
