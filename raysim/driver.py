@@ -37,7 +37,7 @@ class Status:
     phases: tuple[RunPhase, ...] = ()
     """Of every run."""
     reports: dict[int, RoundReport] = field(default_factory=dict)
-    """By the index of a run, how far it is with the round under way, or its last."""
+    """By the index of a run that is under way, how far it is with its round."""
     events: tuple[tuple[int, RoundReport] | str, ...] = ()
     """Since the caller last asked: (run, report) of completed rounds, and what the user is to be told."""
     error: str | None = None
@@ -120,7 +120,9 @@ class Driver:
         with self._shared.lock:
             phases = self._shared.status.phases
             phases = (*phases[:run], phase, *phases[run + 1 :])
-            self._shared.status = replace(self._shared.status, phases=phases)
+            ended = {run} if phase in ("finished", "failed") else set()
+            reports = {i: report for i, report in self._shared.status.reports.items() if i not in ended}
+            self._shared.status = replace(self._shared.status, phases=phases, reports=reports)
 
     def _update(self, **changes: Any) -> None:
         with self._shared.lock:

@@ -188,7 +188,9 @@ class Launch:
         self._patient = patient
         configs = [child for _, child in children(config)]
         self._resources = same_resources(configs)
-        self._placement = place(self._resources, max(_most_batches(child) for child in configs), patient=patient)
+        most = max(_most_batches(child) for child in configs)
+        self._runs = len(configs)
+        self._placement = place(self._resources, most, patient=patient, runs=self._runs)
         self._at_a_time = 1
         self.pool: ActorPool | None = None
         if self._placement.resources.device == "cpu":
@@ -218,11 +220,11 @@ class Launch:
         if self.pool is None and (packs or any(spec.may_vectorise for spec in specs)):
             specs, per_gpu = _after_a_trial(specs, self._import_path)
         most = max(_most_batches(spec.config) for spec in specs)
-        self._placement = place(resources, most, per_gpu, self._patient)
+        self._placement = place(resources, most, per_gpu, self._patient, self._runs)
         specs = [with_config(spec, _resolved(spec.config, self._placement.resources, self._uri)) for spec in specs]
-        asked = self._placement.resources.concurrent_runs
-        assert asked != "auto"
-        self._at_a_time = min(asked, len(specs))
+        at_a_time = self._placement.resources.concurrent_runs
+        assert at_a_time != "auto"
+        self._at_a_time = at_a_time
         if self.pool is None:
             self.pool = self._pool()
         pools = self.pool.split(self._at_a_time)  # it was started before the size of client batches was known

@@ -60,7 +60,7 @@ class ProgressView:
                 self._console.print(event, style="yellow", highlight=False, soft_wrap=True)
             elif event[1].completed is not None:
                 self._completed(event[0], event[1].completed, names, rounds)
-        if self._console.is_terminal and status.reports:
+        if self._console.is_terminal and any(phase != "waiting" for phase in status.phases):
             self._live.update(self._view(status, names, rounds))
 
     def _completed(self, run: int, record: RoundRecord, names: list[str], rounds: list[int]) -> None:

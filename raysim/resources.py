@@ -111,10 +111,12 @@ def room(resources: ResourcesConfig, device: str, share: float | str, actors_per
     return total
 
 
-def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1, patient: bool = False) -> Placement:
+def place(
+    resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1, patient: bool = False, runs: int = 1
+) -> Placement:
     """Resolve ``auto`` against the cluster; ``most_batches`` is the largest number of tasks in a round.
 
-    ``patient``: what is asked for was there before, so a node that is missing now may come back.
+    ``patient``: what is asked for was there before, so a node that is missing now may come back. ``runs``: of the study.
 
     Raises:
         ConfigError: the cluster can't satisfy what is asked, and starts no nodes by itself; says what was asked and what
@@ -124,13 +126,22 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     device = resources.device if resources.device != "auto" else ("cuda" if any(gpus) else "cpu")
     have = room(resources, device, resources.num_gpus_per_actor, actors_per_gpu)
     actors: int = max(1, min(have, most_batches)) if resources.num_actors == "auto" else resources.num_actors
-    per_gpu = -(-actors // sum(gpus)) if any(gpus) else 1
+    at_a_time = _at_a_time(resources, device, actors, have, runs)
+    if resources.num_actors == "auto":
+        actors = max(1, min(actors, have // at_a_time))
+    elif at_a_time > 1 and have < at_a_time * actors and not patient and not autoscales():
+        raise ConfigError(
+            f"resources.concurrent_runs: {at_a_time} runs with {actors} actors each, there is room for {have} actors"
+        )
+    per_gpu = -(-actors * at_a_time // sum(gpus)) if any(gpus) else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
     share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
     _check_gpus(resources, device, actors, share)
     if not patient and not autoscales():
         _check_room(resources, device, actors, share)
-    resolved = resources.model_copy(update={"device": device, "num_actors": actors, "num_gpus_per_actor": share})
+    resolved = resources.model_copy(
+        update={"device": device, "num_actors": actors, "num_gpus_per_actor": share, "concurrent_runs": at_a_time}
+    )
     # Spread: several processes on one node share its memory bandwidth, and its loss.
     options: dict[str, Any] = {
         "num_cpus": resources.num_cpus_per_actor,
@@ -139,17 +150,14 @@ def place(resources: ResourcesConfig, most_batches: int, actors_per_gpu: int = 1
     }
     if device == "cuda":
         options["runtime_env"] = CUDA_ENVIRONMENT
-    at_a_time = resources.concurrent_runs
-    if at_a_time == "auto":
-        at_a_time = max(1, have // actors) if device == "cpu" and resources.num_actors == "auto" else 1
-    elif at_a_time * actors > have and not patient and not autoscales():
-        if resources.num_actors != "auto":
-            raise ConfigError(
-                f"resources.concurrent_runs: {at_a_time} runs with {actors} actors each, there is room for {have} actors"
-            )
-        actors = max(1, have // at_a_time)
-    resolved = resolved.model_copy(update={"num_actors": actors, "concurrent_runs": at_a_time})
     return Placement(resolved, options, most_batches, actors_per_gpu)
+
+
+def _at_a_time(resources: ResourcesConfig, device: str, actors: int, have: int, runs: int) -> int:
+    """How many of the runs of a study are under way at a time."""
+    if resources.concurrent_runs != "auto":
+        return min(resources.concurrent_runs, runs)
+    return min(max(1, have // actors), runs) if device == "cpu" and resources.num_actors == "auto" else 1
 
 
 def _check_room(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:

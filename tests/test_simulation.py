@@ -61,6 +61,9 @@ METRICS = {
     "system/train_samples_per_second",
     "system/actor_busy_fraction",
     "system/padding_fraction",
+    "system/cpu_utilization_percentage",
+    "system/system_memory_usage_megabytes",
+    "system/system_memory_usage_percentage",
     "communication/down_bytes",
     "communication/up_bytes",
     "cohort/size",
@@ -102,7 +105,16 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
                 every_round = [1, 2] if name.startswith("personalized") else [0, 1, 2]
             assert [point.step for point in points] == every_round
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
-        assert artifacts >= {"config.yaml", "partition.png", "clients.csv", "accuracy.npz"}
+        assert artifacts == {
+            *("config.yaml", "partition.png", "clients.csv", "accuracy.npz", "accuracy.png", "heat_map.png", "model"),
+            *("timeline.csv", "timeline.png"),
+            *(("left_out.csv",) if child.info.run_name.startswith("poisoned") else ()),
+        }
+        models = {a.path for a in client.list_artifacts(child.info.run_id, "model")}
+        assert models == {f"model/{name}" for name in ("about.json", "shared.safetensors", "personal.safetensors")}
+        (data,) = child.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest) == ("digits", child.data.tags["raysim.dataset_digest"])
+        assert "get-artifact?path=partition.png" in child.data.tags["mlflow.note.content"]
         assert child.data.params["train.optimizer.lr"] == "0.1"
         assert child.data.tags["raysim.dataset"] == "digits"
         assert child.data.tags["raysim.device"] == "cpu"
