@@ -234,6 +234,7 @@ def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, 
         raysim.attach(folder)
 
 
+@pytest.mark.long  # test_study.py has the same of several runs at a time
 def test_a_study_goes_on_with_what_is_not_finished(tmp_path):
     """Its second run fails; the same command after that skips the first and ends with the same table."""
     uri, fuse = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "fuse"

@@ -259,7 +259,9 @@ def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store,
         run(store, resources=resources)
 
 
-@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "closed pipe"])
+@pytest.mark.parametrize(
+    "ending", ["SIGINT", *(pytest.param(e, marks=pytest.mark.long) for e in ("SIGTERM", "closed pipe"))]
+)
 def test_a_run_that_is_ended_is_closed_as_killed(tmp_path, ending):
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 500, "algorithm": {"name": "methods:Slow"}}))
     path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("tests")))}
