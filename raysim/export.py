@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -108,7 +109,7 @@ def export(of: ClientModel, to: Path) -> Path:
     try:
         save_file({n: t.contiguous() for n, t in tensors.items()}, to, {"class_names": json.dumps(about.class_names)})
         readme.write_text(_readme(of, to.name, arguments, code), encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"--to {to}: can't be written: {error}") from error
     return readme
 

@@ -188,7 +188,7 @@ def _print_fairness(console: Console, study: _Study) -> None:
             "worst decile": table["worst decile"].map("{:.1f}".format),
             "best decile": table["best decile"].map("{:.1f}".format),
             "Gini": table["gini"].map("{:.3f}".format),
-            "n": [f"{c} clients, {s} seeds" for c, s in table[["clients", "seeds"]].values],
+            "n": [f"{c} clients, {_seeds(s)}" for c, s in table[["clients", "seeds"]].values],
         }
     )
     when = rounds_shown(study.options.last)
@@ -216,7 +216,7 @@ def _print_gains(console: Console, study: _Study, baseline: str, picture: Path |
             "gain": [f"{g:+.1f} [{low:+.1f}, {high:+.1f}]" for g, low, high in table[["gain", "low", "high"]].values],
             "win/tie/loss": [f"{w}/{t}/{lost}" for w, t, lost in table[["wins", "ties", "losses"]].values],
             "Wilcoxon p": table["p"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
-            "n": [f"{n} pairs, {s} seeds" for n, s in table[["pairs", "seeds"]].values],
+            "n": [f"{n} pairs, {_seeds(s)}" for n, s in table[["pairs", "seeds"]].values],
             "kB personal": table["kB"].map("{:,.1f}".format),
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
@@ -289,6 +289,10 @@ def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:
     """One picture per study: with several, the experiment's name goes into the file's."""
     return path.with_stem(f"{path.stem}_{_slug(study.experiment)}") if path and len(studies) > 1 else path
+
+
+def _seeds(count: int) -> str:
+    return f"{count} {'seed' if count == 1 else 'seeds'}"
 
 
 def _slug(text: str) -> str:

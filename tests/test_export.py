@@ -135,6 +135,8 @@ def test_what_can_not_be_exported_is_told(tmp_path):
         client_model(SavedRun.open(tmp_path), None)
     with pytest.raises(ConfigError, match="--client 8: the run has clients 0 to 7"):
         client_model(SavedRun.open(tmp_path), 8)
+    with pytest.raises(ConfigError, match="--to .*: can't be written"):
+        export(client_model(SavedRun.open(tmp_path), 1), tmp_path / "nowhere" / "a.safetensors")
     (tmp_path / "personal.safetensors").unlink()
     with pytest.raises(ConfigError, match="tracking.models=all"):
         client_model(SavedRun.open(tmp_path), 1)
