@@ -56,7 +56,6 @@ def check(folder: Path, done: dict[str, str] | None = None) -> dict[str, str]:
     """All commands that are not ``done``, in a folder that has what the repository has; returns their outputs."""
     for name in ("yaml", "docs", "algorithms"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "pictures").mkdir()
     seen = dict(done or {})
     for page in PAGES:
         for command in commands(page):

@@ -165,6 +165,11 @@ def _disk(checkpoints: str) -> list[Finding]:
         there = next(p for p in (Path(place), *Path(place).absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
         text = f"{free / 1e9:.1f} GB free at {there}, for {what}"
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            findings.append(
+                Finding("wrong", "disk", f"{there}, for {what}, is no folder that can be written", "choose another")
+            )
+            continue
         remedy = {"personal states": "set TMPDIR", "checkpoints": "set checkpoint.dir or RAYSIM_HOME"}.get(what)
         if free < LEAST_DISK:
             findings.append(Finding("wrong", "disk", text, remedy or "give the container more: --shm-size=4g"))

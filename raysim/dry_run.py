@@ -26,7 +26,8 @@ def dry_run(console: Console, config: Config) -> None:
     Raises:
         ConfigError: as ``raysim run`` would.
     """
-    runs = prepare(config)
+    model = config.model.model_copy(update={"pretrained": False, "weights": None})  # shapes are enough
+    runs = prepare(config.model_copy(update={"model": model}))
     first = runs[0]
     console.print(
         dump(config.model_copy(update={"resources": first.config.resources})), highlight=False, soft_wrap=True

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from raysim.data.partitions import Partition
@@ -107,9 +106,10 @@ def export(of: ClientModel, to: Path) -> Path:
         )
     readme = to.with_suffix(".md")
     try:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, to, {"class_names": json.dumps(about.class_names)})
+        data = save({n: t.contiguous() for n, t in tensors.items()}, {"class_names": json.dumps(about.class_names)})
+        to.write_bytes(data)
         readme.write_text(_readme(of, to.name, arguments, code), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ConfigError(f"--to {to}: can't be written: {error}") from error
     return readme
 

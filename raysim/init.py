@@ -34,6 +34,11 @@ _PAPER: dict[str, Any] = {
     "train": {"local_epochs": 10, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.01}},
     "cohort": {"fraction": 0.125},
 }
+_OWN = {**_PAPER, "rounds": 20, "data": {"num_clients": 16, "partition": {"name": "dirichlet", "alpha": 0.5}}}
+_OWN |= {"model": {"name": "vit_tiny_patch16_224", "image_size": 32, "kwargs": {"patch_size": 4, "depth": 4}}}
+_OWN |= {"train": {"local_epochs": 2, "batch_size": 32, "optimizer": {"name": "adamw", "lr": 0.001}}}
+_OWN |= {"cohort": {"fraction": 0.5}}
+_PRESETS = {"digits": _DIGITS, "npz": _OWN, "federated_npz": _OWN}
 _ROOTS = {"npz": "data.npz", "image_folder": "images", "federated_npz": "federated"}
 
 
@@ -60,7 +65,7 @@ def commented(data: str, method: str, name: str) -> str:
     from raysim.data.sources import check_name
 
     check_name(data)
-    raw = {"name": name, **(_DIGITS if data == "digits" else _PAPER)}
+    raw = {"name": name, **_PRESETS.get(data, _PAPER)}
     raw["data"] = {"name": data, **({"root": _ROOTS[data]} if data in _ROOTS else {}), **raw["data"]}
     if data == "federated_npz":
         raw["data"] = {k: v for k, v in raw["data"].items() if k != "partition"}

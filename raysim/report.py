@@ -104,8 +104,11 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
     """
     for path in (options.plot, options.plot_gains):
         check_picture(path)
-    if options.plots is not None and not options.plots.is_dir():
-        raise ConfigError(f"--plots: there is no folder {options.plots}")
+    if options.plots is not None:
+        try:
+            options.plots.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--plots: {options.plots} can't be made: {error}") from error
     studies = [_read(experiment, uri, options) for experiment in experiments]
     if options.form != "table":
         text = paper_table({s.experiment: s.history for s in studies}, options.by, options.last, options.form)
@@ -217,7 +220,7 @@ def _print_gains(console: Console, study: _Study, baseline: str, picture: Path |
             "win/tie/loss": [f"{w}/{t}/{lost}" for w, t, lost in table[["wins", "ties", "losses"]].values],
             "Wilcoxon p": table["p"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
             "n": [f"{n} pairs, {_seeds(s)}" for n, s in table[["pairs", "seeds"]].values],
-            "kB personal": table["kB"].map("{:,.1f}".format),
+            "extra kB": table["kB"].map("{:,.1f}".format),
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
     )

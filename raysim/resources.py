@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     """
     if ray.is_initialized():
         return False, None
+    # It tells how to switch a protection off.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return False, None

@@ -150,11 +150,10 @@ def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
         with _few_retries():
             client = MlflowClient(uri)
             run = client.get_run(run_id)
-            children = [run_id]
             if run.data.tags.get("raysim.kind") == "study":
                 found = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
-                children = [f"{child.info.run_id} ({child.info.run_name})" for child in found]
-                raise ConfigError(f"{run_id} is a study; name one of its runs: {', '.join(reversed(children))}")
+                children = [f"\n  {child.info.run_id}  {child.info.run_name}" for child in reversed(found)]
+                raise ConfigError(f"{run_id} is a study; name one of its runs:{''.join(children)}")
             if not client.list_artifacts(run_id, folder):
                 raise ConfigError(
                     f"run {run_id} has no artifacts {folder!r} (tracking.models: none, or it has not finished)"
@@ -209,6 +208,12 @@ class Tracker:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the command says where to look
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
+        if create and uri.startswith("sqlite:////"):
+            folder = Path(uri.removeprefix("sqlite:///")).parent
+            if folder.is_dir() and not os.access(folder, os.W_OK):  # MLflow would try for minutes
+                raise ConfigError(
+                    f"tracking.uri: {uri} can't be used: {folder} can't be written; set RAYSIM_HOME or MLFLOW_TRACKING_URI"
+                )
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:

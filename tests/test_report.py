@@ -180,15 +180,14 @@ def test_the_cost_of_a_target(invoke):
 
 
 def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
-    result = invoke("one", "--plots", "pictures")
-    assert (result.exit_code, "there is no folder pictures" in result.output) == (2, True)
+    result = invoke("one", "--plots", "no/pictures")
+    assert (result.exit_code, "--plots: no/pictures can't be made" in result.output) == (2, True)
     tracker = FinishedRuns(uri, "one")
     clients = (
         "client,accuracy,auc,train_samples,test_samples,label_entropy,domain\n0,0.5,0.5,9,3,1.0,\n1,0.4,0.5,5,2,0.5,\n"
     )
     for run_id in tracker.parameters():
         tracker.log_text(run_id, clients, "clients.csv")
-    (tmp_path / "pictures").mkdir()
     assert invoke("one", "--plots", "pictures", "--dark").exit_code == 0
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"comparison.png", "clients.png", "comparison.csv", "fairness.csv"}
