@@ -34,7 +34,7 @@ def quickstart(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
     folder = tmp_path_factory.mktemp("quickstart")
     file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
-    return folder, raysim.run(raysim.load_config(file, ["rounds=4", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
+    return folder, raysim.run(raysim.load_config(file, ["rounds=3", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
 
 
 TINY: dict[str, Any] = {

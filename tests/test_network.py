@@ -40,6 +40,7 @@ def test_bfloat16_is_near_float32_and_parameters_stay_float32():
     assert torch.nn.functional.cosine_similarity(gradient[1], alone, dim=0) > 0.999
 
 
+@pytest.mark.long  # half a minute in a C++ compiler
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_gradients_are_the_same_for_many_and_for_one():
     (plain, compiled), theta, batch = networks(compiled=True)
