@@ -162,8 +162,10 @@ class Attempt:
         new = f"; the last {config.evaluate.new_clients} never take part" if config.evaluate.new_clients else ""
 
         def draw() -> None:
-            picture = plot_partition(spec.class_counts, spec.class_names, title + new)
-            self._tracker.log_files(run_id, {"partition.png": as_png(picture)})
+            def picture() -> dict[str, bytes]:
+                return {"partition.png": as_png(plot_partition(spec.class_counts, spec.class_names, title + new))}
+
+            self._tracker.log_files(run_id, study.drawn(picture))
 
         self._outbox.put(draw)
         return journal
@@ -210,7 +212,10 @@ class Attempt:
         tables["left_out.csv"] = left_out if len(left_out) else None
         files = {name: table.to_csv(index=False).encode() for name, table in tables.items() if table is not None}
         # Drawn in the outbox's thread, beside the rounds of the next run; the only one that draws.
-        self._outbox.put(lambda: tracker.log_files(run_id, run_files(config, accuracy, timeline) | files))
+        drawn = self._study.drawn
+        self._outbox.put(
+            lambda: tracker.log_files(run_id, drawn(lambda: run_files(config, accuracy, timeline)) | files)
+        )
         self._outbox.put(lambda: tracker.log_arrays(run_id, accuracy, "accuracy.npz"))
         tags = {f"checksum.{name}": value for name, value in result.checksums.items()}
         commit, last = self._study.state.git_commit, run.records.rounds[-1].metrics
@@ -225,12 +230,13 @@ class Attempt:
         if asked == "none":
             return {}
         size = 4 * run.num_states * run.state_size
-        sent, clients, states, initial = run.models()
+        with_states = asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES)
+        sent, clients, states, initial = run.models(with_states)
         files = {
             "about.json": saved.about_file(run.config, spec.class_names, spec.setup.in_channels),
             "shared.safetensors": saved.shared_file(sent, spec.layout, ray.get(spec.setup.frozen)),
         }
-        if asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES):
+        if with_states:
             rows = {name: value.numpy() for name, value in states.items()}
             files["personal.safetensors"] = saved.personal_file(clients, rows, initial)
         elif asked == "auto":

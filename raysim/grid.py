@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -96,7 +97,7 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
     }
     result = []
     for values, seeds in entries:
-        tree = nested(values)
+        tree = nested(copy.deepcopy(values))  # keys inside a block are written into it
         own = tree.get("algorithm")
         if isinstance(own, Mapping) and "name" not in own and isinstance(algorithm, Mapping):
             tree["algorithm"] = {**algorithm, **own}

@@ -81,6 +81,12 @@ class _Study:
         first = self.runs.drop_duplicates(self.options.by).set_index(self.options.by)["run_id"]
         return {group: self.parameters[run_id].get("algorithm.name", "") for group, run_id in first.items()}
 
+    def setting(self, group: str) -> str:
+        """The data and the evaluation of a group's runs; clients of groups in which it is equal can be paired."""
+        runs = self.runs.loc[self.runs[self.options.by] == group, "run_id"]
+        kept = ("data.", "evaluate.", "dataset")
+        return str(sorted({(k, v) for run in runs for k, v in self.parameters[run].items() if k.startswith(kept)}))
+
     def differences(self, group: str, other: str) -> list[str]:
         """What of the data and the protocol is not equal in the runs of two groups."""
 
@@ -283,7 +289,8 @@ def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
             rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
             clients = {(group, seed): study.tracker.clients(run_id) for group, seed, run_id in rows}
             history = study.history.assign(name=study.history[options.by])
-            for name, data in study_files(history, clients, study.algorithms(), title).items():
+            same = {group: study.setting(group) for group in study.groups}
+            for name, data in study_files(history, clients, study.algorithms(), same, title).items():
                 path = options.plots / (name if len(studies) == 1 else f"{_slug(study.experiment)}_{name}")
                 path.write_bytes(data)
                 console.print(f"written: {path}", highlight=False)

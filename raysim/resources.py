@@ -159,7 +159,8 @@ def place(
 def _at_a_time(resources: ResourcesConfig, device: str, actors: int, have: int, runs: int) -> int:
     """How many of the runs of a study are under way at a time."""
     if resources.concurrent_runs != "auto":
-        return min(resources.concurrent_runs, runs)
+        fit = max(1, have) if resources.num_actors == "auto" else runs
+        return min(resources.concurrent_runs, runs, fit)
     return min(max(1, have // actors), runs) if device == "cpu" and resources.num_actors == "auto" else 1
 
 

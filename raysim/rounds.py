@@ -164,7 +164,7 @@ class Run:
             others = everyone[np.isin(everyone, cohort, assume_unique=True, invert=True)]
             tasks += self._planner.evaluation("evaluate", round, others, len(tasks))
         done = self._run_tasks(round, tasks)
-        if round == max(0, self.config.rounds - 2):  # one like all others: the last evaluates more
+        if done.results and round == max(0, self.config.rounds - 2):  # one like all others: the last evaluates more
             self.timeline = timeline(done.results)
         trained = [result for result in done.results if result.task.kind == "train"]
         sums = combine(done.parts, round, {result.task.index for result in trained})
@@ -270,9 +270,12 @@ class Run:
             personal.update(self.read_states(self.index.addresses[chunk]).tobytes())
         return {"shared": shared.hexdigest(), "personal": personal.hexdigest(), "metrics": self.records.checksum()}
 
-    def models(self) -> tuple[Tensors, Ints, Tensors, Tensors]:
-        """What the server would send now; clients (M,) that have trained, their states (each (M, n)), that of all others."""
-        ids = np.flatnonzero(self.index.addresses >= 0)
+    def models(self, with_states: bool = True) -> tuple[Tensors, Ints, Tensors, Tensors]:
+        """What the server would send now; clients (M,) that have trained, their states (each (M, n)), that of all others.
+
+        Without states M is 0: all of them may be larger than memory.
+        """
+        ids = np.flatnonzero(self.index.addresses >= 0) if with_states else np.zeros(0, np.int64)
         rows = torch.from_numpy(self.read_states(self.index.addresses[ids]))
         initial = self._state_layout.unpack(torch.from_numpy(self._initial_state))
         sent = self._algorithm.broadcast(self.shared, self._server_state)

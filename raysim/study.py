@@ -273,15 +273,26 @@ class Study:
 
         history = pd.concat([r.history for r in self.results], ignore_index=True)
         clients = {(r.entry, r.seed): r.clients for r in self.results}
-        algorithms = {entry: child.algorithm.name for entry, child in children(config)}
+        runs = dict(children(config))
+        algorithms = {entry: child.algorithm.name for entry, child in runs.items()}
+        data = {e: child.data.model_dump_json() + child.evaluate.model_dump_json() for e, child in runs.items()}
 
         text = describe_study(config, len(self.state.runs), self.state.git_commit, parent, compare(history))
 
         def draw() -> None:
             self.tracker.set_tags(parent, {DESCRIPTION_TAG: text})
-            self.tracker.log_files(parent, study_files(history, clients, algorithms, title(config)))
+            pictures = self.drawn(lambda: study_files(history, clients, algorithms, data, title(config)))
+            self.tracker.log_files(parent, pictures)
 
         self.outbox.put(draw)
+
+    def drawn(self, draw: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+        """Pictures; one that can't be drawn is told and is no reason to end a run."""
+        try:
+            return draw()
+        except Exception as error:
+            self.say(f"the pictures can't be drawn: {error!r}")
+            return {}
 
     def _run(self, i: int, spec: RunSpec, pool: ActorPool) -> None:
         """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""

@@ -43,12 +43,19 @@ def run_files(config: Config, table: Mapping[str, NDArray[Any]], timeline: pd.Da
     return files
 
 
-def study_files(history: pd.DataFrame, clients: Clients, algorithms: Mapping[str, str], title: str) -> dict[str, bytes]:
+def study_files(
+    history: pd.DataFrame,
+    clients: Clients,
+    algorithms: Mapping[str, str],
+    data: Mapping[str, str],
+    title: str,
+) -> dict[str, bytes]:
     """Pictures and tables of a study, by file name.
 
     Args:
         history: as ``Result.history``.
         algorithms: by entry.
+        data: by entry, equal where clients and protocol are the same, so that clients can be paired.
         title: what was run and what is evaluated.
     """
     accuracy = by_method(clients)
@@ -59,13 +66,14 @@ def study_files(history: pd.DataFrame, clients: Clients, algorithms: Mapping[str
         "comparison.csv": compare(history).to_csv(index=False).encode(),
         "fairness.csv": fairness(accuracy).to_csv(index=False).encode(),
     }
-    for baseline in baselines(algorithms):
-        table = gains(accuracy, baseline)
+    for baseline in baselines({entry: name for entry, name in algorithms.items() if entry in accuracy}):
+        same = {entry: of_seed for entry, of_seed in accuracy.items() if data[entry] == data[baseline]}
+        table = gains(same, baseline)
         if len(table):
             name = algorithms[baseline]
             files[f"gains_over_{name}.csv"] = table.to_csv(index=False).encode()
             files[f"gains_over_{name}.png"] = as_png(plot_gains(table, baseline, f"{title}, last round"))
-            rows = gain_rows(clients, baseline)
+            rows = gain_rows({key: table for key, table in clients.items() if key[0] in same}, baseline)
             files[f"who_gains_over_{name}.png"] = as_png(plot_who_gains(rows, baseline, f"{title}, last round"))
     return files
 
@@ -74,7 +82,9 @@ def by_method(clients: Clients) -> dict[str, dict[int, NDArray[np.float64]]]:
     """Accuracy of every client after the last round, by entry and seed."""
     accuracy: dict[str, dict[int, NDArray[np.float64]]] = {}
     for (entry, seed), table in clients.items():
-        accuracy.setdefault(entry, {})[seed] = np.asarray(table["accuracy"], np.float64)
+        row = np.full(1 + int(table["client"].max()), np.nan)
+        row[table["client"]] = table["accuracy"]  # a client that was dropped is not in the table
+        accuracy.setdefault(entry, {})[seed] = row
     return accuracy
 
 

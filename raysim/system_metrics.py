@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -25,10 +26,12 @@ class SystemMetrics:
         for i, gpu in enumerate(self._gpus):
             import pynvml
 
-            used = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-            metrics[f"system/gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
-            metrics[f"system/gpu_{i}_memory_usage_megabytes"] = used.used / 1e6
-            metrics[f"system/gpu_{i}_memory_usage_percentage"] = 100 * used.used / used.total
+            with suppress(pynvml.NVMLError):  # a part of a GPU (MIG) does not tell
+                metrics[f"system/gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
+            with suppress(pynvml.NVMLError):
+                used = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+                metrics[f"system/gpu_{i}_memory_usage_megabytes"] = used.used / 1e6
+                metrics[f"system/gpu_{i}_memory_usage_percentage"] = 100 * used.used / used.total
         return metrics
 
 
