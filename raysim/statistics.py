@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 RESAMPLES = 10_000
+MOST_DRAWN = 2**20  # members of resamples in memory at a time
 TIE = 1e-4  # points: means of equal counts differ by rounding
 ClientAccuracy = Mapping[int, NDArray[np.float64]]
 """Seed to accuracy (N,) of every client, NaN where it is not known."""
@@ -133,9 +134,17 @@ def bootstrap(samples: list[NDArray[np.float64]], resamples: int = RESAMPLES) ->
     ``samples`` has one array per group (a seed), of any length (its clients).
     """
     rng = np.random.default_rng(0)
-    means = np.stack([s[rng.integers(0, len(s), (resamples, len(s)))].mean(axis=1) for s in samples], axis=1)
+    means = np.stack([_resampled(rng, s, resamples) for s in samples], axis=1)
     chosen = rng.integers(0, len(samples), (resamples, len(samples)))
     # Where a group is chosen twice, the second needs members of its own.
     rows = np.stack([rng.permutation(resamples) for _ in samples], axis=1)
     low, high = np.percentile(means[rows, chosen].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _resampled(rng: np.random.Generator, sample: NDArray[np.float64], resamples: int) -> NDArray[np.float64]:
+    """Means (resamples,) of as many members drawn with replacement; a few resamples at a time, for there may be 100,000."""
+    n = len(sample)
+    at_a_time = max(1, MOST_DRAWN // n)
+    sizes = [min(at_a_time, resamples - start) for start in range(0, resamples, at_a_time)]
+    return np.concatenate([sample[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])

@@ -79,11 +79,12 @@ def study_files(
 
 
 def by_method(clients: Clients) -> dict[str, dict[int, NDArray[np.float64]]]:
-    """Accuracy of every client after the last round, by entry and seed."""
+    """Accuracy of every client after the last round, by entry and seed; NaN where a client was dropped."""
+    num_clients = 1 + max(int(table["client"].max()) for table in clients.values())
     accuracy: dict[str, dict[int, NDArray[np.float64]]] = {}
     for (entry, seed), table in clients.items():
-        row = np.full(1 + int(table["client"].max()), np.nan)
-        row[table["client"]] = table["accuracy"]  # a client that was dropped is not in the table
+        row = np.full(num_clients, np.nan)
+        row[table["client"]] = table["accuracy"]
         accuracy.setdefault(entry, {})[seed] = row
     return accuracy
 
