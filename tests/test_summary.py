@@ -56,7 +56,8 @@ def test_a_dropped_client_leaves_a_gap(tables):
     np.testing.assert_array_equal(accuracy["perfix"][0], [0.5, np.nan, 0.75, 1.0])
     np.testing.assert_array_equal(accuracy["alone"][0], [0.5, 0.5, 0.5, np.nan])
     rows = gain_rows(tables, "avg")["perfix"]
-    assert list(rows["client"]) == [0, 2, 3] and list(rows["gain"]) == [25, 0, 25]
+    assert list(rows["client"]) == [0, 2, 3]
+    assert list(rows["gain"]) == [25, 0, 25]
 
 
 def test_the_first_entry_of_an_algorithm_is_the_baseline():
