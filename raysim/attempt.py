@@ -52,14 +52,22 @@ class Attempt:
                 self._refuse_other(checkpoint)
                 self._say(f"{self._row.name}: finished before")
                 self._study.finished(self._i, self._result(checkpoint.records, checkpoint.shared))
-                return None
+                return
         self._row.finished = False
         with ExitStack() as stack:
-            while True:
+            done = False
+            while not done:
                 try:
-                    return self._go(stack)
+                    self._go(stack)
+                    done = True
                 except StatesLost as error:
                     self._say(f"{self._row.name}: {error}; back to the last checkpoint")
+        self._outbox.put(self._all_is_logged)
+
+    def _all_is_logged(self) -> None:
+        """Written down only when MLflow has it: whoever goes on with the study logs it again otherwise."""
+        self._row.finished = True
+        self._study.write_state()
 
     def _go(self, stack: ExitStack) -> None:
         """From the last checkpoint to the end; ``stack`` gets what is to be done when the run is over, however it ends."""
@@ -146,7 +154,7 @@ class Attempt:
         resumed = study.goes_on or checkpoint is not None
         run_id = self._row.run_id = study.started(self._row.run_id, folder, start, tags)
         study.write_state()
-        stack.enter_context(study.closing(run_id))
+        stack.enter_context(study.ending(run_id))
         file = study.folder.journal(self._row, Path(study.job.home)) if study.folder is not None else None
         before = checkpoint.records.rounds if checkpoint is not None else ()
         journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)

@@ -123,7 +123,7 @@ class ClientActor:
             sensitivity=task.kind == "train" and task.pooled is None,
             pooled=task.pooled,
             work=task.work,
-            epochs=self._engine.config.evaluate.adapt_epochs if task.kind == "adapted" else None,
+            newcomers=task.kind == "adapted",
         )
         if task.kind == "adapted":
             return None, {}, {}, trained.evaluation

@@ -228,7 +228,7 @@ class EvaluateConfig(Section):
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
     adapt_epochs: Positive = 1
-    """new_clients: local epochs of their adaptation, as the algorithm trains its clients."""
+    """new_clients: local epochs of their adaptation, as the algorithm trains its clients, at the full learning rate."""
 
 
 class ResourcesConfig(Section):

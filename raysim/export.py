@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from algorithms import FederatedAlgorithm
 from raysim.data.partitions import Partition
 from raysim.data.transforms import to_model_input
 from raysim.errors import ConfigError
@@ -55,7 +56,8 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
             which a client adapts before it is evaluated can't be loaded.
     """
     algorithm = run.config.algorithm
-    if client is None and (run.layout.num_personal or algorithm.adapt_steps()):
+    own = type(algorithm).personalize is not FederatedAlgorithm.personalize  # of a state that is no part of the model
+    if client is None and (own or run.layout.num_personal or algorithm.adapt_steps()):
         raise ConfigError(f"--client is needed: with {algorithm.name!r} each client has a model of its own")
     broadcast, frozen = run.broadcast()
     state = {name: value[None] for name, value in run.state(client or 0).items()} if client is not None else {}

@@ -36,10 +36,19 @@ class TemporaryFile:
 
     def __init__(self) -> None:
         _sweep()
+        while (lock := self._made()) is None:
+            pass
+        self._lock, self.path = lock, self.folder / "personal_state"
+
+    def _made(self) -> int | None:
+        """A folder and its lock; None if a process that sweeps took it for one that was left, before it was locked."""
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = self.folder / "personal_state"
+        lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (self.folder / "lock").exists():
+            return lock
+        os.close(lock)
+        return None
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

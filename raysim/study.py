@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from queue import SimpleQueue
@@ -133,11 +133,11 @@ class Study:
                 self._run(0, specs[0], self._pools[0])
             else:
                 self._study(specs)
-            self.state.finished = True
-            self.write_state()
             while not self.outbox.flush(0.5):
                 if self._stop.is_set():
                     raise Stopped
+            self.state.finished = True
+            self.write_state()
         finally:
             for pool in self._pools:
                 pool.close()
@@ -219,7 +219,7 @@ class Study:
             self.state.parent, self.folder.uri if self.folder is not None else None, start, tags
         )
         self.write_state()
-        with self.closing(parent):
+        with self.ending(parent):
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
             about = {DESCRIPTION_TAG: describe_study(config, len(specs), self.state.git_commit, parent)}
             self.outbox.put(lambda: tracker.set_tags(parent, about))
@@ -236,34 +236,31 @@ class Study:
         Returns what went wrong, by the name of the run.
         """
         failures: dict[str, Exception] = {}
-        free: SimpleQueue[ActorPool] = SimpleQueue()
-        for pool in self._pools:
-            free.put(pool)
+        waiting: SimpleQueue[tuple[int, RunSpec] | None] = SimpleQueue()
+        for item in (*enumerate(specs), *(None for _ in self._pools)):
+            waiting.put(item)
 
-        def one(i: int, spec: RunSpec) -> None:
-            pool = free.get()
-            try:
-                if self._stop.is_set():
-                    raise Stopped
-                self._run(i, spec, pool)
-            except Stopped:
-                raise
-            except Exception as error:
-                failures[spec.config.name] = error
-                self._entered(i, "failed")
-                self.say(f"{spec.config.name} failed: {told(error)}")
-            finally:
-                free.put(pool)
+        def work(pool: ActorPool) -> None:
+            with closing(pool):  # as soon as no run waits for it: on a busy cluster somebody else does
+                for i, spec in iter(waiting.get, None):
+                    if self._stop.is_set():
+                        raise Stopped
+                    try:
+                        self._run(i, spec, pool)
+                    except Stopped:
+                        raise
+                    except Exception as error:
+                        failures[spec.config.name] = error
+                        self._entered(i, "failed")
+                        self.say(f"{spec.config.name} failed: {told(error)}")
 
         with ThreadPoolExecutor(len(self._pools), "run") as executor:
-            for done in [executor.submit(one, i, spec) for i, spec in enumerate(specs)]:
+            for done in [executor.submit(work, pool) for pool in self._pools]:
                 done.result()
         return failures
 
     def finished(self, i: int, result: RunResult) -> None:
-        """The run of an index is done, now or before."""
-        self.state.runs[i].finished = True
-        self.write_state()
+        """The rounds of the run of an index are done, now or before."""
         self._results[i] = result
         self._entered(i, "finished")
 
@@ -333,7 +330,7 @@ class Study:
         return answer
 
     @contextmanager
-    def closing(self, run_id: str) -> Iterator[None]:
+    def ending(self, run_id: str) -> Iterator[None]:
         """Ends an MLflow run with the status that the block's outcome asks for."""
         end = self.tracker.end
         try:
@@ -341,7 +338,8 @@ class Study:
         except BaseException as error:
             status = "KILLED" if isinstance(error, Stopped) else "FAILED"
             self.outbox.put(lambda: end(run_id, status))
-            self.outbox.flush(STOP_SECONDS)
+            with suppress(ConfigError):  # what MLflow refuses is not the reason, or is ``error`` itself
+                self.outbox.flush(STOP_SECONDS)
             raise
         self.outbox.put(lambda: end(run_id, "FINISHED"))
 

@@ -113,17 +113,18 @@ class ClientEngine:
         pooled: Ints | None = None,
         steps: int | None = None,
         work: Floats | None = None,
-        epochs: int | None = None,
+        newcomers: bool = False,
     ) -> Training:
         """Train clients (K,) from states (K, size) and sum up their uploads.
 
         ``weights`` are planned shares (K,) by weighting (``samples``, ``uniform``). A client whose result is not finite
         or out of range is not accepted: it has no part in the sums, keeps its state, and is evaluated as if untrained.
         ``pooled`` are samples to train on in place of the clients' own; then K is 1. ``steps`` ends every local epoch after
-        so many. ``work`` (K,) is the share of all its local steps after which a client stops, at least one step. ``epochs``
-        are in place of ``train.local_epochs``.
+        so many. ``work`` (K,) is the share of all its local steps after which a client stops, at least one step.
+        ``newcomers`` train for ``evaluate.adapt_epochs`` at the full learning rate: the schedule is that of the federation.
         """
-        context = self._context(round, broadcast, training=True)
+        context = replace(self._context(0 if newcomers else round, broadcast, training=True), round=round)
+        epochs = self.config.evaluate.adapt_epochs if newcomers else self.config.train.local_epochs
         before = self._state(states)
         for_each = self._for_each(len(clients))
         self._seed("dropout", round, clients)
@@ -246,10 +247,10 @@ class ClientEngine:
         pooled: Ints | None,
         steps: int | None,
         work: Floats | None,
-        epochs: int | None,
+        epochs: int,
     ) -> tuple[Any, Tensors]:
         """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
-        phases = self.algorithm.epochs(epochs or self.config.train.local_epochs)
+        phases = self.algorithm.epochs(epochs)
         pool = self._pool(self.partition.train if pooled is None else lambda _: pooled, clients)
         order = self._order("batches", context.round, clients, pool, len(phases))
         left = self._steps_left(pool, len(phases), work)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import TINY, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +87,7 @@ ALGORITHMS = [
     {"name": "fedperfix", "plugin": "prefix_random"},
     {"name": "fedperfix", "plugin": "adapter", "mid_dim": 4},
     {"name": "fedperfix", "plugin": "prompt", "mid_dim": 3},
+    {"name": "fedperfix", "plugin": "prefix_zero"},  # beside a projection without a bias, see below
     {"name": "apfl", "alpha": 0.5, "mixture": "step"},
     {"name": "perfedavg"},
 ]
@@ -97,7 +98,9 @@ def test_exported_models_give_the_same_logits_without_raysim(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     readmes, expected = [], []
     for i, algorithm in enumerate(ALGORITHMS):
-        engine, broadcast, state = train_one(tiny(algorithm=algorithm), tmp_path / f"run{i}")
+        no_bias = {"qkv_bias": False} if algorithm.get("plugin") == "prefix_zero" else {}
+        config = tiny(algorithm=algorithm, model={"kwargs": TINY["model"]["kwargs"] | no_bias})
+        engine, broadcast, state = train_one(config, tmp_path / f"run{i}")
         expected.append(inside(engine, broadcast, state, images))
         assert expected[-1].std() > 0.01
         model = client_model(SavedRun.open(tmp_path / f"run{i}"), CLIENT)
@@ -151,6 +154,12 @@ def test_the_shared_model_needs_no_client(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     expected = inside(engine, broadcast, np.zeros((1, 0), np.float32), images)
     torch.testing.assert_close(model.logits(images), expected, atol=1e-6, rtol=0)
+
+
+def test_a_model_that_is_put_together_from_a_state_needs_a_client(tmp_path):
+    train_one(tiny(algorithm={"name": "apfl"}), tmp_path)
+    with pytest.raises(ConfigError, match="--client is needed: with 'apfl' each client has a model"):
+        client_model(SavedRun.open(tmp_path), None)
 
 
 def test_an_image_file_is_classified(tmp_path):

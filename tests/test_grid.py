@@ -59,6 +59,11 @@ def test_whole_algorithm_blocks_and_seeds_alone():
     assert len(runs({"include": [{"rounds": 3}, {"rounds": 4}]})) == 2
 
 
+def test_a_key_inside_a_whole_block_changes_only_its_own_run():
+    grid = {"algorithm": [{"name": "fedperfix", "mid_dim": 2}], "algorithm.mid_dim": [4, 8], "seed": [0, 1]}
+    assert [(c.algorithm.mid_dim, c.seed) for _, c in runs({"grid": grid})] == [(4, 0), (4, 1), (8, 0), (8, 1)]
+
+
 @pytest.mark.parametrize(
     ("study", "message"),
     [

@@ -4,6 +4,7 @@ import fcntl
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,6 +87,22 @@ def test_folders_of_processes_that_were_killed_are_swept_away(tmp_path, monkeypa
     again.close()
     os.close(lock)
     assert sorted(p.name for p in tmp_path.iterdir()) == [used.name]
+
+
+def test_folders_that_are_made_at_once_are_not_swept_away(tmp_path, monkeypatch):
+    """Runs of a study start in threads of one process, and the commands of a user in several."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def make(_):
+        for _ in range(40):
+            file = TemporaryFile()
+            assert (file.folder / "lock").exists()
+            file.path.write_text("")
+            file.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(make, range(8)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_end_of_a_log(tmp_path, cluster):

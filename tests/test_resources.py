@@ -73,6 +73,22 @@ def test_auto_on_two_gpus(nodes, keys, actors, share):
 
 
 @pytest.mark.parametrize(
+    ("keys", "runs", "at_a_time", "actors"),
+    [
+        ({"concurrent_runs": "auto"}, 9, 1, 4),  # a run can use them all
+        ({"concurrent_runs": 2}, 9, 2, 2),
+        ({"concurrent_runs": 8}, 9, 4, 1),  # there is room for four actors
+        ({"concurrent_runs": 8}, 3, 3, 1),
+        ({"concurrent_runs": 2, "num_actors": 2}, 9, 2, 2),
+    ],
+)
+def test_runs_at_a_time_share_what_there_is(nodes, keys, runs, at_a_time, actors):
+    nodes({"CPU": 4})
+    placed = place(asked(**keys), most_batches=6, runs=runs).resources
+    assert (placed.concurrent_runs, placed.num_actors) == (at_a_time, actors)
+
+
+@pytest.mark.parametrize(
     ("cpus", "per_gpu", "batches", "actors", "share"), [(8, 3, 50, 6, 0.3333), (8, 4, 5, 5, 0.3333), (3, 4, 50, 3, 0.5)]
 )
 def test_as_many_actors_as_a_gpu_has_room_for(nodes, cpus, per_gpu, batches, actors, share):

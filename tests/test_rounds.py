@@ -38,7 +38,7 @@ class ShuffledPool:
         t = engine.train(
             *(task.round, task.clients, task.weights, broadcast, states, messages, task.evaluate, True, task.pooled),
             work=task.work,
-            epochs=engine.config.evaluate.adapt_epochs if task.kind == "adapted" else None,
+            newcomers=task.kind == "adapted",
         )
         if task.kind == "adapted":
             return TaskResult(task, None, {}, {}, t.evaluation)
@@ -100,7 +100,8 @@ def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(clus
 
 def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(cluster, tmp_path):
     new = {"new_clients": 3, "adapt_epochs": 2}
-    rounds, done, pool, _ = run(tmp_path, 0, cohort={"fraction": 1.0}, evaluate=new, resources={"clients_per_batch": 2})
+    changes = {"train": {"local_epochs": 1}, "cohort": {"fraction": 1.0}, "resources": {"clients_per_batch": 2}}
+    rounds, done, pool, _ = run(tmp_path, 0, evaluate=new, **changes)
     assert done == [[0], [1], [2], [], [3]]
     kinds = [kind for _, kind, _, version in pool.log if version == 5]
     assert sorted(set(kinds)) == ["adapted", "unadapted"]
@@ -110,8 +111,8 @@ def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(cl
     initial = np.tile(engine.initial_state, (3, 1))
     before = engine.evaluate(3, ids, broadcast, initial)
     ones = {"samples": np.ones(3), "uniform": np.ones(3)}
-    one_epoch = engine.train(3, ids, ones, broadcast, initial, epochs=1).evaluation
-    after = engine.train(3, ids, ones, broadcast, initial, epochs=2).evaluation
+    one_epoch = engine.train(3, ids, ones, broadcast, initial).evaluation
+    after = engine.train(3, ids, ones, broadcast, initial, newcomers=True).evaluation
     found = rounds.records.new
     assert found["clients"].tolist() == [8, 9, 10]
     assert found["before"].tolist() == (before.correct / before.num_test).tolist()

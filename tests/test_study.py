@@ -1,5 +1,8 @@
 """Several runs at a time, and runs that fail, on real Ray and real MLflow."""
 
+import json
+from pathlib import Path
+
 import pytest
 from conftest import tiny
 from mlflow.tracking import MlflowClient
@@ -80,3 +83,20 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(
     status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert set(status.values()) == {"FINISHED"}
     assert len(status) == 5
+
+    # Its rounds were done, and the command was killed while MLflow was being told.
+    (folder,) = (tmp_path / "disturbed" / "checkpoints").iterdir()
+    state = json.loads((folder / "study.json").read_text())
+    assert all(row["finished"] for row in [state, *state["runs"]])
+    state["finished"] = state["runs"][0]["finished"] = False
+    (folder / "study.json").write_text(json.dumps(state))
+    client.update_run(run_id := again.runs[0].run_id, status="RUNNING")
+    artifact = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file:")) / "clients.csv"
+    artifact.unlink()
+    told.clear()
+    raysim.run(config, lambda status, names, rounds: told.extend(e for e in status.events if isinstance(e, str)))
+    assert sum("finished before" in line for line in told) == 3
+    assert sum("goes on after round 4" in line for line in told) == 1
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert artifact.exists()
+    assert [m.step for m in client.get_metric_history(run_id, "train/loss")] == [0, 1, 2, 3]

@@ -305,3 +305,18 @@ def test_stragglers_of_methods_with_several_phases_report_finite_numbers(name):
     result = simulation.engine.train(0, clients, weights, simulation.broadcast, simulation.states[clients], work=work)
     assert result.accepted.all()
     assert all(np.isfinite(values).all() for values in result.metrics.values())
+
+
+def test_newcomers_adapt_at_the_full_learning_rate_whatever_the_schedule():
+    """The last round's of a cosine is next to nothing, and says nothing of how well new clients do."""
+    last, ids, ones = 9, np.arange(4), {"samples": np.ones(4), "uniform": np.ones(4)}
+    states = {}
+    for schedule in ("constant", "cosine"):
+        changes = {"train": {"schedule": schedule}, "rounds": 10, "evaluate": {"adapt_epochs": 2}}
+        one = Simulation(**changes)
+        states[schedule] = {
+            new: one.engine.train(last, ids, ones, one.broadcast, one.states[:4], newcomers=new).states
+            for new in (False, True)
+        }
+    np.testing.assert_array_equal(states["cosine"][True], states["constant"][True])
+    assert not np.array_equal(states["cosine"][False], states["constant"][False])

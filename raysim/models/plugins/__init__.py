@@ -60,32 +60,38 @@ def fold(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         if isinstance(module, LoRA):
             up, down = tensors.pop(f"{name}.up.weight"), tensors.pop(f"{name}.down.weight")
             tensors[f"{of}.weight"] += module.scale * (up.double() @ down.double()).float()
-        elif isinstance(module, PlainPrefix) and f"{of}.bias" in tensors:
+        elif isinstance(module, PlainPrefix) and _folds(model, name, module):
             for kind in ("weight", "bias"):
                 extra = tensors.pop(f"{name}.kv.{kind}")
                 tensors[f"{of}.{kind}"][-len(extra) :] += module.scale * extra
 
 
+def _folds(model: nn.Module, name: str, plugin: nn.Module) -> bool:
+    """Whether ``fold`` folds the plugin of that name: the projection beside it must have a place for its bias."""
+    return isinstance(plugin, PlainPrefix) and model.get_submodule(name.rpartition(".")[0]).bias is not None
+
+
 def rebuild(model: nn.Module) -> list[str]:
     """Lines of code that give timm's ``model`` the plugins that can't be folded; none if there are none."""
     lines: list[str] = []
-    found = {kind: {n: m for n, m in model.named_modules() if isinstance(m, kind)} for kind in (Prefix, Adapter)}
-    linear = "torch.nn.Linear({0.in_features}, {0.out_features})"
-    for kind, function, term in (
-        (Prefix, "torch.tanh", "torch.nn.functional.pad({scale} * extra, (output.shape[-1] - extra.shape[-1], 0))"),
-        (Adapter, "torch.relu", "{scale} * extra"),
+    to_the_tail = "torch.nn.functional.pad({scale} * extra, (output.shape[-1] - extra.shape[-1], 0))"
+    for kind, extra, term in (
+        (Prefix, "module.adapter.up(torch.tanh(module.adapter.down(inputs[0])))", to_the_tail),
+        (PlainPrefix, "module.adapter.kv(inputs[0])", to_the_tail),
+        (Adapter, "module.adapter.up(torch.relu(module.adapter.down(inputs[0])))", "{scale} * extra"),
     ):
-        if not found[kind]:
+        found = {n: m for n, m in model.named_modules() if isinstance(m, kind) and not _folds(model, n, m)}
+        if not found:
             continue
-        first = next(iter(found[kind].values()))
-        down, up = (linear.format(getattr(first, part)) for part in ("down", "up"))
+        first = next(iter(found.values()))
+        parts = [f"{n!r}: torch.nn.Linear({p.in_features}, {p.out_features})" for n, p in first.named_children()]
         lines += [
             "def plugin(module, inputs, output):",
-            f"    extra = module.adapter.up({function}(module.adapter.down(inputs[0])))",
+            f"    extra = {extra}",
             f"    return output + {term.format(scale=first.scale)}",
-            f"for name in {[name.rpartition('.')[0] for name in found[kind]]}:",
+            f"for name in {[name.rpartition('.')[0] for name in found]}:",
             "    module = model.get_submodule(name)",
-            f"    module.adapter = torch.nn.ModuleDict({{'down': {down}, 'up': {up}}})",
+            f"    module.adapter = torch.nn.ModuleDict({{{', '.join(parts)}}})",
             "    module.register_forward_hook(plugin)",
         ]
     prompts = {n.rpartition(".")[0]: p for n, p in model.named_parameters() if n.rpartition(".")[2] == "prompt"}
