@@ -52,11 +52,11 @@ def rounds_shown(last: Last) -> str:
     return "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
 
 
-def caption(experiment: str, by: str = "name", last: Last = 1) -> str:
+def caption(experiment: str, history: pd.DataFrame, by: str = "name", last: Last = 1) -> str:
     """What the numbers of ``compare`` are, in a line."""
-    when = rounds_shown(last)
-    over = "seeds" if by == "name" else "runs"
-    return f"{experiment}: {when}, percent, mean ± standard deviation over {over}"
+    spread = f", mean ± standard deviation over {'seeds' if by == 'name' else 'runs'}"
+    several = (history.groupby(by)["run_id"].nunique() > 1).any()
+    return f"{experiment}: {rounds_shown(last)}, percent{spread if several else ''}"
 
 
 def last_rounds(runs: pd.DataFrame, last: Last) -> pd.DataFrame:

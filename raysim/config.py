@@ -115,9 +115,9 @@ class DataConfig(Section):
         if self.name == "federated_npz" and self.subset is not None:
             raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
         if self.allow_legacy_pickle and self.name != "federated_npz":
-            raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', not of {self.name!r}")
+            raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', but name is {self.name!r}")
         if self.rotated_domains and self.name != "digits":
-            raise ValueError(f"'rotated_domains' is an option of 'digits', not of {self.name!r}")
+            raise ValueError(f"'rotated_domains' is an option of 'digits', but name is {self.name!r}")
         if self.root is not None and self.name == "digits":
             raise ValueError("'root' is not used by 'digits', which come with scikit-learn")
         return self

@@ -134,7 +134,7 @@ def config_of(raw: Raw, overrides: Sequence[str], where: str) -> Config:
         raw = _merge(raw, nested(given))
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from error
-    config = _validate(raw, where)
+    config = _validate(raw, where, list(given))
     children(config, where)
     _refuse_varied_overrides(config, given)
     return config
@@ -233,13 +233,23 @@ def _replaced(key: str, entry: Mapping[str, Any]) -> list[str]:
     return [key]
 
 
-def _validate(raw: Mapping[str, Any], where: str) -> Config:
+def _validate(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """``where`` it is from, but for the keys of ``overrides``."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         problems = describe(error, Config)
         more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
-        raise ConfigError(*(f"{where}: {problem}" for problem in problems[:MOST_TOLD] + more)) from error
+        raise ConfigError(*(f"{_source(p, where, overrides)}: {p}" for p in problems[:MOST_TOLD] + more)) from error
+
+
+def _source(problem: str, where: str, overrides: Sequence[str]) -> str:
+    """Whether a problem is of the command line or of the file."""
+    path = re.split("[: ]", problem, maxsplit=1)[0]
+    for key in overrides:
+        if f"{path}.".startswith((f"{key}.", f"{key}[")) or ("unknown key" in problem and key.startswith(f"{path}.")):
+            return "command line"
+    return where
 
 
 def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:

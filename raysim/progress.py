@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +38,7 @@ class ProgressView:
             console=console,
             speed_estimate_period=300,
         )
-        self._task = self._bars.add_task("starting Ray and its actors", total=None)
+        self._task = self._bars.add_task("")
         self._start = time.monotonic()
         self._rounds: dict[int, RoundRecord] = {}
         """By run, the last round that is complete."""
@@ -46,7 +47,7 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
             self._live.start()
-            self._live.update(self._bars)
+            self._live.update(Spinner("dots", Text("starting Ray and its actors")))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +81,7 @@ class ProgressView:
 
     def _view(self, status: Status, names: list[str], rounds: list[int]) -> Group:
         """All rounds of all runs as one bar with the time that is left; the runs; what the actors do."""
-        done = sum(self._done(i, phase, rounds) for i, phase in enumerate(status.phases))
+        done = sum(self._done(i, status, rounds) for i in range(len(status.phases)))
         finished = sum(phase == "finished" for phase in status.phases)
         runs = f"{finished} of {len(names)} runs" if len(names) > 1 else names[0]
         self._bars.update(self._task, description=f"{runs}, rounds", completed=done, total=sum(rounds))
@@ -105,18 +106,20 @@ class ProgressView:
                 Text(mark, style=style),
                 Text(names[i]),
                 Text(status.phases[i], style=style),
-                Text(f"round {self._done(i, status.phases[i], rounds)} of {rounds[i]}"),
+                Text(f"round {self._done(i, status, rounds)} of {rounds[i]}"),
                 Text(f"accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""),
             )
         if len(order) > MOST_ROWS:
             table.add_row("", Text(f"and {len(order) - MOST_ROWS} more", style="dim"))
         return table
 
-    def _done(self, run: int, phase: str, rounds: list[int]) -> int:
-        """Completed rounds; one that was finished by an earlier command has sent none."""
-        if phase == "finished":
+    def _done(self, run: int, status: Status, rounds: list[int]) -> int:
+        """Completed rounds; those of an earlier command were not told."""
+        if status.phases[run] == "finished":
             return rounds[run]
-        return self._rounds[run].round + 1 if run in self._rounds else 0
+        if run in self._rounds:
+            return self._rounds[run].round + 1
+        return status.reports[run].round if run in status.reports else 0
 
 
 def summary(metrics: dict[str, float]) -> str:

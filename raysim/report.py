@@ -121,7 +121,7 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
         console.print(text, highlight=False, soft_wrap=True)
     for study in studies:
         if options.form == "table":
-            title = caption(study.experiment, options.by, options.last)
+            title = caption(study.experiment, study.history, options.by, options.last)
             console.print(as_rich(compare(study.history, options.by, options.last), title))
             runs = len(study.runs)
             started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.tracker.started()}"
@@ -211,9 +211,7 @@ def _print_target(console: Console, study: _Study, target: float) -> None:
         rounds=table["rounds"].map(lambda v: "–" if pd.isna(v) else f"{v:.1f}"),
         MB=table["MB"].map(lambda v: "–" if pd.isna(v) else f"{v:,.1f}"),
     ).drop(columns="runs")
-    title = (
-        f"{study.experiment}: until the mean accuracy first is {100 * target:g} %, means over the runs that reach it"
-    )
+    title = f"{study.experiment}: until the mean accuracy is {100 * target:g} %"
     _show(console, study, shown, table, title)
 
 

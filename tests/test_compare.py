@@ -1,6 +1,6 @@
 import pandas as pd
 
-from raysim.compare import Cell, compare, paper_table
+from raysim.compare import Cell, caption, compare, paper_table
 
 
 def history():
@@ -27,6 +27,11 @@ def test_the_mean_of_the_last_rounds_and_other_groups():
     assert table.loc["a", "accuracy"] == "40.0 ± 9.4"  # two thirds of it, over three rounds
     grouped = compare(history().assign(method="x"), by="method")
     assert grouped[["method", "runs", "accuracy"]].values.tolist() == [["x", 3, "48.3 ± 22.5"]]
+
+
+def test_the_caption_speaks_of_a_spread_only_where_there_is_one():
+    assert caption("study", history()) == "study: last round, percent, mean ± standard deviation over seeds"
+    assert caption("study", history()[history()["run_id"] == "a0"]) == "study: last round, percent"
 
 
 def test_cells():

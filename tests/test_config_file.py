@@ -147,13 +147,22 @@ def test_overrides_replace_blocks_whose_keys_would_clash(load):
     ("override", "message"),
     [
         ("train.lr", r"command line: 'train\.lr' is not of the form"),
-        ("train.optimiser.lr=1", r"train\.optimiser: unknown key; did you mean 'optimizer'"),
+        ("train.optimiser.lr=1", r"command line: train\.optimiser: unknown key; did you mean 'optimizer'"),
+        ("train.batch_size=0", r"command line: train\.batch_size: 0 is not allowed"),
         ("rounds=[", r"command line: rounds: not valid YAML"),
     ],
 )
 def test_wrong_overrides(load, override, message):
     with pytest.raises(ConfigError, match=message):
         load(TINY, override)
+
+
+def test_what_is_wrong_in_the_file_is_not_laid_on_the_command_line(load):
+    with pytest.raises(ConfigError) as caught:
+        load({**TINY, "round": 1}, "rounds=0", "train.batch_size=4")
+    told = [problem.split(": ")[:2] for problem in caught.value.problems]
+    assert sorted(path for where, path in told if where == "command line") == ["rounds"]
+    assert [path for where, path in told if where != "command line"] == ["round"]
 
 
 def test_a_study_has_a_child_per_entry_and_seed(load):

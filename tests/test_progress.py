@@ -49,6 +49,13 @@ def test_a_study_is_a_table_of_its_runs_under_one_bar():
     assert "actor 0: train 7" in text
 
 
+def test_a_run_that_was_resumed_begins_where_it_was():
+    status = Status("running", phases=("running", "waiting"), reports={0: RoundReport(3, 2, 8, [])})
+    text = shown([status], ["resumed", "other"], [5, 5])
+    assert "3/10" in text
+    assert "round 3 of 5" in text
+
+
 def test_a_single_run_needs_no_table():
     status = Status("running", phases=("running",), reports={0: completed(2)}, events=((0, completed(2)),))
     text = shown([status], ["mine"], [5])

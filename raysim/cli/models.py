@@ -55,7 +55,10 @@ def export(run: str, client: int | None, to: Path, uri: str | None) -> None:
 @click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
 def predict(run: str, images: tuple[Path, ...], client: int | None, uri: str | None) -> None:
-    """Classify image files with a client's final model, as a check."""
+    """Classify image files with a client's final model, as a check.
+
+    Images are resized to those that it was trained on, and turned to grey if those are.
+    """
     from raysim.export import predict as classify
     from raysim.export import read_images
 

@@ -99,7 +99,7 @@ def _print_result(result: Result) -> None:
     from raysim.compare import caption
     from raysim.progress import as_rich
 
-    console.print(as_rich(result.table, caption(result.experiment)))
+    console.print(as_rich(result.table, caption(result.experiment, result.history)))
     run_id = result.parent_run_id or result.runs[0].run_id
     pictures = "comparison.png" if result.parent_run_id else "partition.png"
     new = [r.new_clients for r in result.runs if r.new_clients is not None]
