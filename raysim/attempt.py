@@ -39,7 +39,7 @@ class Attempt:
     def __init__(self, study: Study, i: int, spec: RunSpec, pool: ActorPool, tags: dict[str, str]) -> None:
         self._study, self._i, self._spec, self._pool, self._more_tags = study, i, spec, pool, tags
         self._row: RunState = study.state.runs[i]
-        self._outbox, self._tracker, self._say = study.outbox, study.tracker, study.say
+        self._outbox, self._tracker, self._say = study.outbox.beside(), study.tracker, study.say
         self._folder = study.folder.of(self._row) if study.folder is not None else None
         self._machine: dict[str, str] = {}
         self._journal: RunJournal | None = None
@@ -152,9 +152,9 @@ class Attempt:
             return self._tracker.start(config.name, parameters, tags, parent)
 
         resumed = study.goes_on or checkpoint is not None
-        run_id = self._row.run_id = study.started(self._row.run_id, folder, start, tags)
+        run_id = self._row.run_id = study.started(self._outbox, self._row.run_id, folder, start, tags)
         study.write_state()
-        stack.enter_context(study.ending(run_id))
+        stack.enter_context(study.ending(self._outbox, run_id))
         file = study.folder.journal(self._row, Path(study.job.home)) if study.folder is not None else None
         before = checkpoint.records.rounds if checkpoint is not None else ()
         journal = RunJournal(self._tracker, self._outbox, run_id, file, resumed, before, self._say)

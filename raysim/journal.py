@@ -6,6 +6,7 @@ written to a file, with the time at which they were complete: whoever goes on wi
 
 from __future__ import annotations
 
+import copy
 import json
 import queue
 import threading
@@ -25,7 +26,7 @@ SAY_AFTER = 5.0  # seconds without the server
 
 
 class Outbox:
-    """Calls to MLflow on their way.
+    """Calls to MLflow on their way, about one run or study; ``beside`` makes one for another.
 
     Args:
         say: tells the user that the server is away, and that it is back.
@@ -34,15 +35,23 @@ class Outbox:
 
     def __init__(self, say: Callable[[str], None], stop: threading.Event) -> None:
         self._say, self._stop = say, stop
-        self._calls: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._calls: queue.Queue[tuple[Outbox, Callable[[], Any], Future[Any]]] = queue.Queue()
         self._failure: Exception | None = None
+        self._all = [self]
         self._thread = threading.Thread(target=self._send, name="outbox", daemon=True)
         self._thread.start()
+
+    def beside(self) -> Outbox:
+        """For another run: its calls stand in the same queue, but what MLflow refuses of them is its own affair."""
+        other = copy.copy(self)
+        other._failure = None
+        self._all.append(other)
+        return other
 
     def put(self, call: Callable[[], Any]) -> Future[Any]:
         """Make a call when its turn comes; it must do no harm when it is made twice."""
         future: Future[Any] = Future()
-        self._calls.put((call, future))
+        self._calls.put((self, call, future))
         return future
 
     def ask(self, call: Callable[[], Any], stopped: Callable[[], Exception]) -> Any:
@@ -56,9 +65,14 @@ class Outbox:
                     raise stopped() from None
 
     def check(self) -> None:
-        """Raises the error of a call that the server refused, after which nothing is sent any more."""
+        """Raises the error of a call that the server refused, after which nothing more is sent of this run."""
         if self._failure is not None:
             raise self._failure
+
+    def check_all(self) -> None:
+        """The same of all runs."""
+        for outbox in self._all:
+            outbox.check()
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is sent; False if it is not after so many seconds."""
@@ -72,15 +86,15 @@ class Outbox:
 
     def _send(self) -> None:
         while True:
-            call, future = self._calls.get()
-            if self._failure is not None:
-                future.set_exception(self._failure)
-                continue
-            try:
-                future.set_result(self._made(call))
-            except Exception as error:
-                self._failure = ConfigError(f"tracking.uri: MLflow refuses what the run logs: {error}")
-                future.set_exception(self._failure)
+            of, call, future = self._calls.get()
+            if of._failure is None:
+                try:
+                    future.set_result(self._made(call))
+                except Exception as error:
+                    of._failure = ConfigError(f"tracking.uri: MLflow refuses what the run logs: {error}")
+            if of._failure is not None:
+                future.set_exception(of._failure)
+            del call, future  # and the arrays of a finished run, while nothing comes after them
 
     def _made(self, call: Callable[[], Any]) -> Any:
         since, pause, told = time.monotonic(), FIRST_PAUSE, False

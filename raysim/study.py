@@ -136,6 +136,7 @@ class Study:
             while not self.outbox.flush(0.5):
                 if self._stop.is_set():
                     raise Stopped
+            self.outbox.check_all()
             self.state.finished = True
             self.write_state()
         finally:
@@ -216,10 +217,10 @@ class Study:
             return tracker.start(config.name, {"study.runs": len(specs)}, tags)
 
         parent = self.state.parent = self.started(
-            self.state.parent, self.folder.uri if self.folder is not None else None, start, tags
+            self.outbox, self.state.parent, self.folder.uri if self.folder is not None else None, start, tags
         )
         self.write_state()
-        with self.ending(parent):
+        with self.ending(self.outbox, parent):
             self.outbox.put(lambda: tracker.log_text(parent, dump(config), "config.yaml"))
             about = {DESCRIPTION_TAG: describe_study(config, len(specs), self.state.git_commit, parent)}
             self.outbox.put(lambda: tracker.set_tags(parent, about))
@@ -314,7 +315,9 @@ class Study:
                 if self.folder is not None:
                     self.folder.of(self.state.runs[i]).clear()
 
-    def started(self, run_id: str | None, folder: str | None, start: Callable[[], str], tags: dict[str, str]) -> str:
+    def started(
+        self, outbox: Outbox, run_id: str | None, folder: str | None, start: Callable[[], str], tags: dict[str, str]
+    ) -> str:
         """The id of an MLflow run that goes on, or of a new one."""
         if folder is not None:
             tags[CHECKPOINT_TAG] = folder
@@ -326,22 +329,22 @@ class Study:
             # Whoever was to write down the id may have been killed before; the same if an answer was lost on its way.
             return (self.tracker.find(folder) if folder is not None else None) or start()
 
-        answer: str = self.outbox.ask(find_or_start, Stopped)
+        answer: str = outbox.ask(find_or_start, Stopped)
         return answer
 
     @contextmanager
-    def ending(self, run_id: str) -> Iterator[None]:
+    def ending(self, outbox: Outbox, run_id: str) -> Iterator[None]:
         """Ends an MLflow run with the status that the block's outcome asks for."""
         end = self.tracker.end
         try:
             yield
         except BaseException as error:
             status = "KILLED" if isinstance(error, Stopped) else "FAILED"
-            self.outbox.put(lambda: end(run_id, status))
+            outbox.put(lambda: end(run_id, status))
             with suppress(ConfigError):  # what MLflow refuses is not the reason, or is ``error`` itself
-                self.outbox.flush(STOP_SECONDS)
+                outbox.flush(STOP_SECONDS)
             raise
-        self.outbox.put(lambda: end(run_id, "FINISHED"))
+        outbox.put(lambda: end(run_id, "FINISHED"))
 
     def tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""

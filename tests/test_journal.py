@@ -149,6 +149,24 @@ def test_what_the_server_refuses_ends_the_run_soon(outbox):
         outbox.check()
 
 
+def test_what_is_refused_of_a_run_is_no_other_runs_affair(outbox):
+    one, other, made = outbox.beside(), outbox.beside(), []
+
+    def refused():
+        raise ValueError("it was deleted")
+
+    one.put(refused)
+    one.put(lambda: made.append("one"))
+    other.put(lambda: made.append("other"))
+    assert outbox.flush(5)
+    other.check()
+    assert made == ["other"]
+    with pytest.raises(ConfigError, match="it was deleted"):
+        one.check()
+    with pytest.raises(ConfigError, match="it was deleted"):
+        outbox.check_all()
+
+
 def test_whoever_asks_can_be_stopped(said):
     stop = threading.Event()
     outbox = Outbox(said.append, stop)
