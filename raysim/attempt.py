@@ -30,7 +30,7 @@ from raysim.study_folder import RunState, algorithm_code, differences
 from raysim.tracking import COLOUR_TAG, DESCRIPTION_TAG
 
 if TYPE_CHECKING:
-    from raysim.scheduling import ActorPool
+    from raysim.actor_pool import ActorPool
 
 
 class Attempt:

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import ray
 import torch
 
+from raysim.actor_pool import Stopped
 from raysim.errors import ConfigError
 from raysim.rounds import RoundReport
-from raysim.scheduling import Stopped
 from raysim.study import Job, RunPhase, RunResult, Study, told
 
 NAMESPACE = "raysim"

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from raysim.actor_pool import ActorPool
 from raysim.config import Config, DataConfig, ResourcesConfig
 from raysim.config_file import children
 from raysim.data.partitions import Partition, make_partition
@@ -21,7 +22,6 @@ from raysim.data.sources import Dataset, load_dataset
 from raysim.errors import ConfigError
 from raysim.parameters import ParameterLayout
 from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, place, room, same_resources
-from raysim.scheduling import ActorPool
 from raysim.tasks import RunSetup
 from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
 

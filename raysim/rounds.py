@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim import sensitivity
+from raysim.actor_pool import ActorPool
 from raysim.aggregation import FixedPoint, combine
 from raysim.checkpoint import Checkpoint, OpenRound, Snapshot
 from raysim.cohort import TrainedCohort, evaluated_clients, sample_cohort
 from raysim.context import ServerContext
 from raysim.data.partitions import Partition
+from raysim.dispatch import Done
 from raysim.evaluation import ClientResults
 from raysim.node_states import StateNodes
 from raysim.optimizers import Tensors
@@ -30,7 +32,6 @@ from raysim.parameters import ParameterLayout
 from raysim.personal_store import NEVER_TRAINED, SlotIndex, StateLayout, check_space
 from raysim.planning import Planner, padding
 from raysim.records import Records, RoundRecord
-from raysim.scheduling import ActorPool, Done
 from raysim.system_metrics import SystemMetrics
 from raysim.tasks import RunSetup, Task, TaskResult
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from raysim import __version__
+from raysim.actor_pool import ActorPool, Stopped
 from raysim.config import Config
 from raysim.config_file import children, config_of, dump
 from raysim.dashboard import saved_view
@@ -36,7 +37,6 @@ from raysim.errors import ClientError, ConfigError, OutOfDeviceMemory
 from raysim.journal import Outbox
 from raysim.preparation import Launch, RunSpec, prepare, with_config
 from raysim.rounds import RoundReport
-from raysim.scheduling import ActorPool, Stopped
 from raysim.study_folder import StudyFolder, StudyState
 from raysim.tracking import CHECKPOINT_TAG, DESCRIPTION_TAG, Tracker, may_pass
 

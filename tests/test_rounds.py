@@ -7,9 +7,9 @@ import torch
 from test_training import Simulation
 
 from raysim.aggregation import PartialSum
+from raysim.dispatch import Done
 from raysim.node_states import StateNodes
 from raysim.rounds import Run
-from raysim.scheduling import Done
 from raysim.tasks import RunSetup, TaskResult
 
 

@@ -12,11 +12,11 @@ import pytest
 from conftest import tiny
 from ray.exceptions import ActorDiedError
 
-from raysim import scheduling
+from raysim import actor_pool, dispatch
+from raysim.actor_pool import ActorPool, Stopped
 from raysim.aggregation import FixedPoint, PartialSum, combine
 from raysim.errors import ClientError, ConfigError
 from raysim.personal_store import address
-from raysim.scheduling import ActorPool, Costs, Stopped
 from raysim.tasks import Task, TaskResult
 
 
@@ -152,8 +152,9 @@ def fake(monkeypatch):
     def make(seed, death):
         ray = FakeRay(seed, death)
         actor_class = types.SimpleNamespace(options=lambda **_: types.SimpleNamespace(remote=lambda *_: FakeActor(ray)))
-        monkeypatch.setattr(scheduling, "ray", ray)
-        monkeypatch.setattr(scheduling, "ClientActor", actor_class)
+        monkeypatch.setattr(actor_pool, "ray", ray)
+        monkeypatch.setattr(dispatch, "ray", ray)
+        monkeypatch.setattr(actor_pool, "ClientActor", actor_class)
         return ray
 
     return make
@@ -166,7 +167,7 @@ def tasks_of(round_, num_train, num_evaluate):
 
 def test_every_sum_is_complete_whoever_dies_and_whenever(fake, caplog, monkeypatch):
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(scheduling, "MAX_STARTS", 10**6)
+    monkeypatch.setattr(actor_pool, "MAX_STARTS", 10**6)
     deaths, after_training, retried = 0, 0, Counter()
     for seed in range(300):
         ray = fake(seed, death=(0, 0.03, 0.1)[seed % 3])
@@ -233,7 +234,7 @@ def test_an_actor_that_hangs_is_replaced(fake, monkeypatch):
     ray = fake(0, death=0.0)
     pool = make_pool(2, resources={"client_timeout": 5.0})
     now = [0.0]
-    monkeypatch.setattr(scheduling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: now[0])
     hung = pool.workers[0].handle
     hung.step = lambda: now.__setitem__(0, now[0] + 1.0)  # time passes, nothing is done
     done = pool.run(0, tasks_of(0, 4, 0), 0, None, same, lambda *_: None)
@@ -242,16 +243,6 @@ def test_an_actor_that_hangs_is_replaced(fake, monkeypatch):
     assert hung.dead
     assert now[0] >= 5
     assert ray.deaths == 1
-
-
-def test_the_deadline_is_twenty_times_the_cost_but_a_minute_at_least():
-    costs, task = Costs(), sized("train", 0, 10)
-    assert costs.deadline(task, compiles=False) == 1800
-    costs.measured(TaskResult(task, None, {}, {}, None, seconds=2.0))
-    assert costs.deadline(task, compiles=False) == 60
-    assert costs.deadline(task, compiles=True) == 900
-    assert costs.deadline(sized("train", 0, 50), compiles=False) == pytest.approx(200)
-    assert costs.deadline(sized("evaluate", 0, 50), compiles=False) == 1800  # not measured yet
 
 
 def test_a_node_that_joins_is_used_from_the_next_round_on(fake):
@@ -304,7 +295,7 @@ def test_actors_that_never_start_end_the_run(fake):
 def test_actors_that_can_not_be_placed_are_waited_for_with_a_message(fake, monkeypatch):
     ray = fake(0, death=0.0)
     now, said = [0.0], []
-    monkeypatch.setattr(scheduling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: now[0])
     pool = ActorPool(lambda: 2, {}, [], threading.Event(), said.append)
     pool.workers[1].handle.step = lambda: now.__setitem__(0, now[0] + 1.0)
     configure(pool)
@@ -326,19 +317,6 @@ def test_a_run_can_be_stopped_while_it_waits(fake):
 
 def sized(kind, index, samples):
     return Task(kind, index, 0, np.array([index]), np.array([0]), samples=samples)
-
-
-def test_costs_are_measured_per_kind_and_guessed_before():
-    costs = Costs()
-    train, evaluate = sized("train", 0, 10), sized("evaluate", 1, 10)
-    assert costs.expected(train) == 3 * costs.expected(evaluate)
-    costs.measured(TaskResult(train, None, {}, {}, None, seconds=6.0))
-    assert costs.expected(train) == pytest.approx(6.0)
-    assert costs.expected(evaluate) == pytest.approx(2.0)  # in proportion, until it is measured itself
-    costs.measured(TaskResult(evaluate, None, {}, {}, None, seconds=5.0))
-    assert costs.expected(evaluate) == pytest.approx(5.0)
-    costs.measured(TaskResult(evaluate, None, {}, {}, None, seconds=10.0))
-    assert costs.expected(evaluate) == pytest.approx(6.0)
 
 
 def test_the_longest_run_first_two_in_flight_and_at_the_end_for_the_first_idle_actor(fake):
