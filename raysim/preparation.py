@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from raysim.actor_pool import ActorPool
 from raysim.config import Config, DataConfig, ResourcesConfig
 from raysim.config_file import children
+from raysim.data.dataset import Dataset
 from raysim.data.partitions import Partition, make_partition
-from raysim.data.sources import Dataset, load_dataset
+from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 from raysim.parameters import ParameterLayout
 from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, place, room, same_resources

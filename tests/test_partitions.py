@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from raysim.config import DataConfig
+from raysim.data.dataset import Dataset
 from raysim.data.partitions import Partition, client_table, make_partition
-from raysim.data.sources import Dataset, load_dataset
+from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 
 

@@ -22,7 +22,7 @@ from test_federated_npz import save as save_clients
 from torchvision.datasets import CIFAR10
 
 from raysim.config import DataConfig
-from raysim.data import sources
+from raysim.data import downloads
 from raysim.data.partitions import make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
@@ -249,7 +249,9 @@ def test_cifar_of_any_bytes(folder, data):
     (folder / kind.filename).write_bytes(whole)
     with pytest.MonkeyPatch.context() as patch, told("data.root: cifar10", "data.name: cifar10"):
         patch.setattr("torchvision.datasets.utils.download_url", lambda *_: None)
-        patch.setattr(sources, "_damaged", lambda files, sums: next((name for name in sums if name not in files), None))
+        patch.setattr(
+            downloads, "_damaged", lambda files, sums: next((name for name in sums if name not in files), None)
+        )
         load_dataset(DataConfig(name="cifar10", root=str(folder)), 32)
 
 

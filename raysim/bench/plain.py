@@ -21,8 +21,8 @@ from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.cohort import sample_cohort
 from raysim.config import Config
+from raysim.data.dataset import Dataset
 from raysim.data.partitions import Partition
-from raysim.data.sources import Dataset
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
 from raysim.parameters import ParameterLayout

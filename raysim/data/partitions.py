@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysim.config import DataConfig
-    from raysim.data.sources import Dataset
+    from raysim.data.dataset import Dataset
 
 Ints = NDArray[np.int64]
 MAX_ATTEMPTS = 200
