@@ -21,6 +21,7 @@ from raysim.tasks import RunSetup, Task
 
 log = logging.getLogger(__name__)
 
+CONFIGURE_SECONDS = 900.0  # for an actor that is there to get the data and build the model, before it is taken to hang
 MAX_STARTS = 4  # in a row that an actor fails to start, after which starting is hopeless
 
 
@@ -102,6 +103,7 @@ class ActorPool:
         run starts with those that are there.
         """
         self._setup, self._states, self.config, self.costs = ray.put(setup), states, setup.config, Costs()
+        self._code = setup.code
         for worker in self.workers:
             worker.running, worker.summed = {}, []  # what a run left that ended with an error
             self._configure(worker)
@@ -118,16 +120,31 @@ class ActorPool:
                 patience = time.monotonic() + PATIENCE_SECONDS
             for ref in self.wait([worker.configured for worker in waiting], timeout=1.0):
                 self.settle(ref)
+            self.replace_hung()
         return self.machines[0]
 
     def _configure(self, worker: Worker) -> None:
-        worker.machine, worker.configured = None, worker.handle.configure.remote(self._setup)
+        worker.machine, worker.begun, worker.there = None, None, worker.handle.is_there.remote()
+        worker.configured = worker.handle.configure.remote(self._setup)
+
+    def replace_hung(self) -> None:
+        """Replace actors that are there but don't get ready; one that Ray could not place yet is not there."""
+        assert self.config is not None
+        asked = self.config.resources.client_timeout
+        limit = CONFIGURE_SECONDS if asked == "auto" else max(PATIENCE_SECONDS, asked)
+        for worker in self.workers:
+            if worker.configured is None:
+                continue
+            if worker.begun is None and ray.wait([worker.there], num_returns=1, timeout=0)[0]:
+                worker.begun = time.monotonic()
+            elif worker.begun is not None and time.monotonic() - worker.begun > limit:
+                self._failed_start(worker, TimeoutError(f"it did not get ready in {limit:g} seconds"))
 
     def settle(self, ref: ray.ObjectRef) -> bool:
         """Take the answer of an actor to ``configure``; returns whether it was one.
 
         Raises:
-            ConfigError: the actors compute on different kinds of machines.
+            ConfigError: the actors compute on different kinds of machines, or have other code.
             ClientError: actors can't be started.
         """
         worker = next((w for w in self.workers if w.configured is not None and w.configured == ref), None)
@@ -137,17 +154,22 @@ class ActorPool:
         try:
             machine: dict[str, str] = ray.get(ref)
             self._refuse_mixed(machine)
+            self._refuse_other_code(machine)
             worker.node = self._states.number(machine["node"])
             node, path, readers = self._states.at(worker.node)
             worker.handle.open_states.remote(node, path)
             worker.configured, worker.machine, worker.failed_starts = None, machine, 0
             self._introduce(readers)
         except ACTOR_LOST as error:
-            worker.failed_starts += 1
-            if worker.failed_starts >= MAX_STARTS:
-                raise ClientError(f"client actor {worker.name} can't be started: {error}") from error
-            self.replace(worker)
+            self._failed_start(worker, error)
         return True
+
+    def _failed_start(self, worker: Worker, error: Exception) -> None:
+        worker.failed_starts += 1
+        if worker.failed_starts >= MAX_STARTS:
+            raise ClientError(f"client actor {worker.name} can't be started: {error}") from error
+        log.warning("client actor %d did not start (%s); another takes its place", worker.name, error)
+        self.replace(worker)
 
     def _introduce(self, readers: dict[int, Any]) -> None:
         """Tell all workers of all readers; calls of an actor run in order, so before its next task."""
@@ -162,6 +184,13 @@ class ActorPool:
             raise ConfigError(
                 f"resources.allow_mixed: the cluster has {' and '.join(sorted(names))}, on which the same run has different "
                 "bits; restrict the cluster to one of them, or set it to true"
+            )
+
+    def _refuse_other_code(self, machine: dict[str, str]) -> None:
+        if machine["code"] != self._code:
+            raise ConfigError(
+                "algorithm: its source was changed while the run is under way, and an actor that was started now would train "
+                "by the new one; put the old source back and resume the run, or start it anew"
             )
 
     def run(

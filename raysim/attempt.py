@@ -26,11 +26,14 @@ from raysim.preparation import RunSpec, with_config
 from raysim.records import Records, client_table
 from raysim.rounds import RoundReport, Run
 from raysim.study import RunResult, Study, versions
-from raysim.study_folder import RunState, algorithm_code, differences
+from raysim.study_folder import RunState, differences
 from raysim.tracking import COLOUR_TAG, DESCRIPTION_TAG
 
 if TYPE_CHECKING:
     from raysim.actor_pool import ActorPool
+
+
+SOURCES = {"data": "the data set", "algorithm": "the code of the algorithm"}
 
 
 class Attempt:
@@ -74,6 +77,8 @@ class Attempt:
         checkpoint = self._last()
         if checkpoint is not None:
             self._refuse_other(checkpoint)
+        elif self._journal is None:
+            self._as_begun()
         states = StateNodes(self._spec.state_size)
         try:
             self._machine = self._pool.configure(self._spec.setup, states)
@@ -104,28 +109,47 @@ class Attempt:
             self._say(f"{self._row.name}: goes on after round {checkpoint.manifest.round}")
         return checkpoint
 
-    def _as_before(self, checkpoint: Checkpoint) -> RunSpec:
+    def _as_begun(self) -> None:
+        """Rounds that are in MLflow already, but in no checkpoint, are played again: with the same bits, or in a new run."""
+        began = self._row.facts
+        if not began:
+            return
+        self._spec = self._with_batches_of(int(began["clients_per_batch"]))
+        changed = [what for key, what in SOURCES.items() if began[key] != self._begins_with()[key]]
+        if changed:
+            old = self._row.run_id
+            self._say(
+                f"{self._row.name}: {' and '.join(changed)} is not what it was, and there is no checkpoint yet: the run "
+                "starts anew, as another one in MLflow"
+            )
+            if old is not None:
+                self._outbox.put(lambda: self._tracker.end(old, "KILLED"))
+            self._study.forget(self._i)
+
+    def _with_batches_of(self, size: int) -> RunSpec:
         """With the ``clients_per_batch`` that raysim chose when the run began."""
         if not self._spec.may_vectorise:
             return self._spec
-        size = checkpoint.manifest.config.get("resources", {}).get("clients_per_batch")
         resources = self._spec.config.resources.model_copy(update={"clients_per_batch": size})
         return with_config(self._spec, self._spec.config.model_copy(update={"resources": resources}))
 
     def _sources(self) -> dict[str, str]:
         """What results depend on besides the configuration, as far as the user decides it."""
-        return {"data": self._spec.dataset_digest, "algorithm": algorithm_code(self._spec.config)}
+        return {"data": self._spec.dataset_digest, "algorithm": self._spec.setup.code}
+
+    def _begins_with(self) -> dict[str, str]:
+        return {**self._sources(), "clients_per_batch": str(self._spec.config.resources.clients_per_batch)}
 
     def _facts(self) -> dict[str, str]:
         return {**self._sources(), "device": self._machine["device_name"], **versions()}
 
     def _refuse_other(self, checkpoint: Checkpoint) -> None:
         """Raises ConfigError if the run would go on with another configuration, other data or another algorithm."""
-        self._spec = self._as_before(checkpoint)
+        self._spec = self._with_batches_of(checkpoint.manifest.config.get("resources", {}).get("clients_per_batch"))
         found = differences(checkpoint.manifest.config, self._spec.config.model_dump(mode="json"))
         for key, value in self._sources().items():
             if checkpoint.manifest.facts.get(key) != value:
-                found.append(f"the {'data set' if key == 'data' else 'code of the algorithm'} is not what it was")
+                found.append(f"{SOURCES[key]} is not what it was")
         if found:
             raise ConfigError(
                 *(f"{checkpoint.folder.uri}/{checkpoint.name}: {line}" for line in found),
@@ -153,6 +177,7 @@ class Attempt:
 
         resumed = study.goes_on or checkpoint is not None
         run_id = self._row.run_id = study.started(self._outbox, self._row.run_id, folder, start, tags)
+        self._row.facts = self._begins_with()
         study.write_state()
         stack.enter_context(study.ending(self._outbox, run_id))
         file = study.folder.journal(self._row, Path(study.job.home)) if study.folder is not None else None
@@ -196,6 +221,7 @@ class Attempt:
                 for record in run.round():
                     journal.add(record)
                 self._outbox.check()
+                self._study.after_a_round()
                 if keeper is not None:
                     keeper.after_a_round()
             for record in run.finish():

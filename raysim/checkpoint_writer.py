@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,13 +143,17 @@ class CheckpointWriter:
             self._folder.write(manifest_name(snapshot.round), json.dumps(outer).encode())
         except BaseException:
             kept = set().union(*self._kept.values())
-            for entry in written:
-                if entry.name not in kept:
-                    self._folder.delete(entry.name)
+            with suppress(OSError):  # where nothing can be written, maybe nothing can be deleted either
+                if snapshot.round not in self._kept:  # it may be there: its answer may have been lost on the way
+                    self._folder.delete(manifest_name(snapshot.round))
+                for entry in written:
+                    if entry.name not in kept:
+                        self._folder.delete(entry.name)
             raise
         self._durable = durable
         self._kept[snapshot.round] = {entry.name for entry in manifest.files}
-        self._prune()
+        with suppress(OSError):  # what is too much is deleted after the next one
+            self._prune()
 
     def _files(self, snapshot: Snapshot, written: list[FileEntry]) -> tuple[_Durable, Manifest]:
         def put(kind: str, data: bytes) -> FileEntry:

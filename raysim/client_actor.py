@@ -23,7 +23,7 @@ from raysim.aggregation import PartialSum
 from raysim.errors import ClientError, OutOfDeviceMemory, StatesLost
 from raysim.node_states import States
 from raysim.optimizers import Tensors
-from raysim.tasks import RunSetup, Task, TaskResult
+from raysim.tasks import RunSetup, Task, TaskResult, algorithm_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,9 @@ class ClientActor:
         self._states: States | None = None
         self._broadcast: tuple[Any, Tensors] | None = None
 
+    def is_there(self) -> None:
+        """Answered as soon as the actor runs."""
+
     def configure(self, setup: RunSetup) -> dict[str, str]:
         """Get ready for a run; returns what this worker computes on, and its process."""
         self._engine = self._broadcast = None  # of the run before: its model and data may lie on the GPU,
@@ -56,6 +59,7 @@ class ClientActor:
         return {
             "device": device,
             "device_name": device_name(device),
+            "code": algorithm_code(setup.config),
             "pid": str(os.getpid()),
             "node": ray.get_runtime_context().get_node_id(),
             "log": ray._private.worker.global_worker.get_err_file_path(),

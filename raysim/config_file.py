@@ -166,7 +166,7 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
         if seeds is not None and "seed" in entry:
             raise ConfigError(f"{at}: give 'seed' or 'seeds', not both")
         changes = {key: value for key, value in entry.items() if key not in ("name", "seeds")}
-        if taken := {"study", "tracking"} & changes.keys():
+        if taken := {"study", "tracking", "checkpoint"} & changes.keys():
             raise ConfigError(f"{at}.{min(taken)}: belongs to the whole study, not to an entry")
         for seed in seeds if seeds is not None else [changes.get("seed", config.seed)]:
             merged = _merge(base, {**changes, "seed": seed}, entry=True)

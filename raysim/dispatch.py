@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import (
     ActorUnavailableError,
+    ActorUnschedulableError,
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 ACTOR_LOST = (
     RayActorError,
     ActorUnavailableError,  # leaves open whether the call ran, so the actor is given up
+    ActorUnschedulableError,  # its node is gone
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
@@ -59,6 +61,10 @@ class Worker:
     handle: Any
     configured: ray.ObjectRef = None
     """Its last call to ``configure``, until that is answered."""
+    there: ray.ObjectRef = None
+    """Answered as soon as the actor is there to begin with that."""
+    begun: float | None = None
+    """When it did."""
     machine: dict[str, str] | None = None
     """What it answered; None as long as it is not ready."""
     node: int = 0
@@ -175,6 +181,7 @@ class Dispatch:
 
     def _look_after(self) -> None:
         """Replace actors that hang; say it when there is none to work."""
+        self._pool.replace_hung()
         now = time.monotonic()
         for worker in self._pool.workers:
             if worker.running and now - worker.since > (limit := self._limit(next(iter(worker.running.values())))):

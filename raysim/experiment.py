@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.compare import compare
@@ -29,6 +29,8 @@ from raysim.tracking import Tracker, checkpoint_of, checkpoint_root, git_commit,
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
+LEFT_OPEN = f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open"
+ANSWER_SECONDS = 20  # for a driver to say how far it is
 AWAY_SECONDS = 300  # without an answer from a driver that is being started again
 
 Watch = Callable[[Status, list[str], list[int]], None]
@@ -90,7 +92,8 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
         is_new = folder is None
         if folder is not None:
             print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
-        folder = folder or f"{root.rstrip('/')}/{new_name(config)}"
+            _go_on(StudyFolder(folder), config)
+        folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
     return _command(state, folder, watch, is_new)
 
 
@@ -123,15 +126,25 @@ def resume(
             *(changed or ["study: has other entries"]),
             "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
         )
+    if config.checkpoint.every is None:
+        raise ConfigError("checkpoint.every: null: a run that goes on from its checkpoints goes on writing them")
+    state = _go_on(folder, config, check=True, from_round=from_round)
+    return _command(state, folder.uri, watch, is_new=False)
+
+
+def _go_on(folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None) -> StudyState:
+    """Write down what is asked for now, when nobody else is at work on the runs; with a ``check`` of their checkpoints."""
     folder.lock()
     try:
-        for line in check_checkpoints(folder, state, from_round):
+        state = folder.read()
+        assert state is not None
+        for line in check_checkpoints(folder, state, from_round) if check else []:
             print(line, file=sys.stderr)
-        state.config, state.starts, state.finished = asked, 0, False
+        state.config, state.starts, state.finished = config.model_dump(mode="json"), 0, False
         folder.write(state)
     finally:
         folder.unlock()
-    return _command(state, folder.uri, watch, is_new=False)
+    return state
 
 
 def find_folder(where: str, uri: str | None = None) -> StudyFolder:
@@ -236,9 +249,15 @@ def driver_options() -> dict[str, Any]:
 def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
     """Watch a driver to its end; one that is ``ours`` ends with us, whatever ends us."""
     runs = [child for _, child in children(config_of(state.config, [], "study.json"))]
+    names, rounds = [child.name for child in runs], [child.rounds for child in runs]
+    results: list[RunResult] = []
+    parent = None
     try:
-        status = _watch(driver, [child.name for child in runs], [child.rounds for child in runs], watch, ours)
-        results, parent = ray.get(driver.results.remote()) if status.state == "finished" else ([], None)
+        status = _watch(driver, names, rounds, watch, ours)
+        while status.state == "finished" and len(results) < len(runs):
+            results, parent = ray.get(driver.results.remote())
+            if len(results) < len(runs):  # it was killed after it had finished, and looks for them again
+                status = _watch(driver, names, rounds, watch, ours)
     except BaseException:
         if ours:
             _stop(driver)
@@ -261,7 +280,10 @@ def _stop(driver: Any) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     try:
         driver.stop.remote()
-        while ray.get(driver.status.remote("", 0)).state in ("starting", "running") and time.monotonic() < deadline:
+        while (
+            ray.get(driver.status.remote("", 0), timeout=STOP_SECONDS).state in ("starting", "running")
+            and time.monotonic() < deadline
+        ):
             time.sleep(POLL_SECONDS)
     except RayError:
         pass  # the driver is gone: there is nothing to wait for
@@ -272,7 +294,7 @@ def _watch(driver: Any, names: list[str], rounds: list[int], watch: Watch | None
     deadline, life, seen, answered = None, "", 0, time.monotonic()
     while True:
         try:
-            status: Status = ray.get(driver.status.remote(life, seen))
+            status: Status = ray.get(driver.status.remote(life, seen), timeout=ANSWER_SECONDS)
             answered = time.monotonic()
             if status.life != life:
                 if life and watch:
@@ -284,14 +306,16 @@ def _watch(driver: Any, names: list[str], rounds: list[int], watch: Watch | None
             if status.state in ("finished", "failed", "killed"):
                 return status
             if deadline is not None and time.monotonic() > deadline:
-                raise RunKilled(f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open")
+                raise RunKilled(LEFT_OPEN)
             time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             if deadline is not None or not ours:
                 raise
             deadline = time.monotonic() + STOP_SECONDS
             driver.stop.remote()
-        except ActorUnavailableError as error:  # Ray is starting it again
+        except (ActorUnavailableError, GetTimeoutError) as error:  # Ray is starting it again, or it is very busy
+            if deadline is not None and time.monotonic() > deadline:
+                raise RunKilled(LEFT_OPEN) from error
             if time.monotonic() - answered > AWAY_SECONDS:
                 raise RunFailed(f"the driver actor does not answer: {error}") from error
             time.sleep(POLL_SECONDS)

@@ -6,6 +6,7 @@ Everything that can be wrong with the configuration or the data is found in ``pr
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,16 +15,17 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from raysim.actor_pool import ActorPool
+from raysim.actor_pool import ActorPool, Stopped
 from raysim.config import Config, DataConfig, ResourcesConfig
 from raysim.config_file import children
 from raysim.data.dataset import Dataset
 from raysim.data.partitions import Partition, make_partition
 from raysim.data.sources import load_dataset
+from raysim.dispatch import PATIENCE_SECONDS
 from raysim.errors import ConfigError
 from raysim.parameters import ParameterLayout
 from raysim.resources import CUDA_ENVIRONMENT, clients_per_batch, place, room, same_resources
-from raysim.tasks import RunSetup
+from raysim.tasks import RunSetup, algorithm_code
 from raysim.trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
 
 
@@ -200,6 +202,17 @@ class Launch:
     def _pool(self) -> ActorPool:
         return ActorPool(self._size, self._placement.actor_options, self._import_path, self._stop, self._say)
 
+    def _wait(self, ref: ray.ObjectRef) -> Any:
+        """The answer of an actor for which there may be no free GPU for a while."""
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while not ray.wait([ref], timeout=0.5)[0]:
+            if self._stop.is_set():
+                raise Stopped
+            if time.monotonic() > patience:
+                self._say("waiting for a GPU on which to try a step: is the cluster busy?")
+                patience = time.monotonic() + PATIENCE_SECONDS
+        return ray.get(ref)
+
     def _size(self) -> int:
         """Asked again when nodes join."""
         if self._resources.num_actors != "auto":
@@ -219,7 +232,7 @@ class Launch:
         specs, per_gpu, resources = _specs(runs), 1, self._resources
         packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
         if self.pool is None and (packs or any(spec.may_vectorise for spec in specs)):
-            specs, per_gpu = _after_a_trial(specs, self._import_path)
+            specs, per_gpu = _after_a_trial(specs, self._import_path, self._wait)
         most = max(_most_batches(spec.config) for spec in specs)
         self._placement = place(resources, most, per_gpu, self._patient, self._runs)
         specs = [with_config(spec, _resolved(spec.config, self._placement.resources, self._uri)) for spec in specs]
@@ -260,7 +273,7 @@ def _specs(runs: list[Prepared]) -> list[RunSpec]:
     for run in runs:
         data, partition = run.dataset, run.partition
         arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
-        setup = RunSetup(run.config, *arrays, data.num_classes, data.images.shape[3])
+        setup = RunSetup(run.config, *arrays, data.num_classes, data.images.shape[3], algorithm_code(run.config))
         counts = partition.class_counts(data.labels, data.num_classes)
         domains = partition.client_domains(data)
         specs.append(
@@ -273,7 +286,9 @@ def with_config(spec: RunSpec, config: Config) -> RunSpec:
     return replace(spec, setup=replace(spec.setup, config=config))
 
 
-def _after_a_trial(specs: list[RunSpec], import_path: list[str]) -> tuple[list[RunSpec], int]:
+def _after_a_trial(
+    specs: list[RunSpec], import_path: list[str], wait: Callable[[ray.ObjectRef], Any]
+) -> tuple[list[RunSpec], int]:
     """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors then share one."""
     actor_class: Any = TrialActor  # Ray's decorator adds `options`
     sized, per_gpu = [], MOST_ACTORS_PER_GPU
@@ -283,7 +298,7 @@ def _after_a_trial(specs: list[RunSpec], import_path: list[str]) -> tuple[list[R
         resources = spec.config.resources.model_copy(update=share)
         setup = replace(spec.setup, config=spec.config.model_copy(update={"resources": resources}))
         asked = None if spec.may_vectorise else int(spec.config.resources.clients_per_batch)
-        choice: Choice = ray.get(actor.choose.remote(setup, asked))
+        choice: Choice = wait(actor.choose.remote(setup, asked))
         ray.kill(actor)
         resources = spec.config.resources.model_copy(update={"clients_per_batch": choice.clients_per_batch})
         sized.append(with_config(spec, spec.config.model_copy(update={"resources": resources})))

@@ -27,7 +27,7 @@ class Folder:
         if "://" in uri and not uri.startswith("file://"):
             self._remote, self._root = fsspec.core.url_to_fs(self.uri)
         else:
-            self.local = Path(uri.removeprefix("file://")).absolute()
+            self.local = Path(uri.removeprefix("file://")).resolve()
             self.uri = str(self.local)
 
     def __truediv__(self, name: str) -> Folder:
@@ -74,8 +74,9 @@ class Folder:
     def files(self) -> Iterator[str]:
         """The paths of all files in the folder and below, ascending; none if there is no such folder."""
         if self.local is None:
-            self._remote.invalidate_cache()
-            found = [path.removeprefix(self._root).lstrip("/") for path in self._remote.find(self._root)]
+            with self._as_os_error():
+                self._remote.invalidate_cache()
+                found = [path.removeprefix(self._root).lstrip("/") for path in self._remote.find(self._root)]
         else:
             found = [str(path.relative_to(self.local)) for path in self.local.rglob("*") if path.is_file()]
         yield from sorted(found)
@@ -84,17 +85,20 @@ class Folder:
         """Names of the folders directly inside."""
         if self.local is not None:
             return sorted(path.name for path in self.local.iterdir() if path.is_dir()) if self.local.is_dir() else []
-        if not self._remote.exists(self._root):
-            return []
-        entries = self._remote.ls(self._root, detail=True)
+        with self._as_os_error():
+            if not self._remote.exists(self._root):
+                return []
+            entries = self._remote.ls(self._root, detail=True)
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         if self.local is not None:
             (self.local / name).unlink(missing_ok=True)
-        elif self._remote.exists(f"{self._root}/{name}"):
-            self._remote.rm_file(f"{self._root}/{name}")
+            return
+        with self._as_os_error():
+            if self._remote.exists(f"{self._root}/{name}"):
+                self._remote.rm_file(f"{self._root}/{name}")
 
     def clear(self) -> None:
         """Delete all files in the folder."""

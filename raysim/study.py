@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
@@ -95,7 +96,7 @@ class Study:
     ) -> None:
         self.job, self.say, self.report, self._entered, self._stop = job, say, report, entered, stop
         self._results: dict[int, RunResult] = {}
-        self._writing = threading.Lock()
+        self._writing, self._unwritten = threading.Lock(), False
         self.folder = StudyFolder(job.folder) if job.folder is not None else None
         self.state = StudyState.model_validate(json.loads(job.state))
         self.goes_on = False
@@ -150,12 +151,13 @@ class Study:
     def _read_state(self, again: bool) -> None:
         if self.folder is None:
             return
-        found = self.folder.read()
-        if found is None:
+        if self.folder.read() is None:
             if again:
                 raise ClientError("the driver died while it prepared the runs: was the machine out of memory?")
             return
         self.folder.lock()
+        found = self.folder.read()  # whoever had the lock may have written
+        assert found is not None
         self.state, self.goes_on = found, True
         self.state.finished = False
         self.state.starts += 1
@@ -182,14 +184,31 @@ class Study:
         try:
             with self._writing:
                 self.folder.write(self.state)
-        except OSError as error:  # a full disk; whoever goes on from an older state has more to play again
-            self.say(f"{self.folder.uri}/study.json: can't be written: {error}")
+            self._unwritten = False
+        except OSError as error:  # a full disk
+            if not self._unwritten:
+                self.say(f"{self.folder.uri}/study.json: can't be written: {error}; tried again after the next round")
+            self._unwritten = True
+
+    def after_a_round(self) -> None:
+        """Write down what a full disk had no room for."""
+        if self._unwritten:
+            self.write_state()
 
     def made_progress(self) -> None:
         """A checkpoint is complete: if the driver dies from now on, it is another time."""
         if self.state.starts > 1:
             self.state.starts = 1
             self.write_state()
+
+    def forget(self, i: int) -> None:
+        """The run of an index starts anew, in another MLflow run: nothing of what it was is of use."""
+        row = self.state.runs[i]
+        if self.folder is not None:
+            self.folder.of(row).clear()
+            self.folder.journal(row, Path(self.job.home)).unlink(missing_ok=True)
+        row.run_id, row.facts = None, {}
+        self.write_state()
 
     def _connect(self) -> Tracker:
         """A run that goes on waits for its server; a new one has better know at once that the address is wrong."""
@@ -310,10 +329,7 @@ class Study:
                 spec = with_config(spec, spec.config.model_copy(update={"resources": resources}))
                 reason = {"raysim.restarted": f"out of device memory with {size} clients per batch"}
                 self.say(f"{spec.config.name}: {reason['raysim.restarted']}; it starts again with {size // 2}")
-                self.state.runs[i].run_id = None
-                self.write_state()
-                if self.folder is not None:
-                    self.folder.of(self.state.runs[i]).clear()
+                self.forget(i)
 
     def started(
         self, outbox: Outbox, run_id: str | None, folder: str | None, start: Callable[[], str], tags: dict[str, str]
@@ -326,8 +342,7 @@ class Study:
             if run_id is not None:
                 self.tracker.reopen(run_id)
                 return run_id
-            # Whoever was to write down the id may have been killed before; the same if an answer was lost on its way.
-            return (self.tracker.find(folder) if folder is not None else None) or start()
+            return start()
 
         answer: str = outbox.ask(find_or_start, Stopped)
         return answer
@@ -362,11 +377,17 @@ class StudyFailed(ClientError):
     """Some runs of a study failed; the others are finished."""
 
     def __init__(self, runs: int, failures: dict[str, Exception]) -> None:
-        lines = [f"  {name}: {told(error).splitlines()[0]}" for name, error in failures.items()]
+        lines = [f"  {name}: {_in_a_line(error)}" for name, error in failures.items()]
         others = "the others are finished; " if len(failures) < runs else ""
         super().__init__(
             "\n".join([f"{len(failures)} of {runs} runs failed:", *lines, f"{others}the same command tries again"])
         )
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first of its words; of a traceback the last, which says what was wrong."""
+    lines = told(error).strip().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def told(error: Exception) -> str:

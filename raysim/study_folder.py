@@ -9,8 +9,6 @@ quickstart-20261123-015959-3f9a1c/
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import inspect
 import json
 import os
 import re
@@ -22,7 +20,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from algorithms import FederatedAlgorithm
 from raysim.checkpoint import manifest_name, newest, rounds_in
 from raysim.config import Config
 from raysim.config_file import children
@@ -47,6 +44,8 @@ class RunState(BaseModel):
     folder: str = Field(pattern=r"^[-\w.]+$")
     run_id: str | None = None
     """In MLflow, once it was started."""
+    facts: dict[str, str] = {}
+    """Data, code and client batches that it was started with."""
     finished: bool = False
     checksums: dict[str, str] = {}
 
@@ -170,16 +169,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def algorithm_code(config: Config) -> str:
-    """SHA-256 of the source of the algorithm's class and of those that it is made from."""
-    own = [cls for cls in type(config.algorithm).__mro__ if issubclass(cls, FederatedAlgorithm)]
-    sources = [inspect.getsource(cls) for cls in own]
-    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
-
-
 def unfinished(root: str, config: Config, uri: str) -> str | None:
     """The newest folder in ``root`` of a study that was asked for in the same words and has not finished."""
-    asked = {**config.model_dump(mode="json"), "resources": None, "checkpoint": None}
+    asked = _results_of(config.model_dump(mode="json"))
     found: list[tuple[str, str]] = []
     for name in Folder(root).folders():
         folder = StudyFolder(f"{root.rstrip('/')}/{name}")
@@ -189,9 +181,15 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
             continue  # of another version; it is named when it is asked for
         if state is None or state.finished or state.tracking_uri != uri:
             continue
-        if {**state.config, "resources": None, "checkpoint": None} == asked:
+        if _results_of(state.config) == asked:
             found.append((name[-22:-7], folder.uri))  # by the time in the name
     return max(found)[1] if found else None
+
+
+def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what may be another when its runs go on."""
+    kept = {key: value for key, value in config["resources"].items() if FIXED.fullmatch(f"resources.{key}")}
+    return {**config, "resources": kept, "checkpoint": None}
 
 
 def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from algorithms import FederatedAlgorithm
 from raysim.config import Config
 
 Ints = NDArray[np.int64]
@@ -28,6 +32,19 @@ class RunSetup:
     """Name to array, of the parameters that are not in ``initial``."""
     num_classes: int
     in_channels: int
+    code: str
+    """Of the algorithm, as the driver has it: ``algorithm_code``."""
+
+
+@cache
+def _source(cls: type[FederatedAlgorithm]) -> str:
+    return inspect.getsource(cls)  # of the file as it is now: asked once, soon after the import
+
+
+def algorithm_code(config: Config) -> str:
+    """SHA-256 of the source of the algorithm's class and of those that it is made from, as this process has them."""
+    own = [cls for cls in type(config.algorithm).__mro__ if issubclass(cls, FederatedAlgorithm)]
+    return hashlib.sha256("\n".join(map(_source, own)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Only the driver writes; ``raysim compare`` reads.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -34,6 +35,7 @@ REFUSED = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "FEATURE_DISABLED", "NOT_IMPLEMENTED"),
 }
+LATER = {408, 425, 429}  # HTTP: timeout, too early, too many requests
 
 
 def in_ray_job() -> bool:
@@ -84,10 +86,17 @@ def git_commit(folder: Path) -> str | None:
 def may_pass(error: Exception) -> bool:
     """Whether an error of the store may be over in a while: it is not reachable, overloaded, locked or full."""
     from mlflow.exceptions import MlflowException
+    from requests import HTTPError
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, MlflowException):
         return error.error_code not in REFUSED
+    if isinstance(error, HTTPError) and error.response is not None:  # of an artifact: too large, or not allowed
+        return error.response.status_code >= 500 or error.response.status_code in LATER
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) or (
+        isinstance(error, OSError) and error.errno == errno.EROFS
+    ):
+        return False  # a folder of artifacts that only the server's machine has
     return isinstance(error, SQLAlchemyError | OSError)  # requests' errors are OSErrors
 
 
@@ -245,26 +254,33 @@ class Tracker:
     def start(
         self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent: str | None = None
     ) -> str:
-        """Start a run; returns its id."""
+        """Start a run, or complete one that was started with the same folder of checkpoints; returns its id.
+
+        The latter is one whose id nobody could write down: whoever started it was killed, or the answer was lost.
+        """
         from mlflow.entities import Param
 
         all_tags = {"mlflow.runName": name, **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-        run_id = str(self._client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
+        run_id = self._find(tags.get(CHECKPOINT_TAG))
+        if run_id is None:
+            run_id = str(self._client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id)
         values = [Param(key, str(value)[:MAX_PARAMETER]) for key, value in parameters.items()]
         try:
             for i in range(0, len(values), 100):
                 self._client.log_batch(run_id, params=values[i : i + 100])
-        except BaseException:
-            self.end(run_id, "FAILED")
+        except BaseException as error:
+            if CHECKPOINT_TAG not in tags or not (isinstance(error, Exception) and may_pass(error)):
+                self.end(run_id, "FAILED")  # it would not be found again
             raise
         return run_id
 
-    def find(self, checkpoint: str) -> str | None:
-        """The unfinished run with a folder of checkpoints, if it was started but nobody could write down its id."""
-        runs = self._client.search_runs(
-            [self.experiment_id], f"tags.`{CHECKPOINT_TAG}` = '{checkpoint}' and attributes.status = 'RUNNING'"
-        )
-        return str(runs[0].info.run_id) if runs else None
+    def _find(self, checkpoint: str | None) -> str | None:
+        """The unfinished run with a folder of checkpoints."""
+        if checkpoint is None:
+            return None
+        running = self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=50_000)
+        found = [run.info.run_id for run in running if run.data.tags.get(CHECKPOINT_TAG) == checkpoint]
+        return str(found[0]) if found else None
 
     def reopen(self, run_id: str) -> None:
         """A run that was ended, or left open by a process that is gone, goes on."""

@@ -27,7 +27,7 @@ class FakeRay:
 
     def __init__(self, seed, death):
         self.random, self.death, self.actors, self.deaths = random.Random(seed), death, [], 0
-        self.num_nodes, self.names = 1, ["AVX2"] * 3
+        self.num_nodes, self.names, self.code = 1, ["AVX2"] * 3, "its code"
         self.deadly = set()  # names of calls and indices of tasks that kill every actor
 
     def nodes(self):
@@ -68,7 +68,7 @@ class FakeActor:
         ray.actors.append(self)
 
     def __getattr__(self, name):
-        if name not in ("configure", "open_states", "know", "run", "partial_sum"):
+        if name not in ("is_there", "configure", "open_states", "know", "run", "partial_sum"):
             raise AttributeError(name)
         return types.SimpleNamespace(remote=lambda *arguments: self.call(name, arguments))
 
@@ -99,10 +99,19 @@ class FakeActor:
             ref.value = ActorDiedError()
         self.queue = []
 
+    def do_is_there(self):
+        pass
+
     def do_configure(self, _):
         self.partial = PartialSum(-1)
         number = self.ray.actors.index(self) % self.ray.num_nodes
-        return {"device": "cpu", "device_name": self.ray.names[number], "node": f"node {number}", "log": "its log"}
+        return {
+            "device": "cpu",
+            "device_name": self.ray.names[number],
+            "node": f"node {number}",
+            "log": "its log",
+            "code": self.ray.code,
+        }
 
     def do_open_states(self, *_):
         pass
@@ -140,7 +149,7 @@ def make_pool(size, stop=None, said=None, **changes):
 
 
 def configure(pool, **changes):
-    return pool.configure(types.SimpleNamespace(config=tiny(**changes)), FakeStates())
+    return pool.configure(types.SimpleNamespace(config=tiny(**changes), code="its code"), FakeStates())
 
 
 def same(task, node):
@@ -290,6 +299,38 @@ def test_actors_that_never_start_end_the_run(fake):
     fake(0, death=0.0).deadly = {"configure"}
     with pytest.raises(ClientError, match="client actor 0 can't be started"):
         make_pool(1)
+
+
+def test_an_actor_that_hangs_while_it_gets_ready_is_replaced(fake, monkeypatch):
+    ray = fake(0, death=0.0)
+    now = [0.0]
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: now[0])
+    pool = ActorPool(lambda: 2, {}, [], threading.Event(), print)
+    hung = pool.workers[1].handle
+    answer = hung.step
+
+    def only_says_that_it_is_there():
+        now[0] += 1
+        if hung.queue[0][0] == "is_there":
+            answer()
+
+    hung.step = only_says_that_it_is_there
+    configure(pool, resources={"client_timeout": 5})  # goes on with the other one after a minute
+    done = pool.run(0, tasks_of(0, 40, 0), 0, None, same, lambda *_: None)
+    assert len(done.results) == 40
+    assert pool.workers[1].handle is not hung
+    assert hung.dead
+    assert ray.deaths == 1
+    assert now[0] > 60
+
+
+def test_an_actor_with_other_code_is_refused(fake):
+    ray = fake(0, death=0.0)
+    pool = make_pool(1)
+    ray.code = "edited"
+    pool.replace(pool.workers[0])
+    with pytest.raises(ConfigError, match="its source was changed while the run is under way"):
+        pool.run(0, tasks_of(0, 4, 0), 0, None, same, lambda *_: None)
 
 
 def test_actors_that_can_not_be_placed_are_waited_for_with_a_message(fake, monkeypatch):

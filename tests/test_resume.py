@@ -265,6 +265,40 @@ def test_a_study_goes_on_with_what_is_not_finished(tmp_path):
     assert raysim.run(config, fresh=True).parent_run_id not in (result.parent_run_id, expected.parent_run_id)
 
 
+CODE = """
+from algorithms import FederatedAlgorithm
+
+class Mine(FederatedAlgorithm):
+    def server_step(self, shared, server_state, mean, ctx):
+        if ctx.round == 2 and {broken}:
+            raise ValueError("a bug")
+        return shared + {rate} * (mean["shared"] - shared), server_state
+"""
+
+
+def test_a_bug_that_is_mended_before_the_first_checkpoint_starts_another_run(tmp_path, monkeypatch):
+    """In MLflow no run has rounds of both."""
+    uri, file = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mended_of_test.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text(CODE.format(broken=True, rate=1.0))
+    config = tiny(algorithm={"name": "mended_of_test:Mine"}, rounds=3, tracking={"uri": uri})
+    with pytest.raises(raysim.RunFailed, match="a bug"):
+        raysim.run(config)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    (failed,) = client.search_runs([experiment])
+    file.write_text(CODE.format(broken=False, rate=0.5))
+    (folder,) = studies(tmp_path)
+    said = []
+    result = raysim.resume(folder, watch=lambda s, *_: said.extend(e for e in s.events if isinstance(e, str))).runs[0]
+    assert sum("the code of the algorithm is not what it was" in line for line in said) == 1
+    assert result.run_id != failed.info.run_id
+    assert steps(uri, result.run_id) == list(enumerate(result.history["train/loss"]))
+    assert [step for step, _ in steps(uri, failed.info.run_id)] == [0]  # round 1 was not evaluated yet
+    found = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
+    assert found == {failed.info.run_id: "KILLED", result.run_id: "FINISHED"}
+
+
 @pytest.mark.long
 def test_another_algorithm_under_the_same_name_is_refused(tmp_path, monkeypatch):
     """Its finished runs, too: they are not skipped as if nothing had changed."""

@@ -52,7 +52,7 @@ def run(tmp_path, seed, **changes):
     config, engine = simulation.config, simulation.engine
     labels, images = engine._samples._labels.numpy(), engine._samples._images.numpy()
     arrays = (images, labels, engine.partition, simulation.initial.numpy(), {})
-    setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1)
+    setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1, "")
     states = StateNodes(engine.state_layout.size)
     pool, reports = ShuffledPool(engine, states, seed), []
     rounds = Run(setup, engine.layout, pool, states, reports.append)

@@ -60,6 +60,18 @@ def test_an_object_store_that_fails_is_an_operating_system_error(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("403 Forbidden")
 
-    monkeypatch.setattr(folder._remote, "pipe_file", broken)
-    with pytest.raises(OSError, match=r"memory://b.*403 Forbidden"):
-        folder.write("a", b"")
+    for name in ("pipe_file", "find", "exists", "cat_file"):
+        monkeypatch.setattr(folder._remote, name, broken)
+    for call in (
+        lambda: folder.write("a", b""),
+        lambda: list(folder.files()),
+        folder.folders,
+        lambda: folder.delete("a"),
+        lambda: folder.read("a"),
+    ):
+        with pytest.raises(OSError, match=r"memory://b.*403 Forbidden"):
+            call()
+
+
+def test_a_folder_has_one_name(tmp_path):
+    assert Folder(f"file://{tmp_path}/a").uri == Folder(f"{tmp_path}/b/../a/").uri == f"{tmp_path.resolve()}/a"

@@ -8,7 +8,6 @@ from raysim.checkpoint_writer import CheckpointWriter
 from raysim.errors import ConfigError
 from raysim.study_folder import (
     StudyFolder,
-    algorithm_code,
     check_checkpoints,
     differences,
     new_name,
@@ -100,12 +99,6 @@ def test_what_changes_no_result_may_change(changes):
     assert differences(dumped(), dumped(**changes)) == []
 
 
-def test_the_code_of_an_algorithm_is_part_of_a_run():
-    codes = {algorithm_code(tiny(algorithm={"name": name})) for name in ("fedavg", "fedper", "methods:Slow")}
-    assert len(codes) == 3
-    assert algorithm_code(tiny()) == algorithm_code(tiny(algorithm={"name": "fedperfix", "mid_dim": 8}))
-
-
 def test_the_newest_unfinished_study_in_the_same_words_is_found(tmp_path):
     config = tiny(study=[{"name": "a"}])
     assert unfinished(str(tmp_path), config, URI) is None
@@ -123,6 +116,8 @@ def test_the_newest_unfinished_study_in_the_same_words_is_found(tmp_path):
     assert unfinished(str(tmp_path), config, URI) == str(tmp_path / "tiny-20260103-000000-aaaaaa")
     other_actors = tiny(study=[{"name": "a"}], resources={"num_actors": 1})
     assert unfinished(str(tmp_path), other_actors, URI) is not None
+    for key, value in {"clients_per_batch": 4, "precision": "bfloat16", "device": "cuda"}.items():  # change results
+        assert unfinished(str(tmp_path), tiny(study=[{"name": "a"}], resources={key: value}), URI) is None
 
 
 def test_names_are_readable_and_no_two_are_equal():

@@ -1,8 +1,10 @@
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+import requests
 
 from raysim.config import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
@@ -12,6 +14,7 @@ from raysim.tracking import (
     checkpoint_of,
     checkpoint_root,
     git_commit,
+    may_pass,
     resolve_uri,
 )
 
@@ -47,17 +50,17 @@ def test_in_a_job_nothing_lands_in_its_temporary_folder(tmp_path, monkeypatch):
 def test_a_run_is_found_by_its_checkpoints_and_its_checkpoints_by_the_run(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, "e")
-    assert tracker.find("/a/b") is None
-    run = tracker.start("a", {}, {CHECKPOINT_TAG: "/a/b"})
-    assert tracker.find("/a/b") == run
-    assert checkpoint_of(uri, run) == "/a/b"
+    run = tracker.start("a", {}, {CHECKPOINT_TAG: "/o'b"})
+    # Whoever started it was killed before it had its parameters.
+    assert tracker.start("a", {"seed": 3}, {CHECKPOINT_TAG: "/o'b"}) == run
+    assert tracker._client.get_run(run).data.params == {"seed": "3"}
+    assert tracker.start("b", {}, {CHECKPOINT_TAG: "/b"}) != run
+    assert checkpoint_of(uri, run) == "/o'b"
     tracker.log_round(run, 3, {"cohort/size": 1.0}, 1000)
     tracker.log_round(run, 3, {"cohort/size": 1.0}, 1000)
     assert tracker.rounds_logged(run) == {3}
     tracker.end(run, "KILLED")
-    assert tracker.find("/a/b") is None  # it was not left open by somebody who died
-    tracker.reopen(run)
-    assert tracker.find("/a/b") == run
+    assert tracker.start("a", {}, {CHECKPOINT_TAG: "/o'b"}) != run  # it was not left open by somebody who died
     with pytest.raises(ConfigError, match=r"no folder nothing, and no such run"):
         checkpoint_of(uri, "nothing")
     with pytest.raises(ConfigError, match="has no checkpoints"):
@@ -94,3 +97,27 @@ def test_a_data_set_is_an_input_of_its_run_once(tmp_path):
     (found,) = tracker._client.get_run(run).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("digits", "0123abcd")
     assert found.dataset.profile == '{"train_samples": 7}'
+
+
+def http_error(status):
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (requests.ConnectionError(), True),
+        (http_error(503), True),
+        (http_error(429), True),
+        (http_error(413), False),  # a server that takes no large files
+        (http_error(403), False),
+        (PermissionError(13, "/mlartifacts"), False),  # a folder of the server's machine
+        (OSError(errno.EROFS, "read-only"), False),
+        (OSError(errno.ENOSPC, "no space left"), True),
+        (ValueError(), False),
+    ],
+)
+def test_what_is_worth_waiting_for(error, may):
+    assert may_pass(error) is may
