@@ -6,6 +6,7 @@ What a lost node leaves is handled here: the run goes back to its last checkpoin
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,7 +189,8 @@ class Attempt:
         about = {DESCRIPTION_TAG: describe_run(config, study.state.git_commit, run_id)}
         self._outbox.put(lambda: self._tracker.set_tags(run_id, about))
         digest, log = spec.dataset_digest, self._tracker.log_dataset
-        self._outbox.put(lambda: log(run_id, config.data.name, digest, source, profile))
+        for of in (run_id, *([parent] if parent is not None else [])):
+            self._outbox.put(partial(log, of, config.data.name, digest, source, profile))
         from raysim.plots import as_png, plot_partition  # not at the top: actors start while matplotlib is imported
 
         title = f"{config.data.name}: samples per client and class"

@@ -14,6 +14,8 @@ COLUMNS = {
     "personalized/accuracy_worst_decile": "worst decile",
     "personalized/auc_micro": "AUC",
     "global/accuracy": "global",
+    "new_clients/accuracy_before_mean": "new clients",
+    "new_clients/accuracy_after_mean": "adapted",
 }
 
 Last = int | Literal["best"]
@@ -77,7 +79,8 @@ class Cell:
 
     @classmethod
     def of(cls, values: pd.Series) -> Cell:
-        return cls(float(values.mean()), float(values.std()) if len(values) > 1 else None)
+        known = values.dropna()
+        return cls(float(known.mean()), float(known.std()) if len(known) > 1 else None)
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
@@ -86,25 +89,33 @@ class Cell:
 def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form: str) -> str:
     """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
 
+    With how many runs each group has, and of which rounds the numbers are.
+
     Args:
         histories: per data set, a row per run and round.
         form: ``markdown`` (bold, underlined), ``latex`` (the same; needs nothing but the kernel), or ``csv`` (numbers in
             percent, mean and standard deviation in columns of their own, nothing marked).
     """
     metrics = ["personalized/accuracy_mean", "personalized/auc_micro"]
-    columns: dict[str, dict[str, Cell]] = {}
+    columns: dict[str, dict[str, Cell | int]] = {}
     for data, history in histories.items():
+        prefix = "" if len(histories) == 1 else f"{data}: "
+        final = {str(group): last_rounds(runs, last) for group, runs in history.groupby(by, sort=False)}
+        columns[prefix + ("seeds" if by == "name" else "runs")] = {group: len(runs) for group, runs in final.items()}
         for metric in metrics:
-            title = COLUMNS[metric] if len(histories) == 1 else f"{data}: {COLUMNS[metric]}"
-            columns[title] = {
-                str(group): Cell.of(last_rounds(runs, last)[metric]) for group, runs in history.groupby(by, sort=False)
-            }
+            columns[prefix + COLUMNS[metric]] = {group: Cell.of(runs[metric]) for group, runs in final.items()}
     groups = list(dict.fromkeys(group for cells in columns.values() for group in cells))
     if form == "csv":
-        return _csv(columns, groups, by)
+        return _csv(columns, groups, by, last)
     marks = {title: _marks(cells) for title, cells in columns.items()}
     rows = [[g, *(_marked(columns[t].get(g), marks[t].get(g, ""), form) for t in columns)] for g in groups]
-    return _formatted([by, *columns], rows, form)
+    about = captioned(f"{', '.join(histories)}: {rounds_shown(last)}, percent", form)
+    return about + _formatted([by, *columns], rows, form)
+
+
+def captioned(text: str, form: str) -> str:
+    """A line above a table: in italics in Markdown, a comment in LaTeX."""
+    return f"% {text}\n" if form == "latex" else f"*{text}*\n\n"
 
 
 def formatted(table: pd.DataFrame, form: str) -> str:
@@ -117,14 +128,14 @@ def _formatted(header: list[str], rows: list[list[str]], form: str) -> str:
     return (_latex if form == "latex" else _markdown)(header, rows)
 
 
-def _marks(cells: Mapping[str, Cell]) -> dict[str, str]:
+def _marks(cells: Mapping[str, Cell | int]) -> dict[str, str]:
     """``best`` and ``second`` by mean as printed: groups that print the same share a place."""
-    printed = {group: round(100 * cell.mean, 1) for group, cell in cells.items()}
+    printed = {group: round(100 * cell.mean, 1) for group, cell in cells.items() if isinstance(cell, Cell)}
     places = sorted(set(printed.values()), reverse=True)[:2]
     return {g: ("best", "second")[places.index(value)] for g, value in printed.items() if value in places}
 
 
-def _marked(cell: Cell | None, mark: str, form: str) -> str:
+def _marked(cell: Cell | int | None, mark: str, form: str) -> str:
     if cell is None:
         return "–" if form == "markdown" else "--"
     if form == "markdown":
@@ -150,9 +161,15 @@ def _latex(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([begin, line([plain(h) for h in header]), "  \\hline", *body, "\\end{tabular}"])
 
 
-def _csv(columns: Mapping[str, Mapping[str, Cell]], groups: list[str], by: str) -> str:
+def _csv(columns: Mapping[str, Mapping[str, Cell | int]], groups: list[str], by: str, last: Last) -> str:
     table = pd.DataFrame({by: groups})
     for title, cells in columns.items():
-        table[f"{title} mean"] = [100 * cells[g].mean if g in cells else None for g in groups]
-        table[f"{title} std"] = [100 * s if g in cells and (s := cells[g].std) is not None else None for g in groups]
+        found = [cells.get(group) for group in groups]
+        if all(cell is None or isinstance(cell, int) for cell in found):
+            table[title] = pd.Series(found, dtype="Int64")
+            continue
+        known = [cell if isinstance(cell, Cell) else None for cell in found]
+        table[f"{title} mean"] = [100 * cell.mean if cell else None for cell in known]
+        table[f"{title} std"] = [100 * cell.std if cell and cell.std is not None else None for cell in known]
+    table["rounds"] = rounds_shown(last)
     return table.to_csv(index=False, float_format="%.3f").rstrip()

@@ -103,7 +103,7 @@ def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bo
     if uri.startswith(("http://", "https://")):
         _show(f"{uri.rstrip('/')}/{page}", browser, say)
         return
-    port = port if port is not None else _free_port(host)
+    port = _free_port(host, port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # half the memory
     folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else Path.cwd()
@@ -116,7 +116,8 @@ def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bo
         text=True,
         start_new_session=True,  # Ctrl-C comes to us, who end it
     ) as server:
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        address = f"http://{shown}:{port}"
         try:
             _wait(server, address)
             _show(f"{address}/{page}", browser, say)
@@ -162,11 +163,22 @@ def _show(address: str, browser: bool, say: Callable[[str], None]) -> None:
         say("no browser was found here; open the address in yours")
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as one:
-        one.bind((host, 0))
-        port: int = one.getsockname()[1]
-        return port
+def _free_port(host: str, asked: int | None) -> int:
+    """A port that nobody listens on: the one that is asked for, or any.
+
+    Raises:
+        ConfigError: it is taken, or this machine has no such address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, asked or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended left it waiting
+            one.bind(address)
+            port: int = one.getsockname()[1]
+            return port
+    except OSError as error:
+        where = "--host" if asked is None else f"--port {asked}, --host"
+        raise ConfigError(f"{where} {host}: {error.strerror or error}") from error
 
 
 def page_of(experiment: Any, view: bool) -> str:

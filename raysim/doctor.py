@@ -17,7 +17,7 @@ from typing import Literal
 from raysim.config import CheckpointConfig, Config, TrackingConfig
 from raysim.errors import ConfigError
 from raysim.resources import usable_cpus
-from raysim.tracking import check_answers, checkpoint_root, resolve_uri
+from raysim.tracking import check_writes, checkpoint_root, resolve_uri
 
 LEAST_DISK = 2e9  # bytes
 LEAST_MEMORY = 0.6e9  # of an actor: torch and timm take half a gigabyte
@@ -126,15 +126,16 @@ def _ray() -> list[Finding]:
 def _store(uri: str) -> list[Finding]:
     if not uri.startswith("sqlite:////"):
         try:
-            check_answers(uri)
+            check_writes(uri)
         except ConfigError as error:
             return [Finding("wrong", "MLflow", str(error), "start the server, or set MLFLOW_TRACKING_URI or --uri")]
-        return [Finding("ok", "MLflow", f"{uri} answers")]
+        return [Finding("ok", "MLflow", f"{uri} can be read and written")]
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
         if os.access(path.parent, os.W_OK):
             return [Finding("ok", "MLflow", f"{uri}, which the first run makes")]
-        return [Finding("wrong", "MLflow", f"{path.parent} can't be written", "set RAYSIM_HOME or MLFLOW_TRACKING_URI")]
+        what = "can't be written" if path.parent.exists() else "is no folder"
+        return [Finding("wrong", "MLflow", f"{path.parent} {what}", "set RAYSIM_HOME or MLFLOW_TRACKING_URI")]
     try:
         store = sqlite3.connect(path, timeout=CONNECT_SECONDS)
         try:

@@ -52,6 +52,7 @@ class Result:
         runs: each with its history, table of clients, final shared parameters and checksums.
         history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
         tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
+        has_models: whether trained models are among the artifacts (``tracking.models``).
     """
 
     runs: list[RunResult]
@@ -59,6 +60,7 @@ class Result:
     tracking_uri: str
     experiment: str
     parent_run_id: str | None
+    has_models: bool
 
     @property
     def table(self) -> pd.DataFrame:
@@ -272,7 +274,8 @@ def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | 
     if status.state == "killed":
         raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
     history = pd.concat([result.history for result in results], ignore_index=True)
-    return Result(results, history, state.tracking_uri, state.experiment, parent)
+    has_models = state.config["tracking"]["models"] != "none"
+    return Result(results, history, state.tracking_uri, state.experiment, parent, has_models)
 
 
 def _stop(driver: Any) -> None:

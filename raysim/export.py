@@ -151,7 +151,7 @@ def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]
     """Each (1, H, W, C).
 
     Raises:
-        ConfigError: a file is no image.
+        ConfigError: a file is no image, or has more than 8 bits per channel.
     """
     from PIL import Image
 
@@ -159,6 +159,8 @@ def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]
     for path in paths:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I") or image.mode == "F":
+                    raise ConfigError(f"{path}: has more than 8 bits per channel ({image.mode}); convert it first")
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ConfigError(f"{path}: is no image that can be read: {error}") from error

@@ -128,8 +128,8 @@ class FinishedRuns(Tracker):
             groups.setdefault(run.data.tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
         if not groups:
             raise ConfigError(f"the experiment {self.experiment!r} has no finished run of raysim")
-        started = {group: max(run.info.start_time for run in runs) for group, runs in groups.items()}
-        return groups[max(started, key=lambda group: started[group])]
+        ended = {group: max(run.info.end_time for run in runs) for group, runs in groups.items()}
+        return groups[max(ended, key=lambda group: ended[group])]
 
     def _history(self, run: Any) -> pd.DataFrame:
         columns = {}

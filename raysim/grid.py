@@ -18,7 +18,7 @@ def expand(grid: Mapping[str, Any], algorithm: Any) -> list[dict[str, Any]]:
     Args:
         grid: ``grid`` has dotted keys with a list of values each; ``include`` and ``exclude`` are lists of mappings from
             dotted keys to a value: runs that are added, and combinations that are left out (that have all of its values).
-        algorithm: the file's own ``algorithm`` block, of which a grid that names no algorithm varies the keys.
+        algorithm: the file's own ``algorithm`` block; runs of the algorithm that it names have its keys, too.
 
     Raises:
         ValueError: what is given is none of this, or an exclusion matches nothing.
@@ -44,12 +44,8 @@ def expand(grid: Mapping[str, Any], algorithm: Any) -> list[dict[str, Any]]:
         if len(kept) == len(combinations):
             raise ValueError(f"exclude: {left_out} matches no combination of the grid")
         combinations = kept
-    combinations += [
-        {**added, "seed": seed}
-        for added in include
-        for seed in _seeds(added, axes)
-        if _not_there(added, seed, combinations)
-    ]
+    for added in include:
+        combinations += [{**added, **seed} for seed in _seeds(added, axes)]
     return _entries(combinations, algorithm)
 
 
@@ -68,24 +64,20 @@ def _product(axes: Mapping[str, list[Any]]) -> int:
     return count
 
 
-def _seeds(added: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> list[Any]:
+def _seeds(added: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """An added run has the seeds of the grid, unless it has one of its own."""
-    return [added["seed"]] if "seed" in added else axes.get("seed", [None])
-
-
-def _not_there(added: Mapping[str, Any], seed: Any, combinations: list[dict[str, Any]]) -> bool:
-    return {**added, "seed": seed} not in combinations
+    return [{"seed": seed} for seed in axes["seed"]] if "seed" in axes and "seed" not in added else [{}]
 
 
 def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[str, Any]]:
-    """One entry for all seeds of the same values."""
+    """One entry for all seeds of the same values; what is there twice is one run."""
     entries: list[tuple[dict[str, Any], list[Any]]] = []
     for combination in combinations:
         values = {key: value for key, value in combination.items() if key != "seed"}
         seed = combination.get("seed")
         for known, seeds in entries:
             if known == values:
-                seeds.append(seed)
+                seeds += [seed] if seed not in seeds else []
                 break
         else:
             entries.append((values, [seed]))
@@ -99,10 +91,10 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
     for values, seeds in entries:
         tree = nested(copy.deepcopy(values))  # keys inside a block are written into it
         own = tree.get("algorithm")
-        if isinstance(own, Mapping) and "name" not in own and isinstance(algorithm, Mapping):
-            tree["algorithm"] = {**algorithm, **own}
-        only_seeds = algorithm.get("name", "run") if isinstance(algorithm, Mapping) else "run"
-        entry = {"name": _name(values, varied) or only_seeds, **tree}
+        mine = algorithm if isinstance(algorithm, Mapping) else {}
+        if isinstance(own, Mapping) and ("name" not in own or own == {"name": mine.get("name")}):
+            tree["algorithm"] = {**mine, **own}  # the file's, with what the file says of it
+        entry = {"name": _name(values, varied) or mine.get("name", "run"), **tree}
         result.append(entry if seeds == [None] else {**entry, "seeds": seeds})
     return result
 

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.compare import Last, caption, compare, formatted, paper_table, rounds_shown
+from raysim.compare import Last, caption, captioned, compare, formatted, paper_table, rounds_shown
 from raysim.config import TrackingConfig
 from raysim.description import WHEN
 from raysim.errors import ConfigError
@@ -26,6 +26,8 @@ from raysim.tracking import resolve_uri
 
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
 """Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples."""
+PAIRED = ("data.", "evaluate.", "dataset")
+"""Those in which groups must agree for their clients to be paired."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class _Study:
     """A row per run and round, with a column named as what it is grouped by."""
     parameters: dict[str, dict[str, str]]
     options: Options
+    console: Console
+    notes: Console
+    """Warnings, and what was written; apart from a table that goes into a file."""
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -81,25 +86,36 @@ class _Study:
         first = self.runs.drop_duplicates(self.options.by).set_index(self.options.by)["run_id"]
         return {group: self.parameters[run_id].get("algorithm.name", "") for group, run_id in first.items()}
 
-    def setting(self, group: str) -> str:
-        """The data and the evaluation of a group's runs; clients of groups in which it is equal can be paired."""
-        runs = self.runs.loc[self.runs[self.options.by] == group, "run_id"]
-        kept = ("data.", "evaluate.", "dataset")
-        return str(sorted({(k, v) for run in runs for k, v in self.parameters[run].items() if k.startswith(kept)}))
+    def check(self, baseline: str) -> None:
+        """Raises ConfigError if there is no such group."""
+        if baseline not in self.groups:
+            raise ConfigError(
+                f"--baseline {baseline}: {self.experiment!r} has no such group; it has: {', '.join(self.groups)}"
+            )
+
+    def pairable(self) -> dict[str, str]:
+        """By group, the data and the evaluation of its runs; clients of groups in which it is equal can be paired."""
+        found = {}
+        for group in self.groups:
+            own = {key: sorted(values) for key, values in self._settings(group).items() if key.startswith(PAIRED)}
+            found[group] = str(sorted(own.items()))
+        return found
 
     def differences(self, group: str, other: str) -> list[str]:
-        """What of the data and the protocol is not equal in the runs of two groups."""
-
-        def settings(name: str) -> dict[str, set[str]]:
-            found: dict[str, set[str]] = {}
-            for run_id in self.runs.loc[self.runs[self.options.by] == name, "run_id"]:
-                for key, value in self.parameters[run_id].items():
-                    if key.startswith(PROTOCOL) and key != self.options.by:
-                        found.setdefault(key, set()).add(value)
-            return found
-
-        own, its = settings(group), settings(other)
+        """What of the data and the protocol is not equal in the runs of two groups; of one, in its own runs."""
+        own, its = self._settings(group), self._settings(other)
+        if group == other:
+            return sorted(key for key, values in own.items() if len(values) > 1)
         return sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+
+    def _settings(self, group: str) -> dict[str, set[str]]:
+        """All values of the keys in which the runs of a group should agree."""
+        found: dict[str, set[str]] = {}
+        for run_id in self.runs.loc[self.runs[self.options.by] == group, "run_id"]:
+            for key, value in self.parameters[run_id].items():
+                if key.startswith(PROTOCOL) and key != self.options.by:
+                    found.setdefault(key, set()).add(value)
+        return found
 
 
 def report(console: Console, experiments: Sequence[str], uri: str | None, options: Options) -> None:
@@ -115,7 +131,11 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
             options.plots.mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--plots: {options.plots} can't be made: {error}") from error
-    studies = [_read(experiment, uri, options) for experiment in experiments]
+    notes = console if options.form == "table" else Console(stderr=True, markup=False)
+    studies = [_read(experiment, uri, options, console, notes) for experiment in experiments]
+    for study in studies:
+        for baseline in options.baselines:
+            study.check(baseline)
     if options.form != "table":
         text = paper_table({s.experiment: s.history for s in studies}, options.by, options.last, options.form)
         console.print(text, highlight=False, soft_wrap=True)
@@ -126,19 +146,19 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
             runs = len(study.runs)
             started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.tracker.started()}"
             console.print(f"{started}; --run ID chooses others", style="dim", highlight=False)
-        _warn(console, study)
+        _warn(study)
         if options.fairness:
-            _print_fairness(console, study)
+            _print_fairness(study)
         if options.target is not None:
-            _print_target(console, study, options.target)
+            _print_target(study, options.target)
         for baseline in options.baselines:
-            _print_gains(console, study, baseline, _numbered(options.plot_gains, study, studies))
+            _print_gains(study, baseline, _numbered(options.plot_gains, study, studies))
         if options.form == "table":
-            _print_what_can_be_told(console, study)
-        _draw(console, study, studies)
+            _print_what_can_be_told(study)
+        _draw(study, studies)
 
 
-def _read(experiment: str, uri: str | None, options: Options) -> _Study:
+def _read(experiment: str, uri: str | None, options: Options, console: Console, notes: Console) -> _Study:
     tracker = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
     if options.runs:
         tracker.choose(options.runs)
@@ -151,12 +171,16 @@ def _read(experiment: str, uri: str | None, options: Options) -> _Study:
                 f"--group-by {by}: no run of {experiment!r} has a parameter {key!r}, such as algorithm.scale"
             )
         history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
-    return _Study(experiment, tracker, history, parameters, options)
+    return _Study(experiment, tracker, history, parameters, options, console, notes)
 
 
-def _warn(console: Console, study: _Study) -> None:
+def _warn(study: _Study) -> None:
     """Groups side by side in one table look comparable; say it where they are not."""
     first, *others = study.groups
+    for group in study.groups:
+        if inside := study.differences(group, group):
+            text = f"warning: the runs of {group} differ in {', '.join(inside)}: they are no seeds of one experiment"
+            study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
     differing: dict[tuple[str, ...], list[str]] = {}
     for group in others:
         if keys := tuple(study.differences(group, first)):
@@ -164,31 +188,32 @@ def _warn(console: Console, study: _Study) -> None:
     for keys, groups in differing.items():
         verb = "differs" if len(groups) == 1 else "differ"
         text = f"warning: {', '.join(groups)} {verb} from {first} in {', '.join(keys)}: not the same experiment"
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
-def _print_what_can_be_told(console: Console, study: _Study) -> None:
+def _print_what_can_be_told(study: _Study) -> None:
     """Fairness and the gains over the usual baselines, unasked: a reason in place of what these runs don't allow."""
     try:
         if not study.options.fairness:
-            _print_fairness(console, study)
-        for baseline in baselines(study.algorithms()) if not study.options.baselines else ():
-            _print_gains(console, study, baseline, None)
+            _print_fairness(study)
+        for baseline in baselines(study.algorithms(), study.pairable()) if not study.options.baselines else ():
+            _print_gains(study, baseline, None)
     except ConfigError as error:
-        console.print(f"not told, client by client: {error}", highlight=False, soft_wrap=True)
+        study.notes.print(f"not told, client by client: {error}", highlight=False, soft_wrap=True)
 
 
-def _show(console: Console, study: _Study, shown: pd.DataFrame, exact: pd.DataFrame, title: str) -> None:
+def _show(study: _Study, shown: pd.DataFrame, exact: pd.DataFrame, title: str) -> None:
     """A table under a title, in the format that is asked for; CSV has the numbers themselves."""
     if study.options.form == "table":
-        console.print(as_rich(shown, title))
+        study.console.print(as_rich(shown, title))
         return
-    csv = exact.to_csv(index=False, float_format="%.6g").rstrip()
-    text = csv if study.options.form == "csv" else formatted(shown, study.options.form)
-    console.print(f"\n{text}", highlight=False, soft_wrap=True)
+    form = study.options.form
+    csv = exact.assign(table=title).to_csv(index=False, float_format="%.6g").rstrip()
+    text = csv if form == "csv" else captioned(title, form) + formatted(shown, form)
+    study.console.print(f"\n{text}", highlight=False, soft_wrap=True)
 
 
-def _print_fairness(console: Console, study: _Study) -> None:
+def _print_fairness(study: _Study) -> None:
     table = fairness(study.accuracy)
     shown = pd.DataFrame(
         {
@@ -201,10 +226,10 @@ def _print_fairness(console: Console, study: _Study) -> None:
         }
     )
     when = rounds_shown(study.options.last)
-    _show(console, study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {when}")
+    _show(study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {when}")
 
 
-def _print_target(console: Console, study: _Study, target: float) -> None:
+def _print_target(study: _Study, target: float) -> None:
     table = to_target(study.history, target, study.options.by)
     shown = table.assign(
         reached=[f"{a} of {b}" for a, b in table[["reached", "runs"]].values],
@@ -212,10 +237,10 @@ def _print_target(console: Console, study: _Study, target: float) -> None:
         MB=table["MB"].map(lambda v: "–" if pd.isna(v) else f"{v:,.1f}"),
     ).drop(columns="runs")
     title = f"{study.experiment}: until the mean accuracy is {100 * target:g} %"
-    _show(console, study, shown, table, title)
+    _show(study, shown, table, title)
 
 
-def _print_gains(console: Console, study: _Study, baseline: str, picture: Path | None) -> None:
+def _print_gains(study: _Study, baseline: str, picture: Path | None) -> None:
     table, left_out = _gains(study, baseline)
     shown = pd.DataFrame(
         {
@@ -231,9 +256,9 @@ def _print_gains(console: Console, study: _Study, baseline: str, picture: Path |
     over = "seeds and clients" if table["seeds"].max() > 1 else "clients (one seed)"
     when = rounds_shown(study.options.last)
     title = f"{study.experiment}: points gained over {baseline}, client by client, 95 % interval over {over}; {when}"
-    _show(console, study, shown, table, title)
+    _show(study, shown, table, title)
     for group, reason in left_out.items():
-        console.print(f"not compared: {group}: {reason}", highlight=False, soft_wrap=True)
+        study.notes.print(f"not compared: {group}: {reason}", highlight=False, soft_wrap=True)
     if picture:
         runs = study.history[study.history[study.options.by] == baseline]
         sensitivity = {
@@ -243,28 +268,23 @@ def _print_gains(console: Console, study: _Study, baseline: str, picture: Path |
         }
         with theme(study.options.background):
             plot_gains(table, baseline, f"{study.experiment}, {when}", sensitivity).savefig(picture)
-        console.print(f"picture: {picture}", highlight=False)
+        study.notes.print(f"picture: {picture}", highlight=False)
 
 
 def _gains(study: _Study, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """``statistics.gains``, and the groups that can't be paired with the baseline, each with a reason."""
     groups, by = study.groups, study.options.by
-    if baseline not in groups:
-        raise ConfigError(f"--baseline {baseline}: {study.experiment!r} has no such group; it has: {', '.join(groups)}")
     left_out = {}
     seeds = {group: set(study.runs.loc[study.runs[by] == group, "seed"]) for group in groups}
     for group in groups:
-        differ = [
-            key for key in study.differences(group, baseline) if key.startswith(("data.", "evaluate.", "dataset"))
-        ]
+        differ = [key for key in study.differences(group, baseline) if key.startswith(PAIRED)]
         if differ:
-            left_out[group] = f"its {', '.join(differ)} differ from {baseline}'s, so clients can't be paired"
+            left_out[group] = f"in {', '.join(differ)} it differs from {baseline}, so clients can't be paired"
         elif not seeds[group] & seeds[baseline]:
             left_out[group] = f"it has no seed of {baseline}"
     if left_out.keys() | {baseline} == set(groups):
         why = "; ".join(f"{group}: {reason}" for group, reason in left_out.items()) or "it has no other group"
         raise ConfigError(f"--baseline {baseline}: nothing in {study.experiment!r} to compare with it: {why}")
-    kept = {group: study.accuracy[group] for group in groups if group not in left_out}
     kept = {group: study.accuracy[group] for group in groups if group not in left_out}
     sizes = {
         group: 4 * int(study.parameters[run_id]["model.state_parameters"])
@@ -273,7 +293,7 @@ def _gains(study: _Study, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
     return gains(kept, baseline, sizes), left_out
 
 
-def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
+def _draw(study: _Study, studies: Sequence[_Study]) -> None:
     options = study.options
     protocols = {WHEN.get(p.get("evaluate.protocol", ""), "") for p in study.parameters.values()}
     title = study.experiment + (
@@ -282,16 +302,19 @@ def _draw(console: Console, study: _Study, studies: Sequence[_Study]) -> None:
     with theme(options.background):
         if path := _numbered(options.plot, study, studies):
             plot_comparison(study.history, title, options.by).savefig(path)
-            console.print(f"picture: {path}", highlight=False)
+            study.notes.print(f"picture: {path}", highlight=False)
         if options.plots is not None:
             rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
-            clients = {(group, seed): study.tracker.clients(run_id) for group, seed, run_id in rows}
+            clients = {}
+            for group, seed, run_id in rows:
+                table = study.tracker.clients(run_id)
+                clients[group, seed] = table.assign(accuracy=study.accuracy[group][seed][table["client"].to_numpy()])
             history = study.history.assign(name=study.history[options.by])
-            same = {group: study.setting(group) for group in study.groups}
-            for name, data in study_files(history, clients, study.algorithms(), same, title).items():
+            asked = (study.algorithms(), study.pairable(), title, options.last, options.baselines)
+            for name, data in study_files(history, clients, *asked).items():
                 path = options.plots / (name if len(studies) == 1 else f"{_slug(study.experiment)}_{name}")
                 path.write_bytes(data)
-                console.print(f"written: {path}", highlight=False)
+                study.notes.print(f"written: {path}", highlight=False)
 
 
 def _numbered(path: Path | None, study: _Study, studies: Sequence[_Study]) -> Path | None:

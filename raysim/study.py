@@ -8,6 +8,7 @@ bits, so nothing but time is lost.
 
 from __future__ import annotations
 
+import getpass
 import json
 import platform
 import threading
@@ -39,7 +40,7 @@ from raysim.journal import Outbox
 from raysim.preparation import Launch, RunSpec, prepare, with_config
 from raysim.rounds import RoundReport
 from raysim.study_folder import StudyFolder, StudyState
-from raysim.tracking import CHECKPOINT_TAG, DESCRIPTION_TAG, Tracker, may_pass
+from raysim.tracking import CHECKPOINT_TAG, DESCRIPTION_TAG, Tracker, in_ray_job, may_pass
 
 RunPhase = Literal["waiting", "running", "finished", "failed"]
 MOST_STARTS = 10  # of the driver without a checkpoint in between, after which it is not bad luck
@@ -364,6 +365,9 @@ class Study:
     def tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""
         tags = {"raysim.dataset": config.data.name, "raysim.model": config.model.name}
+        tags |= {"mlflow.source.name": "raysim", "mlflow.source.type": "JOB" if in_ray_job() else "LOCAL"}
+        with suppress(KeyError, OSError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
         tags |= {f"version.{name}": value for name, value in versions().items()}
         if machine is not None:
             tags["raysim.algorithm"] = config.algorithm.name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raysim.compare import compare
+from raysim.compare import Last, compare, rounds_shown
 from raysim.config import Config
 from raysim.description import what_is_evaluated
 from raysim.plots import (
@@ -49,6 +50,8 @@ def study_files(
     algorithms: Mapping[str, str],
     data: Mapping[str, str],
     title: str,
+    last: Last = 1,
+    chosen: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """Pictures and tables of a study, by file name.
 
@@ -57,24 +60,27 @@ def study_files(
         algorithms: by entry.
         data: by entry, equal where clients and protocol are the same, so that clients can be paired.
         title: what was run and what is evaluated.
+        last: the rounds that the tables are of, and the accuracies of ``clients``.
+        chosen: baselines in place of the usual ones.
     """
-    accuracy = by_method(clients)
+    accuracy, when = by_method(clients), rounds_shown(last)
     pooled = {name: np.concatenate(list(of_seed.values())) for name, of_seed in accuracy.items()}
     files = {
         "comparison.png": as_png(plot_comparison(history, title)),
-        "clients.png": as_png(plot_client_accuracy(pooled, f"{title}, last round")),
-        "comparison.csv": compare(history).to_csv(index=False).encode(),
+        "clients.png": as_png(plot_client_accuracy(pooled, f"{title}, {when}")),
+        "comparison.csv": compare(history, last=last).to_csv(index=False).encode(),
         "fairness.csv": fairness(accuracy).to_csv(index=False).encode(),
     }
-    for baseline in baselines({entry: name for entry, name in algorithms.items() if entry in accuracy}):
+    known = {entry: name for entry, name in algorithms.items() if entry in accuracy}
+    for baseline in chosen or baselines(known, data):
         same = {entry: of_seed for entry, of_seed in accuracy.items() if data[entry] == data[baseline]}
         table = gains(same, baseline)
         if len(table):
-            name = algorithms[baseline]
+            name = re.sub(r"[^\w.-]", "_", baseline)
             files[f"gains_over_{name}.csv"] = table.to_csv(index=False).encode()
-            files[f"gains_over_{name}.png"] = as_png(plot_gains(table, baseline, f"{title}, last round"))
+            files[f"gains_over_{name}.png"] = as_png(plot_gains(table, baseline, f"{title}, {when}"))
             rows = gain_rows({key: table for key, table in clients.items() if key[0] in same}, baseline)
-            files[f"who_gains_over_{name}.png"] = as_png(plot_who_gains(rows, baseline, f"{title}, last round"))
+            files[f"who_gains_over_{name}.png"] = as_png(plot_who_gains(rows, baseline, f"{title}, {when}"))
     return files
 
 
@@ -89,10 +95,13 @@ def by_method(clients: Clients) -> dict[str, dict[int, NDArray[np.float64]]]:
     return accuracy
 
 
-def baselines(algorithms: Mapping[str, str]) -> list[str]:
-    """The entries that others are compared with: the first of each algorithm in ``BASELINES``."""
-    entries = {algorithm: entry for entry, algorithm in reversed(list(algorithms.items()))}
-    return [entries[algorithm] for algorithm in BASELINES if algorithm in entries]
+def baselines(algorithms: Mapping[str, str], data: Mapping[str, str]) -> list[str]:
+    """The entries that others are compared with: on each data the first of each algorithm in ``BASELINES``."""
+    found = []
+    for algorithm in BASELINES:
+        of_data = {data[entry]: entry for entry, name in reversed(list(algorithms.items())) if name == algorithm}
+        found += [entry for entry in algorithms if entry in of_data.values()]
+    return found
 
 
 def gain_rows(clients: Clients, baseline: str) -> dict[str, pd.DataFrame]:

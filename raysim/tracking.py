@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import subprocess
 import tempfile
 import time
@@ -130,17 +131,18 @@ def check_store(uri: str) -> None:
         raise ConfigError(f"there is no MLflow store {uri}: run something first, or name another with --uri")
 
 
-def check_answers(uri: str) -> None:
-    """Raises ConfigError if a tracking server does not answer a question."""
+def check_writes(uri: str) -> None:
+    """Raises ConfigError if nothing can be written to a tracking server; an experiment is made and deleted again."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with _few_retries():
-            MlflowClient(uri).search_experiments(max_results=1)
+            client = MlflowClient(uri)
+            client.delete_experiment(client.create_experiment(f"raysim doctor {secrets.token_hex(6)}"))
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ConfigError(f"{uri} does not answer: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"{uri} can't be written: {' '.join(str(error).split())[:300]}") from error
 
 
 def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:

@@ -37,6 +37,7 @@ def test_the_caption_speaks_of_a_spread_only_where_there_is_one():
 def test_cells():
     assert str(Cell.of(pd.Series([0.5]))) == "50.0"
     assert str(Cell.of(pd.Series([0.5, 0.6]))) == "55.0 ± 7.1"
+    assert str(Cell.of(pd.Series([0.5, float("nan")]))) == "50.0"  # only one of the runs has it
 
 
 def two_data_sets():
@@ -47,18 +48,20 @@ def two_data_sets():
 
 def test_the_papers_table_marks_best_and_second_best():
     assert paper_table(two_data_sets(), "name", 1, "markdown").split("\n") == [
-        "| name | one: accuracy | one: AUC | two_: accuracy | two_: AUC |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| a | **60.0 ± 14.1** | **50.0 ± 0.0** | – | – |",
-        "| b | <u>25.0</u> | **50.0** | **30.0** | **50.0** |",
+        "*one, two_: last round, percent*",
+        "",
+        "| name | one: seeds | one: accuracy | one: AUC | two_: seeds | two_: accuracy | two_: AUC |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| a | 2 | **60.0 ± 14.1** | **50.0 ± 0.0** | – | – | – |",
+        "| b | 1 | <u>25.0</u> | **50.0** | 1 | **30.0** | **50.0** |",
     ]
     latex = paper_table(two_data_sets(), "name", 1, "latex")
-    assert "  b & \\underline{25.0} & \\textbf{50.0} & \\textbf{30.0} & \\textbf{50.0} \\\\" in latex
+    assert "  b & 1 & \\underline{25.0} & \\textbf{50.0} & 1 & \\textbf{30.0} & \\textbf{50.0} \\\\" in latex
     assert "two\\_: accuracy" in latex
     assert "\\textbf{60.0 $\\pm$ 14.1}" in latex
     csv = paper_table({"one": two_data_sets()["one"]}, "name", 1, "csv").split("\n")
     assert csv == [
-        "name,accuracy mean,accuracy std,AUC mean,AUC std",
-        "a,60.000,14.142,50.000,0.000",
-        "b,25.000,,50.000,",
+        "name,seeds,accuracy mean,accuracy std,AUC mean,AUC std,rounds",
+        "a,2,60.000,14.142,50.000,0.000,last round",
+        "b,1,25.000,,50.000,,last round",
     ]

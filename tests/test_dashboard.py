@@ -1,6 +1,7 @@
 """``raysim dashboard``: its server, and what a person sees and clicks in a browser."""
 
 import json
+import socket
 import urllib.request
 
 import browser
@@ -49,6 +50,21 @@ def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = CliRunner().invoke(main, ["dashboard"])
     assert (result.exit_code, "there is no MLflow store sqlite:///" in result.output) == (2, True)
+
+
+def test_addresses_that_can_not_be_used(quickstart, monkeypatch):
+    folder, _ = quickstart
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, message in [
+            (["--port", str(port)], f"--port {port}, --host 127.0.0.1: Address already in use"),
+            (["--host", "198.51.100.1"], "--host 198.51.100.1: Cannot assign requested address"),
+            (["--host", "not a host"], "--host not a host: "),
+        ]:
+            result = CliRunner().invoke(main, ["dashboard", "--no-browser", *arguments])
+            assert (result.exit_code, message in result.output) == (2, True), result.output
 
 
 def test_a_person_compares_the_runs_of_a_study(quickstart):

@@ -173,5 +173,8 @@ def test_an_image_file_is_classified(tmp_path):
     assert dict(top) == pytest.approx({str(i): p for i, p in enumerate(expected.tolist())}, abs=1e-6)
     assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
     (tmp_path / "not.png").write_text("no image")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match="deep.png: has more than 8 bits per channel"):
+        read_images([tmp_path / "deep.png"], 1)
     with pytest.raises(ConfigError, match="not.png: is no image"):
         read_images([tmp_path / "not.png"], 1)

@@ -59,6 +59,18 @@ def test_whole_algorithm_blocks_and_seeds_alone():
     assert len(runs({"include": [{"rounds": 3}, {"rounds": 4}]})) == 2
 
 
+def test_what_is_there_twice_is_one_run():
+    twice = {"grid": {"algorithm.name": ["fedavg", "local"]}, "include": [{"algorithm.name": "local"}]}
+    assert [entry for entry, _ in runs(twice)] == ["fedavg", "local"]
+    assert len(runs({"grid": {"train.optimizer.lr": [0.1, 0.10], "seed": [0, 0, 1]}})) == 2
+
+
+def test_the_files_own_algorithm_keeps_its_settings():
+    found = runs({"grid": {"algorithm.name": ["fedperfix", "fedavg"]}}, algorithm={"name": "fedperfix", "mid_dim": 7})
+    assert found[0][1].algorithm.mid_dim == 7
+    assert found[1][1].algorithm.model_dump() == {"name": "fedavg"}
+
+
 def test_a_key_inside_a_whole_block_changes_only_its_own_run():
     grid = {"algorithm": [{"name": "fedperfix", "mid_dim": 2}], "algorithm.mid_dim": [4, 8], "seed": [0, 1]}
     assert [(c.algorithm.mid_dim, c.seed) for _, c in runs({"grid": grid})] == [(4, 0), (4, 1), (8, 0), (8, 1)]

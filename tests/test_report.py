@@ -1,6 +1,9 @@
 """``raysim compare`` on a store of two methods and two seeds, written as the driver writes them."""
 
+import csv
+
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -60,9 +63,12 @@ def test_a_table_of_the_last_round_or_the_mean_of_several(invoke):
 
 
 def test_data_sets_side_by_side(invoke):
-    assert invoke("one", "two", "--format", "markdown").output.splitlines()[2:] == [
-        "| base | <u>30.0 ± 0.0</u> | **50.0 ± 0.0** | <u>15.0 ± 0.0</u> | **50.0 ± 0.0** |",
-        "| other | **40.0 ± 7.1** | **50.0 ± 0.0** | **20.0 ± 3.5** | **50.0 ± 0.0** |",
+    caption, _, header, _, *rows = invoke("one", "two", "--format", "markdown").output.splitlines()
+    assert caption == "*one, two: last round, percent*"
+    assert header == "| name | one: seeds | one: accuracy | one: AUC | two: seeds | two: accuracy | two: AUC |"
+    assert rows == [
+        "| base | 2 | <u>30.0 ± 0.0</u> | **50.0 ± 0.0** | 2 | <u>15.0 ± 0.0</u> | **50.0 ± 0.0** |",
+        "| other | 2 | **40.0 ± 7.1** | **50.0 ± 0.0** | 2 | **20.0 ± 3.5** | **50.0 ± 0.0** |",
     ]
 
 
@@ -76,7 +82,7 @@ def test_groups_by_algorithm_or_by_any_parameter(invoke):
 
 def test_gains_are_paired_by_seed_and_client(invoke):
     lines = invoke("one", "--baseline", "base", "--format", "csv").output.splitlines()
-    header, row = (line.split(",") for line in lines[-2:])
+    header, row = csv.reader(lines[-2:])
     found = dict(zip(header, row, strict=True))
     # Differences of the clients: 10 and 20 points for seed 0, 10 and 0 for seed 1.
     assert (found["name"], float(found["gain"]), found["wins"], found["ties"], found["losses"]) == (
@@ -90,6 +96,7 @@ def test_gains_are_paired_by_seed_and_client(invoke):
     assert float(found["low"]) == pytest.approx(10 - half, abs=0.01)
     assert float(found["high"]) == pytest.approx(10 + half, abs=0.01)
     assert (float(found["kB"]), float(found["per kB"])) == (1.0, 10.0)
+    assert found["table"].startswith("one: points gained over base, client by client")
     assert "+10.0 [" in invoke("one", "--baseline", "base").output
     earlier = invoke("one", "--baseline", "base", "--last", "2", "--format", "csv").output.splitlines()[-1]
     assert float(earlier.split(",")[1]) == 7.5
@@ -130,7 +137,7 @@ def test_runs_on_other_data_are_not_paired(tmp_path):
         tracker.end(child, "FINISHED")
     result = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed", "--baseline", "base"])
     assert result.exit_code == 2
-    assert "other: its data.partition.alpha differ from base's, so clients can't be paired" in result.output
+    assert "other: in data.partition.alpha it differs from base, so clients can't be paired" in result.output
 
 
 def test_groups_that_can_not_be_compared_are_named(tmp_path):
@@ -171,12 +178,24 @@ def test_the_best_round_is_called_optimistic(invoke):
     output = invoke("one", "--best").output
     assert "optimistic" in output
     assert " ".join(cells(output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 1.00 1.00"
-    assert invoke("one", "--best", "--fairness", "--format", "csv").exit_code == 0
+    for form in ("csv", "latex", "markdown"):
+        output = invoke("one", "--best", "--baseline", "base", "--format", form).stdout
+        main, gains = output.split("\n\n")[-2:] if form != "markdown" else output.split("| base |")
+        assert "optimistic" in main
+        assert "optimistic" in gains
+    assert "exclude each other" in invoke("one", "--best", "--last", "2").output
+
+
+def test_what_is_no_table_does_not_go_into_a_file(invoke, tmp_path):
+    result = invoke("one", "--format", "csv", "--plot", "c.png")
+    assert "picture: c.png" in result.stderr
+    assert "picture" not in result.stdout
 
 
 def test_the_cost_of_a_target(invoke):
     lines = invoke("one", "--target", "0.4", "--format", "csv").output.splitlines()
-    assert lines[-2:] == ["base,0,2,,", "other,1,2,2,2"]
+    title = "one: until the mean accuracy is 40 %"
+    assert lines[-2:] == [f"base,0,2,,,{title}", f"other,1,2,2,2,{title}"]
 
 
 def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
@@ -191,6 +210,26 @@ def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
     assert invoke("one", "--plots", "pictures", "--dark").exit_code == 0
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"comparison.png", "clients.png", "comparison.csv", "fairness.csv"}
+    assert invoke("one", "--plots", "earlier", "--last", "2", "--baseline", "base").exit_code == 0
+    names |= {"gains_over_base.csv", "gains_over_base.png", "who_gains_over_base.png"}
+    assert {path.name for path in (tmp_path / "earlier").iterdir()} == names
+    table = pd.read_csv(tmp_path / "earlier" / "comparison.csv").set_index("name")
+    assert table.loc["other", "accuracy"] == "30.0 ± 5.3"
+    assert pd.read_csv(tmp_path / "earlier" / "gains_over_base.csv")["gain"].tolist() == pytest.approx([7.5])
+
+
+def test_runs_of_one_group_that_differ_are_told(invoke, uri, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "mixed")
+    parent = tracker.start("study", {}, {"raysim.kind": "study"})
+    for seed, clients in enumerate((6, 8)):
+        given = {"seed": seed, "data.num_clients": clients, "model.state_parameters": 0, "algorithm.name": "fedavg"}
+        child = tracker.start(f"a · seed {seed}", given, {"raysim.entry": "a"}, parent)
+        metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
+        tracker.log_round(child, 0, metrics | {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0})
+        tracker.end(child, "FINISHED")
+    output = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed"]).output
+    assert "warning: the runs of a differ in data.num_clients: they are no seeds of one experiment" in output
 
 
 def test_runs_are_chosen_by_their_id(invoke, uri):

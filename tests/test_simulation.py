@@ -1,5 +1,6 @@
 """End to end on real Ray and real MLflow: equal bits on any number of actors, MLflow's contents, faults, clean stops."""
 
+import getpass
 import io
 import os
 import signal
@@ -88,8 +89,12 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
     }  # no gains over FedAvg: its clients are evaluated by another protocol than the others'
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {r.info.run_name for r in children} == {f"{r.entry} · seed {r.seed}" for r in study.runs}
+    (data,) = parent.inputs.dataset_inputs
+    assert data.dataset.name == "digits"
     for child in children:
         assert child.info.status == "FINISHED"
+        assert (child.data.tags["mlflow.source.name"], child.data.tags["mlflow.source.type"]) == ("raysim", "LOCAL")
+        assert child.data.tags["mlflow.user"] == parent.data.tags["mlflow.user"] == getpass.getuser()
         shares_all = child.info.run_name.startswith("avg")
         types = SHARED_TYPES | ({"head"} if shares_all else set())
         names = METRICS | {f"sensitivity/{t}{end}" for t in types for end in ("", "_spread")}

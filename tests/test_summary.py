@@ -36,11 +36,11 @@ def history():
 
 def test_only_clients_of_the_same_data_are_paired(history, tables):
     files = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "a", "alone": "b"}, "title")
-    gained = pd.read_csv(io.BytesIO(files["gains_over_fedavg.csv"])).set_index("name")
+    gained = pd.read_csv(io.BytesIO(files["gains_over_avg.csv"])).set_index("name")
     assert list(gained.index) == ["perfix"]
     # Clients 0, 2 and 3 are in both: 25, 0 and 25 points.
     assert gained.loc["perfix", "gain"] == pytest.approx(50 / 3)
-    assert not [name for name in files if "over_local" in name]
+    assert not [name for name in files if "over_alone" in name]
     none = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "b", "alone": "c"}, "title")
     assert set(none) == {"comparison.png", "comparison.csv", "clients.png", "fairness.csv"}
 
@@ -48,7 +48,7 @@ def test_only_clients_of_the_same_data_are_paired(history, tables):
 def test_a_baseline_that_failed_is_left_out(history, tables):
     del tables["avg", 0]
     files = study_files(history[history["name"] != "avg"], tables, ALGORITHMS, dict.fromkeys(ALGORITHMS, "a"), "title")
-    assert not [name for name in files if "over_fedavg" in name]
+    assert not [name for name in files if "over_avg" in name]
 
 
 def test_a_dropped_client_leaves_a_gap(tables):
@@ -60,5 +60,7 @@ def test_a_dropped_client_leaves_a_gap(tables):
     assert list(rows["gain"]) == [25, 0, 25]
 
 
-def test_the_first_entry_of_an_algorithm_is_the_baseline():
-    assert baselines({"a": "fedavg", "b": "fedavg", "c": "local", "d": "fedperfix"}) == ["c", "a"]
+def test_the_first_entry_of_an_algorithm_is_the_baseline_on_each_data():
+    algorithms = {"a": "fedavg", "b": "fedavg", "c": "local", "d": "fedperfix"}
+    assert baselines(algorithms, dict.fromkeys(algorithms, "x")) == ["c", "a"]
+    assert baselines(algorithms, {"a": "x", "b": "y", "c": "y", "d": "y"}) == ["c", "a", "b"]

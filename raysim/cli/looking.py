@@ -88,6 +88,8 @@ def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int
     """
     from raysim.report import Options, report
 
+    if best and last != 1:
+        raise click.UsageError("--best and --last exclude each other")
     if options["plot_gains"] and len(options["baselines"]) != 1:
         raise click.UsageError("--plot-gains needs one --baseline NAME")
     chosen = Options(last="best" if best else last, background="dark" if dark else "light", **options)

@@ -102,18 +102,17 @@ def _print_result(result: Result) -> None:
     console.print(as_rich(result.table, caption(result.experiment, result.history)))
     run_id = result.parent_run_id or result.runs[0].run_id
     pictures = "comparison.png" if result.parent_run_id else "partition.png"
-    new = [r.new_clients for r in result.runs if r.new_clients is not None]
-    if new:
-        before, after = (100 * sum(t[when].mean() for t in new) / len(new) for when in ("before", "after"))
-        text = f"clients that never took part: {before:.1f} % before they adapt, {after:.1f} % after (mean over runs)"
+    if any(r.new_clients is not None for r in result.runs):
+        text = "new clients, adapted: clients that never took part, before and after they adapt"
         console.print(text, highlight=False)
     kind, experiment = "study" if result.parent_run_id else "run", result.experiment
     console.print(f"{kind} {run_id} in experiment {experiment!r}, with {pictures} among its artifacts", highlight=False)
     name, uri = shlex.quote(result.experiment), shlex.quote(result.tracking_uri)
     console.print("compare again: ", end="")
     console.print(f"raysim compare {name} --uri {uri}", style="bold", highlight=False, soft_wrap=True)
-    console.print("a client's model: ", end="")
-    export = f"raysim export {result.runs[0].run_id} --client 0 --to client0.safetensors --uri {uri}"
-    console.print(export, style="bold", highlight=False, soft_wrap=True)
+    if result.has_models:
+        console.print("a client's model: ", end="")
+        export = f"raysim export {result.runs[0].run_id} --client 0 --to client0.safetensors --uri {uri}"
+        console.print(export, style="bold", highlight=False, soft_wrap=True)
     console.print("dashboard: ", end="")
     console.print(f"raysim dashboard --experiment {name} --uri {uri}", style="bold", highlight=False, soft_wrap=True)
