@@ -209,8 +209,9 @@ class Attempt:
         """How much data there is."""
         partition = ray.get(self._spec.setup.partition)
         train, test = int(partition.num_train.sum()), int(partition.num_test.sum())
-        classes, clients = len(self._spec.class_names), partition.num_clients
-        return {"train_samples": train, "test_samples": test, "classes": classes, "clients": clients}
+        config, classes = self._spec.config, len(self._spec.class_names)
+        who = {"clients": config.data.num_clients, "new_clients": config.evaluate.new_clients}
+        return {"train_samples": train, "test_samples": test, "classes": classes, **who}
 
     # Its rounds.
 

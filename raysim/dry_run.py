@@ -43,7 +43,9 @@ def dry_run(console: Console, config: Config) -> None:
         console.print()
         total += count * run.config.rounds * estimate.round_seconds
     console.print(
-        f"{len(runs)} runs one after another: about {_time(total)}, without start and evaluation", highlight=False
+        f"{f'{len(runs)} runs one after another' if len(runs) > 1 else 'the run'}: about {_time(total)}, without start and "
+        "evaluation",
+        highlight=False,
     )
 
 
@@ -103,10 +105,12 @@ class Estimate:
         trained = min(config.data.num_clients, config.rounds * config.cohort_size)
         sent = 4 * layout.num_shared * config.cohort_size
         images = run.dataset.images.nbytes
+        actors = f"{self.actors} {'actor' if self.actors == 1 else 'actors'}"
         return "\n".join(
             [
                 f"a round: {sent / 1e6:,.2f} MB down and at least as many up, over {config.cohort_size} clients",
-                f"a round's training: about {_time(self.round_seconds)} with {self.actors} actors on CPU cores like this; "
+                f"a round's training: about {_time(self.round_seconds)} with {actors} "
+                "on CPU cores like this; "
                 f"{config.rounds} rounds: {_time(config.rounds * self.round_seconds)}",
                 f"memory: about {self.actor_bytes / 1e9:.1f} GB per actor, {images / 1e6:,.0f} MB of images once per node",
                 f"disk: {state / 1e3:,.1f} kB per client that has trained, {state * trained / 1e9:,.2f} GB for {trained:,}",

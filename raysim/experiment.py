@@ -268,7 +268,8 @@ def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | 
     ray.kill(driver)
     if status.problems is not None:
         raise ConfigError(*status.problems)
-    hint = f"\nTo go on from the last checkpoint: raysim resume {folder}" if folder is not None else ""
+    way = "Without the file" if state.config["study"] else "To go on from the last checkpoint"
+    hint = f"\n{way}: raysim resume {folder}" if folder is not None else ""
     if status.state == "failed":
         raise RunFailed(f"{status.error}{hint}")
     if status.state == "killed":

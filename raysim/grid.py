@@ -44,6 +44,8 @@ def expand(grid: Mapping[str, Any], algorithm: Any) -> list[dict[str, Any]]:
         if len(kept) == len(combinations):
             raise ValueError(f"exclude: {left_out} matches no combination of the grid")
         combinations = kept
+    if exclude and not combinations and not include:
+        raise ValueError("exclude: leaves no combination of the grid")
     for added in include:
         combinations += [{**added, **seed} for seed in _seeds(added, axes)]
     return _entries(combinations, algorithm)

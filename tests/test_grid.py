@@ -88,7 +88,7 @@ def test_a_key_inside_a_whole_block_changes_only_its_own_run():
         ({"grid": {"data": [{}], "data.subset": [1]}}, None),
         ({"grid": {"train": [1], "train.batch_size": [1]}}, "train.batch_size: an earlier key sets 'train' to 1"),
         ({"grid": {"train.batch_siz": [1]}}, "train.batch_siz: unknown key; did you mean 'batch_size'"),
-        ({"grid": {"rounds": [3]}, "exclude": [{"rounds": 3}]}, "study: has no entries"),
+        ({"grid": {"rounds": [3]}, "exclude": [{"rounds": 3}]}, "exclude: leaves no combination"),
     ],
 )
 def test_mistakes(study, message):

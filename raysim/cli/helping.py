@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def init(file: Path, data: str, method: str, force: bool) -> None:
 
     for path in write_file(file, data, method, force):
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
-    console.print(f"next: raysim run {file} --dry-run", highlight=False, soft_wrap=True)
+    console.print(f"next: raysim run {shlex.quote(str(file))} --dry-run", highlight=False, soft_wrap=True)
 
 
 @main.command()

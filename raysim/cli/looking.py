@@ -28,6 +28,8 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     first = runs[0]
     data = first.config.data
     title = f"{data.name}, {data.partition.name}: {first.partition.num_clients} clients"
+    if first.config.evaluate.new_clients:
+        title += f", of which the last {first.config.evaluate.new_clients} never take part"
     if len(runs) > 1:
         title += (
             f" (of {first.config.name!r}, the first of {len(runs)} runs; study=null for the file without its study)"
