@@ -76,6 +76,8 @@ def test_auto_on_two_gpus(nodes, keys, actors, share):
     ("keys", "runs", "at_a_time", "actors"),
     [
         ({"concurrent_runs": "auto"}, 9, 1, 4),  # a run can use them all
+        ({"concurrent_runs": "auto", "one_batch": True}, 9, 4, 1),
+        ({"concurrent_runs": "auto", "one_batch": True}, 3, 3, 1),
         ({"concurrent_runs": 2}, 9, 2, 2),
         ({"concurrent_runs": 8}, 9, 4, 1),  # there is room for four actors
         ({"concurrent_runs": 8}, 3, 3, 1),
@@ -84,7 +86,8 @@ def test_auto_on_two_gpus(nodes, keys, actors, share):
 )
 def test_runs_at_a_time_share_what_there_is(nodes, keys, runs, at_a_time, actors):
     nodes({"CPU": 4})
-    placed = place(asked(**keys), most_batches=6, runs=runs).resources
+    own = {key: value for key, value in keys.items() if key != "one_batch"}
+    placed = place(asked(**own), 1 if "one_batch" in keys else 6, runs=runs).resources
     assert (placed.concurrent_runs, placed.num_actors) == (at_a_time, actors)
 
 
