@@ -43,7 +43,7 @@ class Attempt:
     def __init__(self, study: Study, i: int, spec: RunSpec, pool: ActorPool, tags: dict[str, str]) -> None:
         self._study, self._i, self._spec, self._pool, self._more_tags = study, i, spec, pool, tags
         self._row: RunState = study.state.runs[i]
-        self._outbox, self._tracker, self._say = study.outbox.beside(), study.tracker, study.say
+        self._outbox, self._tracker, self._say = study.outbox.beside(self._row.name), study.tracker, study.say
         self._folder = study.folder.of(self._row) if study.folder is not None else None
         self._machine: dict[str, str] = {}
         self._journal: RunJournal | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -82,6 +83,11 @@ class Cell:
         known = values.dropna()
         return cls(float(known.mean()), float(known.std()) if len(known) > 1 else None)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any run has it."""
+        return not math.isnan(self.mean)
+
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
 
@@ -130,13 +136,15 @@ def _formatted(header: list[str], rows: list[list[str]], form: str) -> str:
 
 def _marks(cells: Mapping[str, Cell | int]) -> dict[str, str]:
     """``best`` and ``second`` by mean as printed: groups that print the same share a place."""
-    printed = {group: round(100 * cell.mean, 1) for group, cell in cells.items() if isinstance(cell, Cell)}
+    printed = {
+        group: round(100 * cell.mean, 1) for group, cell in cells.items() if isinstance(cell, Cell) and cell.is_known
+    }
     places = sorted(set(printed.values()), reverse=True)[:2]
     return {g: ("best", "second")[places.index(value)] for g, value in printed.items() if value in places}
 
 
 def _marked(cell: Cell | int | None, mark: str, form: str) -> str:
-    if cell is None:
+    if cell is None or (isinstance(cell, Cell) and not cell.is_known):
         return "–" if form == "markdown" else "--"
     if form == "markdown":
         return {"best": f"**{cell}**", "second": f"<u>{cell}</u>"}.get(mark, str(cell))
@@ -171,5 +179,5 @@ def _csv(columns: Mapping[str, Mapping[str, Cell | int]], groups: list[str], by:
         known = [cell if isinstance(cell, Cell) else None for cell in found]
         table[f"{title} mean"] = [100 * cell.mean if cell else None for cell in known]
         table[f"{title} std"] = [100 * cell.std if cell and cell.std is not None else None for cell in known]
-    table["rounds"] = rounds_shown(last)
+    table["of"] = rounds_shown(last)
     return table.to_csv(index=False, float_format="%.3f").rstrip()

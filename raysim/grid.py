@@ -83,6 +83,9 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
                 break
         else:
             entries.append((values, [seed]))
+    for values, seeds in entries:
+        if None in seeds and len(seeds) > 1:
+            raise ValueError(f"include: {values} is in the grid without a seed: give the grid the seeds, seed: [0, 1]")
     varied = {
         key
         for values, _ in entries
@@ -94,7 +97,7 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
         tree = nested(copy.deepcopy(values))  # keys inside a block are written into it
         own = tree.get("algorithm")
         mine = algorithm if isinstance(algorithm, Mapping) else {}
-        if isinstance(own, Mapping) and ("name" not in own or own == {"name": mine.get("name")}):
+        if isinstance(own, Mapping) and own.get("name", mine.get("name")) == mine.get("name"):
             tree["algorithm"] = {**mine, **own}  # the file's, with what the file says of it
         entry = {"name": _name(values, varied) or mine.get("name", "run"), **tree}
         result.append(entry if seeds == [None] else {**entry, "seeds": seeds})

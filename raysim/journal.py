@@ -35,23 +35,27 @@ class Outbox:
 
     def __init__(self, say: Callable[[str], None], stop: threading.Event) -> None:
         self._say, self._stop = say, stop
-        self._calls: queue.Queue[tuple[Outbox, Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._calls: queue.Queue[tuple[Outbox, Callable[[], Any], Future[Any], bool]] = queue.Queue()
         self._failure: Exception | None = None
+        self.name = "the run"
         self._all = [self]
         self._thread = threading.Thread(target=self._send, name="outbox", daemon=True)
         self._thread.start()
 
-    def beside(self) -> Outbox:
+    def beside(self, name: str) -> Outbox:
         """For another run: its calls stand in the same queue, but what MLflow refuses of them is its own affair."""
         other = copy.copy(self)
-        other._failure = None
+        other.name, other._failure = name, None
         self._all.append(other)
         return other
 
-    def put(self, call: Callable[[], Any]) -> Future[Any]:
-        """Make a call when its turn comes; it must do no harm when it is made twice."""
+    def put(self, call: Callable[[], Any], in_any_case: bool = False) -> Future[Any]:
+        """Make a call when its turn comes; it must do no harm when it is made twice.
+
+        After one that was refused others are not made, unless ``in_any_case``.
+        """
         future: Future[Any] = Future()
-        self._calls.put((self, call, future))
+        self._calls.put((self, call, future, in_any_case))
         return future
 
     def ask(self, call: Callable[[], Any], stopped: Callable[[], Exception]) -> Any:
@@ -69,8 +73,17 @@ class Outbox:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def refused(self) -> bool:
+        """Whether ``check`` would raise."""
+        return self._failure is not None
+
+    def refusals(self) -> dict[str, Exception]:
+        """Of all runs, by name, what was refused."""
+        return {outbox.name: outbox._failure for outbox in self._all if outbox._failure is not None}
+
     def check_all(self) -> None:
-        """The same of all runs."""
+        """``check`` of all runs."""
         for outbox in self._all:
             outbox.check()
 
@@ -86,13 +99,14 @@ class Outbox:
 
     def _send(self) -> None:
         while True:
-            of, call, future = self._calls.get()
-            if of._failure is None:
+            of, call, future, in_any_case = self._calls.get()
+            before = of._failure
+            if before is None or in_any_case:
                 try:
                     future.set_result(self._made(call))
                 except Exception as error:
-                    of._failure = ConfigError(f"tracking.uri: MLflow refuses what the run logs: {error}")
-            if of._failure is not None:
+                    of._failure = before or ConfigError(f"tracking.uri: MLflow refuses what {of.name} logs: {error}")
+            if of._failure is not None and not future.done():
                 future.set_exception(of._failure)
             del call, future  # and the arrays of a finished run, while nothing comes after them
 

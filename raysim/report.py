@@ -193,11 +193,16 @@ def _warn(study: _Study) -> None:
 
 def _print_what_can_be_told(study: _Study) -> None:
     """Fairness and the gains over the usual baselines, unasked: a reason in place of what these runs don't allow."""
+    data = study.pairable()
+    usual = baselines(study.algorithms(), data) if not study.options.baselines else []
     try:
         if not study.options.fairness:
             _print_fairness(study)
-        for baseline in baselines(study.algorithms(), study.pairable()) if not study.options.baselines else ():
-            _print_gains(study, baseline, None)
+        for baseline in usual:
+            if (
+                list(data.values()).count(data[baseline]) > 1 or len(usual) == 1
+            ):  # a method alone on its data has no gain
+                _print_gains(study, baseline, None)
     except ConfigError as error:
         study.notes.print(f"not told, client by client: {error}", highlight=False, soft_wrap=True)
 

@@ -135,9 +135,7 @@ class Study:
                 self._run(0, specs[0], self._pools[0])
             else:
                 self._study(specs)
-            while not self.outbox.flush(0.5):
-                if self._stop.is_set():
-                    raise Stopped
+            self._flush()
             self.outbox.check_all()
             self.state.finished = True
             self.write_state()
@@ -146,6 +144,12 @@ class Study:
                 pool.close()
             if self.folder is not None:
                 self.folder.unlock()
+
+    def _flush(self) -> None:
+        """Wait until MLflow has all that was put."""
+        while not self.outbox.flush(0.5):
+            if self._stop.is_set():
+                raise Stopped
 
     # What is on disk.
 
@@ -246,6 +250,11 @@ class Study:
             self.outbox.put(lambda: tracker.set_tags(parent, about))
             self.outbox.put(lambda: tracker.set_view(saved_view(parent, f"latest study: {config.name}", keys)))
             failures = self._all(specs)
+            self._flush()
+            for name, error in self.outbox.refusals().items():  # maybe after the last round
+                if name not in failures:
+                    failures[name] = error
+                    self._entered([row.name for row in self.state.runs].index(name), "failed")
             if self._results:
                 self._log_comparison(parent, config)
             if failures:
@@ -356,11 +365,11 @@ class Study:
             yield
         except BaseException as error:
             status = "KILLED" if isinstance(error, Stopped) else "FAILED"
-            outbox.put(lambda: end(run_id, status))
+            outbox.put(lambda: end(run_id, status), in_any_case=True)
             with suppress(ConfigError):  # what MLflow refuses is not the reason, or is ``error`` itself
                 outbox.flush(STOP_SECONDS)
             raise
-        outbox.put(lambda: end(run_id, "FINISHED"))
+        outbox.put(lambda: end(run_id, "FAILED" if outbox.refused else "FINISHED"), in_any_case=True)
 
     def tags(self, config: Config, machine: dict[str, str] | None = None) -> dict[str, str]:
         """What MLflow's table can be filtered by."""

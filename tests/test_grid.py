@@ -69,6 +69,9 @@ def test_the_files_own_algorithm_keeps_its_settings():
     found = runs({"grid": {"algorithm.name": ["fedperfix", "fedavg"]}}, algorithm={"name": "fedperfix", "mid_dim": 7})
     assert found[0][1].algorithm.mid_dim == 7
     assert found[1][1].algorithm.model_dump() == {"name": "fedavg"}
+    more = {"grid": {"algorithm.scale": [1.0]}, "include": [{"algorithm.name": "fedperfix", "algorithm.scale": 3.0}]}
+    found = runs(more, algorithm={"name": "fedperfix", "mid_dim": 7})
+    assert [(c.algorithm.mid_dim, c.algorithm.scale) for _, c in found] == [(7, 1.0), (7, 3.0)]
 
 
 def test_a_key_inside_a_whole_block_changes_only_its_own_run():
@@ -84,6 +87,7 @@ def test_a_key_inside_a_whole_block_changes_only_its_own_run():
         ({"grid": {"rounds": []}}, "study: grid: must have a list of values"),
         ({"grid": {"rounds": [3]}, "exclude": [{"rounds": 4}]}, r"exclude: \{'rounds': 4\} matches no combination"),
         ({"grid": {"rounds": [3]}, "exclude": {"rounds": 3}}, "exclude: must be a list of mappings"),
+        ({"grid": {"rounds": [3]}, "include": [{"rounds": 3, "seed": 5}]}, "is in the grid without a seed"),
         ({"grid": {f"a{i}": list(range(10)) for i in range(5)}}, "grid: has 100,000 combinations"),
         ({"grid": {"data": [{}], "data.subset": [1]}}, None),
         ({"grid": {"train": [1], "train.batch_size": [1]}}, "train.batch_size: an earlier key sets 'train' to 1"),

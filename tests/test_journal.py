@@ -150,20 +150,22 @@ def test_what_the_server_refuses_ends_the_run_soon(outbox):
 
 
 def test_what_is_refused_of_a_run_is_no_other_runs_affair(outbox):
-    one, other, made = outbox.beside(), outbox.beside(), []
+    one, other, made = outbox.beside("one"), outbox.beside("other"), []
 
     def refused():
         raise ValueError("it was deleted")
 
     one.put(refused)
     one.put(lambda: made.append("one"))
+    one.put(lambda: made.append("the end of one"), in_any_case=True)
     other.put(lambda: made.append("other"))
     assert outbox.flush(5)
     other.check()
-    assert made == ["other"]
+    assert made == ["the end of one", "other"]
+    assert list(outbox.refusals()) == ["one"]
     with pytest.raises(ConfigError, match="it was deleted"):
         one.check()
-    with pytest.raises(ConfigError, match="it was deleted"):
+    with pytest.raises(ConfigError, match="MLflow refuses what one logs: it was deleted"):
         outbox.check_all()
 
 
