@@ -28,10 +28,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from raysim.context import ClientContext, ServerContext
-from raysim.network import Batch
-from raysim.optimizers import Optimizer, Tensors
-from raysim.parameters import ParameterLayout
+from raysim.functional.context import ClientContext, ServerContext
+from raysim.functional.loss_and_gradient import Batch
+from raysim.functional.optimizers import Optimizer, Tensors
+from raysim.functional.parameters import ParameterLayout
 
 __all__ = [
     "Batch",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from algorithms.base import FederatedAlgorithm, nn
-from raysim.models.plugins import PLUGINS
+from raysim.plugins.registry import PLUGINS
 
 
 class FedPerfix(FederatedAlgorithm):

@@ -46,7 +46,7 @@ def run(command: str, folder: Path, seen: dict[str, str]) -> None:
 
 def run_id(folder: Path) -> str:
     """FedPerfix's first run."""
-    from raysim.finished_runs import FinishedRuns
+    from raysim.tracking.mlflow_reader import FinishedRuns
 
     history = FinishedRuns(f"sqlite:///{folder}/mlflow.db", "quickstart").latest_study()
     return str(history.loc[history["name"] == "fedperfix", "run_id"].iloc[0])

@@ -26,21 +26,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from raysim.config import Config
-    from raysim.config_file import load_config
+    from raysim.config.schema import Config
+    from raysim.config.loading import load_config
     from raysim.errors import ConfigError
-    from raysim.experiment import Result, RunFailed, RunKilled, attach, resume, run
+    from raysim.experiments.command import Result, RunFailed, RunKilled, attach, resume, run
 
 _HOME = {
-    "Config": "raysim.config",
-    "load_config": "raysim.config_file",
+    "Config": "raysim.config.schema",
+    "load_config": "raysim.config.loading",
     "ConfigError": "raysim.errors",
-    "Result": "raysim.experiment",
-    "RunFailed": "raysim.experiment",
-    "RunKilled": "raysim.experiment",
-    "attach": "raysim.experiment",
-    "resume": "raysim.experiment",
-    "run": "raysim.experiment",
+    "Result": "raysim.experiments.command",
+    "RunFailed": "raysim.experiments.command",
+    "RunKilled": "raysim.experiments.command",
+    "attach": "raysim.experiments.command",
+    "resume": "raysim.experiments.command",
+    "run": "raysim.experiments.command",
 }
 
 

@@ -37,8 +37,8 @@ sys.path.insert(0, str(TESTS))
 
 from conftest import TINY  # noqa: E402
 
-from raysim.checkpoint import manifest_name, rounds_in  # noqa: E402
-from raysim.storage import Folder  # noqa: E402
+from raysim.storage.checkpoint import manifest_name, rounds_in  # noqa: E402
+from raysim.storage.folder import Folder  # noqa: E402
 
 ROUNDS = 20
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from raysim.config import Config
-from raysim.config_file import _merge
+from raysim.config.schema import Config
+from raysim.config.loading import _merge
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from algorithms import Upload
-from raysim.aggregation import FixedPoint, PartialSum, acceptable, combine, weighted_sum
+from raysim.training.aggregation import FixedPoint, PartialSum, acceptable, combine, weighted_sum
 
 BITS = 40
 

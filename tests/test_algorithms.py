@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from algorithms import ALGORITHMS, algorithm_class
 from algorithms.perfedavg import halves
-from raysim.context import ClientContext
+from raysim.functional.context import ClientContext
 from raysim.errors import ConfigError
-from raysim.models.plugins import PLUGINS
-from raysim.network import Batch, Network
-from raysim.optimizers import Optimizer
-from raysim.training import layout_of
+from raysim.plugins.registry import PLUGINS
+from raysim.functional.loss_and_gradient import Batch, Network
+from raysim.functional.optimizers import Optimizer
+from raysim.training.engine import layout_of
 
 LR, B = 0.1, 4
 

@@ -9,11 +9,11 @@ from conftest import tiny
 from test_training import Simulation
 
 from raysim import seeds
-from raysim.data.transforms import to_model_input
+from raysim.training.transforms import to_model_input
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
-from raysim.network import Batch
-from raysim.preparation import prepare
+from raysim.functional.loss_and_gradient import Batch
+from raysim.experiments.preparation import prepare
 
 RESNET = {
     "name": "resnet50",

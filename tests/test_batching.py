@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.data.batching import Pool, Samples, batches, draw_order
-from raysim.data.transforms import augment, draw_augmentation, to_model_input
+from raysim.training.batching import Pool, Samples, batches, draw_order
+from raysim.training.transforms import augment, draw_augmentation, to_model_input
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
 LABELS = np.arange(10)

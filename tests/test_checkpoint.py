@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from raysim.checkpoint import FORMAT, OpenRound, Snapshot, canonical, load, manifest_name, newest, rounds_in
-from raysim.checkpoint import _sha256 as sha256
-from raysim.checkpoint_writer import CheckpointWriter
+from raysim.storage.checkpoint import FORMAT, OpenRound, Snapshot, canonical, load, manifest_name, newest, rounds_in
+from raysim.storage.checkpoint import _sha256 as sha256
+from raysim.storage.checkpoint_writer import CheckpointWriter
 from raysim.errors import CheckpointError
-from raysim.records import Records, RoundRecord
-from raysim.storage import Folder
+from raysim.storage.records import Records, RoundRecord
+from raysim.storage.folder import Folder
 
 CLIENTS, SIZE = 10, 3
 
@@ -127,7 +127,7 @@ def test_a_file_of_which_most_is_out_of_date_is_left_out(folder):
 
 
 def test_large_states_come_in_several_files(folder, monkeypatch):
-    monkeypatch.setattr("raysim.checkpoint_writer.SEGMENT_BYTES", 4 * SIZE * 4)
+    monkeypatch.setattr("raysim.storage.checkpoint_writer.SEGMENT_BYTES", 4 * SIZE * 4)
     run = Simulated(folder)
     run.play(*range(10))
     run.write()

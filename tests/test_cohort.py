@@ -1,8 +1,8 @@
 import numpy as np
 from conftest import tiny
 
-from raysim.cohort import TrainedCohort, evaluated_clients, participation, sample_cohort
-from raysim.tasks import Task, TaskResult
+from raysim.federation.cohort import TrainedCohort, evaluated_clients, participation, sample_cohort
+from raysim.training.tasks import Task, TaskResult
 
 
 def test_cohorts_are_sampled_by_seed_and_round_without_replacement():

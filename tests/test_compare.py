@@ -1,6 +1,6 @@
 import pandas as pd
 
-from raysim.compare import Cell, caption, compare, paper_table
+from raysim.analysis.comparison import Cell, caption, compare, paper_table
 
 
 def history():

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from conftest import TINY, tiny
 
-from raysim.config import Config
-from raysim.config_file import children, config_of, dump, load_config
+from raysim.config.schema import Config
+from raysim.config.loading import children, config_of, dump, load_config
 from raysim.errors import ConfigError
 
 STUDY = {

@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from raysim.context import ClientContext
-from raysim.network import Batch, Network
-from raysim.optimizers import Optimizer
-from raysim.parameters import ParameterLayout
+from raysim.functional.context import ClientContext
+from raysim.functional.loss_and_gradient import Batch, Network
+from raysim.functional.optimizers import Optimizer
+from raysim.functional.parameters import ParameterLayout
 
 
 def make_context(optimizer=None):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from raysim.costs import Costs
-from raysim.tasks import Task, TaskResult
+from raysim.workers.task_durations import Costs
+from raysim.training.tasks import Task, TaskResult
 
 
 def sized(kind, index, samples):

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from raysim.cli import main
-from raysim.dashboard import VIEW_TAG, page_of, saved_view
-from raysim.tracking import Tracker
+from raysim.tracking.dashboard import VIEW_TAG, page_of, saved_view
+from raysim.tracking.mlflow_store import Tracker
 
 NAMES = [f"{name} · seed {seed}" for name in ("fedperfix", "fedavg", "local") for seed in range(3)]
 

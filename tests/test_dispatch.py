@@ -12,12 +12,12 @@ import pytest
 from conftest import tiny
 from ray.exceptions import ActorDiedError
 
-from raysim import actor_pool, dispatch
-from raysim.actor_pool import ActorPool, Stopped
-from raysim.aggregation import FixedPoint, PartialSum, combine
+from raysim.workers import actor_pool, dispatch
+from raysim.workers.actor_pool import ActorPool, Stopped
+from raysim.training.aggregation import FixedPoint, PartialSum, combine
 from raysim.errors import ClientError, ConfigError
-from raysim.personal_store import address
-from raysim.tasks import Task, TaskResult
+from raysim.storage.slot_file import address
+from raysim.training.tasks import Task, TaskResult
 
 
 class FakeRay:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from raysim.config_file import children, load_config
+from raysim.config.loading import children, load_config
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from raysim.data.partitions import Partition
-from raysim.evaluation import ClientResults, auc_micro
-from raysim.tasks import Evaluation
+from raysim.data.partitioners import Partition
+from raysim.federation.metrics.clients import ClientResults, auc_micro
+from raysim.training.tasks import Evaluation
 
 
 def evaluation(clients, correct, probabilities):

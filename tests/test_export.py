@@ -14,14 +14,14 @@ from conftest import TINY, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from raysim.config import Config
-from raysim.data.transforms import to_model_input
+from raysim.config.schema import Config
+from raysim.training.transforms import to_model_input
 from raysim.errors import ConfigError
-from raysim.export import client_model, export, predict, read_images
+from raysim.models.export import client_model, export, predict, read_images
 from raysim.models.build import build_model
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
-from raysim.preparation import prepare
-from raysim.training import ClientEngine
+from raysim.experiments.preparation import prepare
+from raysim.training.engine import ClientEngine
 
 CLIENT = 3
 

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from raysim.config import DataConfig
+from raysim.config.schema import DataConfig
 from raysim.data.federated_npz import as_uint8
-from raysim.data.partitions import make_partition
+from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 

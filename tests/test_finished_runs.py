@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from raysim.errors import ConfigError
-from raysim.finished_runs import FinishedRuns
-from raysim.tracking import Tracker
+from raysim.tracking.mlflow_reader import FinishedRuns
+from raysim.tracking.mlflow_store import Tracker
 
 
 def latest(tracker):

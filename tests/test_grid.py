@@ -3,7 +3,7 @@
 import pytest
 from conftest import TINY
 
-from raysim.config_file import children, config_of
+from raysim.config.loading import children, config_of
 from raysim.errors import ConfigError
 
 

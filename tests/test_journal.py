@@ -6,8 +6,8 @@ import time
 import pytest
 
 from raysim.errors import ConfigError
-from raysim.journal import Outbox, RunJournal, read_journal
-from raysim.records import RoundRecord
+from raysim.tracking.journal import Outbox, RunJournal, read_journal
+from raysim.storage.records import RoundRecord
 
 
 class Server:
@@ -44,9 +44,9 @@ def said():
 
 @pytest.fixture
 def outbox(said, monkeypatch):
-    monkeypatch.setattr("raysim.journal.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("raysim.journal.LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr("raysim.journal.SAY_AFTER", 0.1)
+    monkeypatch.setattr("raysim.tracking.journal.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("raysim.tracking.journal.LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("raysim.tracking.journal.SAY_AFTER", 0.1)
     return Outbox(said.append, threading.Event())
 
 

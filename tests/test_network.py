@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import tiny
 
-from raysim.context import ClientContext
+from raysim.functional.context import ClientContext
 from raysim.models.build import build_model, set_fused_attention
-from raysim.network import Batch, Network
-from raysim.optimizers import Optimizer
-from raysim.training import layout_of
+from raysim.functional.loss_and_gradient import Batch, Network
+from raysim.functional.optimizers import Optimizer
+from raysim.training.engine import layout_of
 
 K, B = 3, 5
 

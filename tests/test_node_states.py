@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import ray
 
-from raysim import node_states
+from raysim.workers import node_states
 from raysim.errors import StatesLost
-from raysim.node_states import PREFIX, NodeReader, StateNodes, States, TemporaryFile, tail
-from raysim.personal_store import NEVER_TRAINED, address
+from raysim.workers.node_states import PREFIX, NodeReader, StateNodes, States, TemporaryFile, tail
+from raysim.storage.slot_file import NEVER_TRAINED, address
 
 INITIAL = np.array([9, 9], np.float32)
 

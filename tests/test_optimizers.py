@@ -3,7 +3,7 @@ import torch
 from test_context import make_batch, make_context
 from torch import nn
 
-from raysim.optimizers import Optimizer
+from raysim.functional.optimizers import Optimizer
 
 OPTIMIZERS = [
     (Optimizer("sgd", 0.1), lambda p: torch.optim.SGD(p, 0.1)),

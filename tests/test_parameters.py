@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from raysim.errors import ConfigError
-from raysim.parameters import ParameterLayout, matches
+from raysim.functional.parameters import ParameterLayout, matches
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
-from raysim.aggregation import weighted_sum
-from raysim.context import ClientContext
-from raysim.models.plugins import PLUGINS
-from raysim.network import Batch, Network
-from raysim.optimizers import Optimizer
-from raysim.parameters import ParameterLayout
+from raysim.training.aggregation import weighted_sum
+from raysim.functional.context import ClientContext
+from raysim.plugins.registry import PLUGINS
+from raysim.functional.loss_and_gradient import Batch, Network
+from raysim.functional.optimizers import Optimizer
+from raysim.functional.parameters import ParameterLayout
 
 NUMBERS = np.load(Path(__file__).parent / "data" / "fedperfix_numbers.npz")
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from raysim.config import DataConfig
+from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset
-from raysim.data.partitions import Partition, client_table, make_partition
+from raysim.data.partitioners import Partition, client_table, make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from raysim.errors import ConfigError
-from raysim.personal_store import NEVER_TRAINED, SlotFile, SlotIndex, StateLayout, check_space
+from raysim.storage.slot_file import NEVER_TRAINED, SlotFile, SlotIndex, StateLayout, check_space
 
 
 def rows(*values):

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from raysim.cohort import participation
-from raysim.data.partitions import make_partition
+from raysim.federation.cohort import participation
+from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
-from raysim.personal_store import SlotIndex
-from raysim.planning import Planner, cut, padding
-from raysim.tasks import Task
+from raysim.storage.slot_file import SlotIndex
+from raysim.federation.client_batches import Planner, cut, padding
+from raysim.training.tasks import Task
 
 
 def test_client_batches_are_a_function_of_the_cohort_largest_first():

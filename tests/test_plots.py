@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_compare import history
 
-from raysim.palette import COLOURS
+from raysim.plots.palette import COLOURS
 from raysim.plots import (
     as_png,
     plot_accuracy,
@@ -19,7 +19,7 @@ from raysim.plots import (
     theme,
 )
 from raysim.plots.style import colour
-from raysim.statistics import gains
+from raysim.analysis.statistics import gains
 
 
 def test_the_comparison_has_a_line_per_name_over_rounds_and_over_megabytes():

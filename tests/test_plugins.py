@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS
-from raysim.config import ModelConfig
+from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
-from raysim.models.plugins import PLUGINS
-from raysim.training import layout_of
+from raysim.plugins.registry import PLUGINS
+from raysim.training.engine import layout_of
 
 FAMILIES = {
     "vit_tiny_patch16_224": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2},

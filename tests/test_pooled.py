@@ -8,7 +8,7 @@ from test_training import Simulation
 
 import raysim
 from raysim import seeds
-from raysim.data.transforms import to_model_input
+from raysim.training.transforms import to_model_input
 from raysim.models.build import build_model
 
 

@@ -2,7 +2,7 @@ import pytest
 from conftest import tiny
 
 from raysim.errors import ConfigError
-from raysim.preparation import prepare
+from raysim.experiments.preparation import prepare
 
 
 def test_equal_data_is_loaded_and_divided_once():

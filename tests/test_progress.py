@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from raysim.driver import Status
-from raysim.progress import ProgressView
-from raysim.records import RoundRecord
-from raysim.rounds import RoundReport
+from raysim.experiments.driver import Status
+from raysim.cli.progress import ProgressView
+from raysim.storage.records import RoundRecord
+from raysim.federation.rounds import RoundReport
 
 METRICS = {"personalized/accuracy_mean": 0.5, "train/loss": 1.25, "system/train_samples_per_second": 1000.0}
 METRICS |= {"cohort/size": 4.0, "cohort/reported": 3.0}

@@ -10,7 +10,7 @@ from hostile import checked, told
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raysim.config_file import load_config
+from raysim.config.loading import load_config
 from raysim.errors import ConfigError
 
 

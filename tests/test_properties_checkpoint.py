@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoint import Simulated
 
-from raysim.checkpoint import Manifest, canonical, load, manifest_name, newest
-from raysim.checkpoint import _sha256 as sha256
+from raysim.storage.checkpoint import Manifest, canonical, load, manifest_name, newest
+from raysim.storage.checkpoint import _sha256 as sha256
 from raysim.errors import CheckpointError, ConfigError
-from raysim.journal import read_journal
-from raysim.storage import Folder
-from raysim.study_folder import StudyFolder
+from raysim.tracking.journal import read_journal
+from raysim.storage.folder import Folder
+from raysim.storage.study_folder import StudyFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 relaxed = settings(

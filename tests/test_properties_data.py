@@ -21,9 +21,9 @@ from safetensors.torch import save
 from test_federated_npz import save as save_clients
 from torchvision.datasets import CIFAR10
 
-from raysim.config import DataConfig
+from raysim.config.schema import DataConfig
 from raysim.data import downloads
-from raysim.data.partitions import make_partition
+from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights

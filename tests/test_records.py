@@ -1,6 +1,6 @@
 import numpy as np
 
-from raysim.records import Records, RoundRecord
+from raysim.storage.records import Records, RoundRecord
 
 
 def test_tables():

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from raysim.cli import main
-from raysim.finished_runs import FinishedRuns
-from raysim.tracking import Tracker
+from raysim.tracking.mlflow_reader import FinishedRuns
+from raysim.tracking.mlflow_store import Tracker
 
 ACCURACY = {("base", 0): [0.2, 0.4], ("base", 1): [0.3, 0.3], ("other", 0): [0.3, 0.6], ("other", 1): [0.4, 0.3]}
 

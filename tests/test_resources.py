@@ -1,9 +1,9 @@
 import pytest
 from conftest import tiny
 
-from raysim.config import ResourcesConfig
+from raysim.config.schema import ResourcesConfig
 from raysim.errors import ConfigError
-from raysim.resources import clients_per_batch, connect, place, same_resources
+from raysim.workers.resources import clients_per_batch, connect, place, same_resources
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def nodes(monkeypatch):
     def have(*each, autoscales=False):
         alive = [{"Alive": True, "Resources": {k: float(v) for k, v in r.items()}} for r in each]
         monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {}}])
-        monkeypatch.setattr("raysim.resources.autoscales", lambda: autoscales)
+        monkeypatch.setattr("raysim.workers.resources.autoscales", lambda: autoscales)
 
     return have
 
@@ -153,7 +153,7 @@ def test_a_local_cluster_gets_as_many_cpus_as_asked_for_with_a_warning(monkeypat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda **keys: started.update(keys))
-    monkeypatch.setattr("raysim.resources.usable_cpus", lambda: 4)
+    monkeypatch.setattr("raysim.workers.resources.usable_cpus", lambda: 4)
     was_started, warning = connect(asked(num_actors=3, num_cpus_per_actor=2))
     assert was_started
     assert started["num_cpus"] == 6

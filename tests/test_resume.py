@@ -17,9 +17,9 @@ from conftest import TINY, tiny
 from mlflow.tracking import MlflowClient
 
 import raysim
-from raysim.checkpoint import rounds_in
-from raysim.driver import NAMESPACE
-from raysim.storage import Folder
+from raysim.storage.checkpoint import rounds_in
+from raysim.experiments.driver import NAMESPACE
+from raysim.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("cluster")
 TESTS = Path(__file__).parent
@@ -118,7 +118,7 @@ def test_states_that_are_lost_come_back_from_the_last_checkpoint(tmp_path, undis
 def lose_states(_):
     """In the driver's process: the next checksum or checkpoint finds nothing to read."""
     from raysim.errors import StatesLost
-    from raysim.rounds import Run
+    from raysim.federation.rounds import Run
 
     read = Run.read_states
 
@@ -203,9 +203,9 @@ def test_nobody_needs_to_attach_and_then_the_driver_ends_by_itself(tmp_path, und
 
 def shorten(_):
     """In the driver's process."""
-    import raysim.driver
+    import raysim.experiments.driver
 
-    raysim.driver.UNATTENDED_SECONDS = 1
+    raysim.experiments.driver.UNATTENDED_SECONDS = 1
 
 
 @pytest.mark.long

@@ -6,11 +6,11 @@ import ray
 import torch
 from test_training import Simulation
 
-from raysim.aggregation import PartialSum
-from raysim.dispatch import Done
-from raysim.node_states import StateNodes
-from raysim.rounds import Run
-from raysim.tasks import RunSetup, TaskResult
+from raysim.training.aggregation import PartialSum
+from raysim.workers.dispatch import Done
+from raysim.workers.node_states import StateNodes
+from raysim.federation.rounds import Run
+from raysim.training.tasks import RunSetup, TaskResult
 
 
 class ShuffledPool:

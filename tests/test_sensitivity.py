@@ -4,8 +4,8 @@ import timm
 import torch
 from torch import nn
 
-from raysim.parameters import ParameterLayout
-from raysim.sensitivity import directions, layer_type, metrics, shared_types
+from raysim.functional.parameters import ParameterLayout
+from raysim.training.sensitivity import directions, layer_type, metrics, shared_types
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from conftest import TINY, tiny
 from mlflow.tracking import MlflowClient
 
 import raysim
-from raysim.config_file import load_config
+from raysim.config.loading import load_config
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

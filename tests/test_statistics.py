@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysim.statistics import bootstrap, fairness, gains, gini, interval, signed_rank, to_target
+from raysim.analysis.statistics import bootstrap, fairness, gains, gini, interval, signed_rank, to_target
 
 
 def test_gains_by_hand():

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from raysim.storage import TEMPORARY, Folder
+from raysim.storage.folder import TEMPORARY, Folder
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -4,9 +4,9 @@ import sys
 import pytest
 from conftest import tiny
 
-from raysim.checkpoint_writer import CheckpointWriter
+from raysim.storage.checkpoint_writer import CheckpointWriter
 from raysim.errors import ConfigError
-from raysim.study_folder import (
+from raysim.storage.study_folder import (
     StudyFolder,
     check_checkpoints,
     differences,
@@ -48,7 +48,7 @@ def test_a_run_may_not_leave_the_folder(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysim.study_folder.LOCK_SECONDS", 0.5)
+    monkeypatch.setattr("raysim.storage.study_folder.LOCK_SECONDS", 0.5)
     code = "import sys, raysim.study_folder as s; s.StudyFolder(sys.argv[1]).lock(); print(1, flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -129,8 +129,8 @@ def test_names_are_readable_and_no_two_are_equal():
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(tmp_path):
     import numpy as np
 
-    from raysim.checkpoint import Snapshot, rounds_in
-    from raysim.records import Records
+    from raysim.storage.checkpoint import Snapshot, rounds_in
+    from raysim.storage.records import Records
 
     folder, state = StudyFolder(str(tmp_path)), state_of(tiny())
     state.runs[0].run_id = "r"

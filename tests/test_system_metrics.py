@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from raysim.system_metrics import SystemMetrics
+from raysim.federation.metrics.system import SystemMetrics
 
 NODE = {
     "system/cpu_utilization_percentage",

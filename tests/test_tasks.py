@@ -2,7 +2,7 @@
 
 from conftest import tiny
 
-from raysim.tasks import algorithm_code
+from raysim.training.tasks import algorithm_code
 
 
 def test_the_code_of_an_algorithm_is_part_of_a_run():

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from algorithms import ALGORITHMS
 from raysim.cli import main
-from raysim.config_file import children, load_config
-from raysim.init import commented
-from raysim.schema import json_schema
+from raysim.config.loading import children, load_config
+from raysim.config.template import commented
+from raysim.config.json_schema import json_schema
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 import requests
 
-from raysim.config import CheckpointConfig, TrackingConfig
+from raysim.config.schema import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
-from raysim.tracking import (
+from raysim.tracking.mlflow_store import (
     CHECKPOINT_TAG,
     Tracker,
     checkpoint_of,

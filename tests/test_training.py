@@ -7,13 +7,13 @@ import torch
 from conftest import tiny
 
 from algorithms import ALGORITHMS
-from raysim.aggregation import PartialSum, combine
-from raysim.context import ServerContext
-from raysim.data.partitions import make_partition
+from raysim.training.aggregation import PartialSum, combine
+from raysim.functional.context import ServerContext
+from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.models.build import build_model
-from raysim.models.plugins import PLUGINS
-from raysim.training import ClientEngine, layout_of
+from raysim.plugins.registry import PLUGINS
+from raysim.training.engine import ClientEngine, layout_of
 
 
 class Simulation:
@@ -105,7 +105,7 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
     simulation = Simulation(algorithm={"name": "fedavg"})
     engine, config = simulation.engine, simulation.config
     from raysim import seeds
-    from raysim.data.transforms import to_model_input
+    from raysim.training.transforms import to_model_input
 
     expected, sizes = 0.0, engine.partition.num_train[:2]
     for client in (0, 1):

@@ -5,7 +5,7 @@ from conftest import tiny
 from test_training import Simulation
 
 from algorithms import ALGORITHMS
-from raysim.trial import Choice, choose, trial_step
+from raysim.workers.gpu_trial import Choice, choose, trial_step
 
 GB = 2**30
 

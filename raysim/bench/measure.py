@@ -27,17 +27,17 @@ from ray.exceptions import RayTaskError
 from raysim import __version__
 from raysim.bench.plain import PlainLoop, check_is_plain
 from raysim.bench.workloads import Workload
-from raysim.config import Config
-from raysim.config_file import config_of
+from raysim.config.schema import Config
+from raysim.config.loading import config_of
 from raysim.errors import ConfigError
-from raysim.journal import Outbox, RunJournal
-from raysim.keeper import Keeper
-from raysim.node_states import StateNodes
-from raysim.preparation import Launch, Prepared, prepare_on
-from raysim.resources import connect, usable_cpus
-from raysim.rounds import Run
-from raysim.storage import Folder
-from raysim.tracking import Tracker, checkpoint_root, resolve_uri
+from raysim.tracking.journal import Outbox, RunJournal
+from raysim.experiments.keeper import Keeper
+from raysim.workers.node_states import StateNodes
+from raysim.experiments.preparation import Launch, Prepared, prepare_on
+from raysim.workers.resources import connect, usable_cpus
+from raysim.federation.rounds import Run
+from raysim.storage.folder import Folder
+from raysim.tracking.mlflow_store import Tracker, checkpoint_root, resolve_uri
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
 from raysim import seeds
-from raysim.cohort import sample_cohort
-from raysim.config import Config
+from raysim.federation.cohort import sample_cohort
+from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
-from raysim.data.partitions import Partition
+from raysim.data.partitioners import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
-from raysim.parameters import ParameterLayout
+from raysim.functional.parameters import ParameterLayout
 
 Ints = NDArray[np.int64]
 # A method that overrides one of these trains in another way than the loop below.

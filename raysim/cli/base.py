@@ -14,7 +14,7 @@ from raysim import __version__
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raysim.config import Config
+    from raysim.config.schema import Config
 
 # A log file has no width: let lines be as long as they are.
 # Names come from users and data sets: none of them is markup.
@@ -37,7 +37,7 @@ class _Commands(click.Group):
 
 def load(file: str, overrides: tuple[str, ...]) -> Config:
     """The configuration; a user's own algorithm module may lie beside its file or where the command is given."""
-    from raysim.config_file import load_config
+    from raysim.config.loading import load_config
 
     # After raysim's own modules are loaded, and last: a folder `algorithms` of the user's must not take their place.
     sys.path += [os.getcwd(), str(Path(file).absolute().parent)]
@@ -52,7 +52,7 @@ def main() -> None:
 
 def complete_keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Dotted keys for the shell."""
-    from raysim.schema import keys
+    from raysim.config.json_schema import keys
 
     return [f"{key}=" for key in keys() if key.startswith(incomplete)] if "=" not in incomplete else []
 

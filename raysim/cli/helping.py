@@ -20,7 +20,7 @@ COLOURS = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def init(file: Path, data: str, method: str, force: bool) -> None:
     """Write a YAML FILE to start from: every key, its default and what it means; and a JSON Schema for the editor."""
-    from raysim.init import write_file
+    from raysim.config.template import write_file
 
     for path in write_file(file, data, method, force):
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -33,7 +33,7 @@ def init(file: Path, data: str, method: str, force: bool) -> None:
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
 def doctor(file: str | None, overrides: tuple[str, ...], uri: str | None) -> None:
     """Check that everything is here: Python, torch, GPUs, Ray, MLflow, disk; with a YAML FILE its data and models, too."""
-    from raysim.doctor import examine
+    from raysim.experiments.doctor import examine
 
     config = load(file, overrides) if file is not None else None
     wrong = 0
@@ -50,7 +50,7 @@ def doctor(file: str | None, overrides: tuple[str, ...], uri: str | None) -> Non
 @main.command()
 def schema() -> None:
     """Print the JSON Schema of a YAML file, by which editors complete and check keys."""
-    from raysim.schema import json_schema
+    from raysim.config.json_schema import json_schema
 
     click.echo(json_schema(), nl=False)
 

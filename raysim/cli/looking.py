@@ -18,10 +18,10 @@ from raysim.cli.base import OVERRIDES, console, load, main
 def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     """Show how FILE divides its data over clients, and what of its model is shared."""
     config = load(file, overrides)
-    from raysim.data.partitions import client_table
+    from raysim.data.partitioners import client_table
     from raysim.plots import check_picture, plot_partition
-    from raysim.preparation import prepare
-    from raysim.progress import as_rich
+    from raysim.experiments.preparation import prepare
+    from raysim.cli.progress import as_rich
 
     check_picture(Path(plot) if plot else None)
     runs = prepare(config)
@@ -88,7 +88,7 @@ def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int
     Methods are paired by seed and client. In markdown, latex and csv several experiments (one per data set) stand side by
     side; in the first two the best and the second best are marked.
     """
-    from raysim.report import Options, report
+    from raysim.analysis.report import Options, report
 
     if best and last != 1:
         raise click.UsageError("--best and --last exclude each other")
@@ -106,9 +106,9 @@ def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def dashboard(experiment: str | None, uri: str | None, port: int | None, host: str, no_browser: bool) -> None:
     """Serve MLflow's own pages on this machine until Ctrl-C, and open them in the browser."""
-    from raysim.config import TrackingConfig
-    from raysim.dashboard import open_dashboard, page_of
-    from raysim.tracking import Tracker, check_store, resolve_uri
+    from raysim.config.schema import TrackingConfig
+    from raysim.tracking.dashboard import open_dashboard, page_of
+    from raysim.tracking.mlflow_store import Tracker, check_store, resolve_uri
 
     store, page = resolve_uri(TrackingConfig(uri=uri)), ""
     check_store(store)

@@ -12,17 +12,17 @@ import click
 from raysim.cli.base import console, main
 
 if TYPE_CHECKING:
-    from raysim.export import ClientModel
+    from raysim.models.export import ClientModel
 
 
 def _model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
     """The model of a client of an MLflow run."""
     from tempfile import TemporaryDirectory
 
-    from raysim.config import TrackingConfig
-    from raysim.export import client_model
+    from raysim.config.schema import TrackingConfig
+    from raysim.models.export import client_model
     from raysim.models.saved import FOLDER, SavedRun
-    from raysim.tracking import artifacts, resolve_uri
+    from raysim.tracking.mlflow_store import artifacts, resolve_uri
 
     sys.path.append(os.getcwd())
     with TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def export(run: str, client: int | None, to: Path, uri: str | None) -> None:
     Plugins that are linear (lora, prefix_zero, prefix_random) are folded into timm's parameters; for the others the README
     has the lines of code that add them to timm's model.
     """
-    from raysim.export import export as write
+    from raysim.models.export import export as write
 
     if to.suffix != ".safetensors":
         raise click.UsageError(f"--to {to} should end in .safetensors")
@@ -59,8 +59,8 @@ def predict(run: str, images: tuple[Path, ...], client: int | None, uri: str | N
 
     Images are resized to those that it was trained on, and turned to grey if those are.
     """
-    from raysim.export import predict as classify
-    from raysim.export import read_images
+    from raysim.models.export import predict as classify
+    from raysim.models.export import read_images
 
     model = _model_of(run, client, uri)
     for path, classes in zip(images, classify(model, read_images(images, model.run.about.in_channels)), strict=True):

@@ -14,8 +14,8 @@ import click
 from raysim.cli.base import OVERRIDES, console, errors, load, main
 
 if TYPE_CHECKING:
-    from raysim.driver import Status
-    from raysim.experiment import Result, Watch
+    from raysim.experiments.driver import Status
+    from raysim.experiments.command import Result, Watch
 
 
 @main.command()
@@ -34,11 +34,11 @@ def run(file: str, overrides: tuple[str, ...], fresh: bool, dry_run: bool) -> No
     """
     config = load(file, overrides)
     if dry_run:
-        from raysim.dry_run import dry_run as show
+        from raysim.experiments.dry_run import dry_run as show
 
         show(console, config)
         return
-    from raysim.experiment import run as run_config
+    from raysim.experiments.command import run as run_config
 
     _shown(lambda watch: run_config(config, watch, fresh))
 
@@ -54,7 +54,7 @@ def resume(where: str, overrides: tuple[str, ...], from_round: int | None, uri: 
     RUN_ID is an MLflow run, DIR a folder of checkpoints. Keys that change no result may be changed: resources.num_actors=2
     """
     sys.path.append(os.getcwd())
-    from raysim.experiment import resume as resume_runs
+    from raysim.experiments.command import resume as resume_runs
 
     _shown(lambda watch: resume_runs(where, overrides, uri, from_round, watch))
 
@@ -66,15 +66,15 @@ def resume(where: str, overrides: tuple[str, ...], from_round: int | None, uri: 
 def attach(where: str, stop: bool, uri: str | None) -> None:
     """Show a run again that goes on in a cluster although its command is gone; Ctrl-C leaves it running."""
     sys.path.append(os.getcwd())
-    from raysim.experiment import attach as attach_to
+    from raysim.experiments.command import attach as attach_to
 
     _shown(lambda watch: attach_to(where, uri, stop, watch))
 
 
 def _shown(work: Callable[[Watch], Result]) -> None:
     """Do what a command is for, with progress, result and errors on the console."""
-    from raysim.experiment import RunFailed, RunKilled
-    from raysim.progress import ProgressView
+    from raysim.experiments.command import RunFailed, RunKilled
+    from raysim.cli.progress import ProgressView
 
     try:
         with ProgressView(console) as view:
@@ -96,8 +96,8 @@ def _shown(work: Callable[[Watch], Result]) -> None:
 
 
 def _print_result(result: Result) -> None:
-    from raysim.compare import caption
-    from raysim.progress import as_rich
+    from raysim.analysis.comparison import caption
+    from raysim.cli.progress import as_rich
 
     console.print(as_rich(result.table, caption(result.experiment, result.history)))
     run_id = result.parent_run_id or result.runs[0].run_id

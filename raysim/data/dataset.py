@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.partitions import Partition
+from raysim.data.partitioners import Partition
 from raysim.errors import ConfigError
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysim.data.dataset import Dataset, class_labels
-from raysim.data.files import check_memory, local_path, read_npz
+from raysim.data.npz_files import check_memory, local_path, read_npz
 from raysim.data.legacy_pickle import read_pickle
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raysim.config import DataConfig
+    from raysim.config.schema import DataConfig
 
 DEFAULT_ROOT = "~/.cache/raysim"
 

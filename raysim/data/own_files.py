@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.federated_npz import as_uint8, read_clients
-from raysim.data.files import check_memory, local_path, read_npz
-from raysim.data.partitions import Partition
+from raysim.data.npz_files import check_memory, local_path, read_npz
+from raysim.data.partitioners import Partition
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raysim.config import DataConfig
+    from raysim.config.schema import DataConfig
 
 
 def npz(config: DataConfig, image_size: int) -> Dataset:

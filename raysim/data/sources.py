@@ -13,7 +13,7 @@ from raysim.data.dataset import Dataset
 from raysim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raysim.config import DataConfig
+    from raysim.config.schema import DataConfig
 
 
 def load_dataset(config: DataConfig, image_size: int) -> Dataset:

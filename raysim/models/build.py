@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from raysim import seeds
-from raysim.data.files import local_path
+from raysim.data.npz_files import local_path
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights
 
 if TYPE_CHECKING:
     from algorithms.base import FederatedAlgorithm
-    from raysim.config import ModelConfig
+    from raysim.config.schema import ModelConfig
 
 
 def build_model(

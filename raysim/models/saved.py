@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from torch import nn
 
-from raysim.config import Config
-from raysim.config_file import config_of
+from raysim.config.schema import Config
+from raysim.config.loading import config_of
 from raysim.errors import ConfigError
-from raysim.optimizers import Tensors
-from raysim.parameters import ParameterLayout
+from raysim.functional.optimizers import Tensors
+from raysim.functional.parameters import ParameterLayout
 
 FOLDER = "model"
 MOST_BYTES = 25 * 10**7  # of personal states, beyond which `tracking.models: auto` leaves them to the checkpoint
@@ -93,7 +93,7 @@ class SavedRun:
             ConfigError: one is missing or damaged.
         """
         from raysim.models.build import build_model
-        from raysim.training import layout_of
+        from raysim.training.engine import layout_of
 
         try:
             about = About.model_validate(json.loads((folder / "about.json").read_text()))

@@ -13,7 +13,7 @@ from timm.models._manipulate import adapt_input_conv
 from torch import Tensor, nn
 
 from raysim.errors import ConfigError
-from raysim.parameters import classifier_names
+from raysim.functional.parameters import classifier_names
 
 
 def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:

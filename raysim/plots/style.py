@@ -15,7 +15,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from raysim.errors import ConfigError
-from raysim.palette import COLOURS
+from raysim.plots.palette import COLOURS
 
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -1,0 +1,374 @@
+"""The schema of a YAML file: one class per section, one docstring per key. Loading is in ``config_file.py``.
+
+Every key is checked; none is ignored. ``auto`` values are resolved once, before round 0, and written into the run's
+``config.yaml``, which ``raysim run`` accepts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from algorithms import FederatedAlgorithm, algorithm_class
+from raysim.config.dotted import flatten
+from raysim.config.grid import expand
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A block of the file: frozen, strict types, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _allow_only(section: Section, owner: str, allowed: set[str], conditional: set[str]) -> None:
+    """Refuse keys that are set but that this choice of ``name`` does not use."""
+    for key in sorted(conditional - allowed):
+        if getattr(section, key) is not None:
+            raise ValueError(f"{key!r} is not used by {owner}, which takes {', '.join(sorted(allowed)) or 'no keys'}")
+
+
+class PartitionConfig(Section):
+    """How samples are divided among clients."""
+
+    name: Literal["iid", "dirichlet", "pathological", "by_domain", "file", "own"] = "dirichlet"
+    """``dirichlet``: label skew; ``pathological``: k classes per client; ``by_domain``: clients divided over domains,
+    Dirichlet inside each; ``file``: a split made elsewhere; ``own``: that of ``federated_npz``."""
+    alpha: float | None = Field(None, gt=0)
+    """dirichlet, by_domain: concentration; smaller is more skewed. Default 0.5."""
+    min_samples: int | None = Field(None, ge=2)
+    """dirichlet, by_domain: draw again until every client has this many samples. Default 10."""
+    classes_per_client: int | None = Field(None, ge=1)
+    """pathological: classes that each client has. Default 2."""
+    path: str | None = None
+    """file: an npz with index arrays ``train_<i>`` and ``test_<i>`` for every client i."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, raw: Any) -> Any:
+        defaults: dict[str, dict[str, Any]] = {
+            "dirichlet": {"alpha": 0.5, "min_samples": 10},
+            "by_domain": {"alpha": 0.5, "min_samples": 10},
+            "pathological": {"classes_per_client": 2},
+        }
+        if not isinstance(raw, Mapping):
+            return raw
+        name = raw.get("name", "dirichlet")
+        filled = defaults.get(name, {}) if isinstance(name, str) else {}
+        return {**raw, **{k: v for k, v in filled.items() if raw.get(k) is None}}
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> PartitionConfig:
+        keys = {
+            "dirichlet": {"alpha", "min_samples"},
+            "by_domain": {"alpha", "min_samples"},
+            "pathological": {"classes_per_client"},
+            "file": {"path"},
+        }.get(self.name, set())
+        _allow_only(self, f"the partition {self.name!r}", keys, {"alpha", "min_samples", "classes_per_client", "path"})
+        if self.name == "file" and self.path is None:
+            raise ValueError("the partition 'file' needs 'path', an npz with train_<i> and test_<i>")
+        return self
+
+
+class DataConfig(Section):
+    """The data set and its split over clients."""
+
+    name: str = "digits"
+    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, or a MedMNIST flag
+    (``organamnist``)."""
+    root: str | None = None
+    """npz: the file. Others: the folder of the data; null is ``~/.cache/raysim``. Downloads go there."""
+    allow_legacy_pickle: bool = False
+    """federated_npz: read its pickled dicts, by a reader that makes arrays, dicts, lists, numbers and strings only."""
+    num_clients: Positive = 16
+    """N, the number of clients."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Share of each client's samples in its test split, rounded up (not used by the partitions ``file`` and ``own``)."""
+    subset: int | None = Field(None, ge=1)
+    """Use about this many samples, the same share of every class, evenly spaced through it. null: all."""
+    augment: Literal["none", "flip", "crop_flip"] = "none"
+    """Training images: mirrored at random; and shifted by up to an eighth of their size."""
+    rotated_domains: bool = False
+    """digits: four domains of equal size, their images rotated by 0, 90, 180 and 270 degrees."""
+    partition: PartitionConfig = PartitionConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _federated_npz_has_its_own_split(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("name") == "federated_npz":
+            return {"partition": {"name": "own"}, **raw}
+        return raw
+
+    @model_validator(mode="after")
+    def _options_fit_the_source(self) -> DataConfig:
+        if (self.name == "federated_npz") != (self.partition.name == "own"):
+            raise ValueError(
+                "'federated_npz' comes with its split: it takes the partition 'own', and no other data set does"
+            )
+        if self.name == "federated_npz" and self.subset is not None:
+            raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
+        if self.allow_legacy_pickle and self.name != "federated_npz":
+            raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', but name is {self.name!r}")
+        if self.rotated_domains and self.name != "digits":
+            raise ValueError(f"'rotated_domains' is an option of 'digits', but name is {self.name!r}")
+        if self.root is not None and self.name == "digits":
+            raise ValueError("'root' is not used by 'digits', which come with scikit-learn")
+        return self
+
+
+class ModelConfig(Section):
+    """A timm model."""
+
+    name: str = "vit_tiny_patch16_224"
+    """timm's name."""
+    image_size: Positive = 224
+    """Side of the square images that the model sees, in pixels; samples are resized to it on the device."""
+    pretrained: bool = False
+    """Start from timm's pretrained weights (downloaded)."""
+    weights: str | None = None
+    """Start from a safetensors file in timm's names; position embeddings are resized, another head is replaced."""
+    kwargs: dict[str, Any] = {}
+    """Arguments of timm's constructor: patch_size, embed_dim, depth, num_heads, drop_rate, ..."""
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelConfig:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("give 'pretrained: true' or 'weights', not both")
+        if taken := sorted({"num_classes", "in_chans", "img_size", "pretrained"} & self.kwargs.keys()):
+            raise ValueError(f"kwargs can't set {taken[0]!r}: the data set, image_size and pretrained decide it")
+        files = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+        if taken := sorted(files & self.kwargs.keys()):  # timm would read files there, in PyTorch's format, too
+            raise ValueError(f"kwargs can't set {taken[0]!r}: they come from 'weights' or 'pretrained'")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The clients' optimiser; fresh in every round."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """``sgd`` or ``adamw``."""
+    lr: float = Field(0.01, gt=0)
+    """Learning rate."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """sgd: momentum; 0 is none."""
+    weight_decay: float = Field(0.0, ge=0)
+    """sgd: L2 term in the gradient. adamw: decoupled decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale a client's gradient down to this norm where it is longer, over all of its parameters. null: never."""
+
+    @model_validator(mode="after")
+    def _momentum_is_for_sgd(self) -> OptimizerConfig:
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"'momentum' is not used by {self.name!r}; set it to 0")
+        return self
+
+
+class TrainConfig(Section):
+    """Local training."""
+
+    local_epochs: Positive = 1
+    """Passes over a client's training samples per round."""
+    batch_size: Positive = 32
+    """Samples per local step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over rounds: constant, or cosine from ``lr`` towards 0."""
+
+
+class CohortConfig(Section):
+    """Which clients train in a round: exactly one of ``fraction``, ``size`` and ``schedule``; and what befalls them."""
+
+    fraction: float | None = Field(None, gt=0, le=1)
+    """Share of the clients, sampled without replacement, at least one."""
+    size: int | None = Field(None, ge=1)
+    """Number of clients, sampled without replacement."""
+    schedule: list[list[int]] | None = None
+    """Client ids of every round, given."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Simulated: the chance of a client to train and never report. Its own state changes, the mean is that of the others."""
+    stragglers: float = Field(0.0, ge=0, le=1)
+    """Simulated: the chance of a client to be slow in a round: it does a random share of its local steps, at least one."""
+    on_failure: Literal["stop", "drop"] = "stop"
+    """What to do about a client batch that kills its worker more than ``resources.max_retries`` times: stop the run, or go on
+    without its clients, counted in ``cohort/dropped``. Such a result is not reproducible."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> CohortConfig:
+        given = [k for k in ("fraction", "size", "schedule") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of fraction, size, schedule (here: {', '.join(given) or 'none'}); null unsets a key"
+            )
+        for round, ids in enumerate(self.schedule or ()):
+            if not ids or len(set(ids)) != len(ids) or min(ids) < 0:
+                raise ValueError(f"schedule[{round}] is {ids}: it must list at least one client id, each once, from 0")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Who is evaluated, when, with which parameters."""
+
+    every: Positive = 1
+    """Evaluate in every so many rounds, and in the last."""
+    clients: Literal["all", "cohort"] | Positive = "all"
+    """All clients, the round's cohort, or a fixed random sample of this size. The last round evaluates all, for the table of
+    clients; its metrics are still about those asked for here."""
+    protocol: Literal["paper", "aggregated"] = "paper"
+    """``paper``: a client that has just trained with its own parameters before aggregation, any other with the round's
+    incoming shared parameters and its personal ones. ``aggregated``: everyone after the server step, with the new shared
+    parameters and their personal ones."""
+    new_clients: int = Field(0, ge=0)
+    """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
+    train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
+    adapt_epochs: Positive = 1
+    """new_clients: local epochs of their adaptation, as the algorithm trains its clients, at the full learning rate."""
+
+
+class ResourcesConfig(Section):
+    """Where it runs. No key changes a result, except ``device``, ``clients_per_batch``, ``precision`` and ``compile``."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where Ray sees a GPU."""
+    num_actors: Auto | Positive = "auto"
+    """Client actors (worker processes). auto: one per CPU core, or as many as the GPUs have room for; no more than client
+    batches in a round."""
+    num_cpus_per_actor: float = Field(1, gt=0)
+    """Ray's logical CPUs of an actor. An actor computes with one thread whatever it is."""
+    num_gpus_per_actor: Auto | Annotated[float, Field(ge=0)] = "auto"
+    """Share of a GPU per actor, such as 0.25. auto: the GPUs divided among the actors, up to four on each by the memory of a
+    trial step."""
+    clients_per_batch: Auto | Positive = "auto"
+    """Clients that an actor trains together as one vectorised computation; 1 trains them one by one. auto: from model and
+    batch size on a CPU, from the memory of a trial step on a GPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is faster where the
+    CPU or GPU computes in it."""
+    compile: bool = False
+    """Run forward and backward through ``torch.compile``: a minute at the start of every actor, and a C++ compiler (CPU) or
+    Triton (GPU)."""
+    client_timeout: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds after which a client batch is taken to hang and its actor is replaced. auto: twenty times what was measured for
+    its number of samples, at least a minute."""
+    max_retries: int = Field(3, ge=0)
+    """How often a client batch that killed its actor is tried again."""
+    concurrent_runs: Auto | Positive = "auto"
+    """Runs of a study at a time, each with actors of its own. auto: on CPUs as many as have room with all the actors that a
+    run can use, unless ``num_actors`` is given; on GPUs one after another."""
+    allow_mixed: bool = False
+    """Use nodes with different CPUs or GPUs in one run; bits then depend on which client ran where."""
+
+
+class CheckpointConfig(Section):
+    """What a run goes on from when a node, the driver or the whole machine is lost. No key changes a result."""
+
+    dir: str | None = None
+    """A folder or any fsspec URI (``s3://bucket/runs``); null: ``checkpoints`` beside the MLflow store."""
+    every: Positive | None = 5
+    """Rounds from one checkpoint to the next. null: none, and nothing can be resumed."""
+    keep: Positive = 2
+    """Checkpoints of a run that are kept; one that is finished keeps its last."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; null: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the directory of the command."""
+    experiment: str | None = None
+    """Experiment; null: the ``name`` of the file."""
+    models: Literal["auto", "all", "shared", "none"] = "auto"
+    """Trained models among the artifacts: the shared parameters and the state of every client. auto: all, or the shared ones
+    only if the states are more than 250 MB."""
+
+
+def _algorithm(value: Any) -> Any:
+    """A mapping to the algorithm that its ``name`` asks for; its errors are told under ``algorithm.``."""
+    if not isinstance(value, Mapping):
+        return value
+    cls = algorithm_class(value)
+    try:
+        return cls.model_validate(dict(value))
+    except ValidationError as error:
+        raise AlgorithmBlockError(cls, error) from error
+
+
+class AlgorithmBlockError(ValueError):
+    """Carries the validation error of the algorithm's own class to the loader."""
+
+    def __init__(self, cls: type[FederatedAlgorithm], error: ValidationError) -> None:
+        super().__init__(str(error))
+        self.cls, self.error = cls, error
+
+
+class Config(Section):
+    """A run, or a study of several."""
+
+    name: str = Field("raysim", min_length=1)
+    """Name of the run or study; the MLflow experiment unless ``tracking.experiment`` is given."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Every random draw follows from it."""
+    rounds: Positive = 20
+    """Federated rounds."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    algorithm: Annotated[SerializeAsAny[FederatedAlgorithm], BeforeValidator(_algorithm)]
+    """``name``, and that algorithm's own keys."""
+    train: TrainConfig = TrainConfig()
+    cohort: CohortConfig = CohortConfig(fraction=1.0)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    study: list[dict[str, Any]] | None = None
+    """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
+    ``algorithm:`` block replaces the file's whole block. Or ``grid``, lists of values by dotted keys (``seed`` among them),
+    of which every combination is a run; with ``exclude``, combinations that are left out, and ``include``, more of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grid_to_entries(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and isinstance(raw.get("study"), Mapping):
+            try:
+                return {**raw, "study": expand(raw["study"], raw.get("algorithm"))}
+            except ValueError as error:
+                raise ValueError(f"study: {error}") from error
+        return raw
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Config:
+        clients, cohort = self.data.num_clients, self.cohort
+        if self.algorithm.pooled and (cohort.dropout or cohort.stragglers):
+            raise ValueError(
+                f"cohort: dropout and stragglers are not used by {self.algorithm.name!r}, which has no clients"
+            )
+        if cohort.size is not None and cohort.size > clients:
+            raise ValueError(f"cohort.size is {cohort.size}, but data.num_clients is {clients}")
+        if cohort.schedule is not None:
+            if len(cohort.schedule) < self.rounds:
+                raise ValueError(f"cohort.schedule has {len(cohort.schedule)} rounds, but rounds is {self.rounds}")
+            if (largest := max(max(ids) for ids in cohort.schedule)) >= clients:
+                raise ValueError(f"cohort.schedule has client {largest}, but ids go from 0 to {clients - 1}")
+        if isinstance(self.evaluate.clients, int) and self.evaluate.clients > clients:
+            raise ValueError(f"evaluate.clients is {self.evaluate.clients}, but data.num_clients is {clients}")
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """The largest cohort of a round."""
+        if self.cohort.schedule is not None:
+            return max(len(ids) for ids in self.cohort.schedule)
+        if self.cohort.size is not None:
+            return self.cohort.size
+        assert self.cohort.fraction is not None
+        return max(1, round(self.cohort.fraction * self.data.num_clients))
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted path to value, without the study: what MLflow shows as parameters."""
+        return dict(flatten(self.model_dump(mode="json", exclude={"study"})))

@@ -1,0 +1,331 @@
+"""What a command does: start a driver, or find one that is at work, and watch it until its runs are over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raysim.analysis.comparison import compare
+from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
+from raysim.config.loading import children, config_of
+from raysim.experiments.driver import NAMESPACE, Driver, Status
+from raysim.errors import ConfigError
+from raysim.workers.resources import connect
+from raysim.experiments.study import Job, RunResult
+from raysim.storage.study_folder import StudyFolder, StudyState, check_checkpoints, differences, new_name, new_state, unfinished
+from raysim.tracking.mlflow_store import Tracker, checkpoint_of, checkpoint_root, git_commit, home, in_ray_job, resolve_uri
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
+LEFT_OPEN = f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open"
+ANSWER_SECONDS = 20  # for a driver to say how far it is
+AWAY_SECONDS = 300  # without an answer from a driver that is being started again
+
+Watch = Callable[[Status, list[str], list[int]], None]
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; the message is the driver's."""
+
+
+class RunKilled(RuntimeError):
+    """A run was stopped before its end; it is closed as KILLED in MLflow."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, or all runs of a study.
+
+    Attributes:
+        runs: each with its history, table of clients, final shared parameters and checksums.
+        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
+        tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
+        has_models: whether trained models are among the artifacts (``tracking.models``).
+    """
+
+    runs: list[RunResult]
+    history: pd.DataFrame
+    tracking_uri: str
+    experiment: str
+    parent_run_id: str | None
+    has_models: bool
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
+        return compare(self.history)
+
+
+def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Result:
+    """Run a configuration, alone or as a study, and return its results; blocks until the end.
+
+    Uses the Ray cluster that this process is connected to, or that RAY_ADDRESS names; otherwise it starts a local one
+    and shuts it down at the end. A study that was asked for in the same words before and has not finished goes on: its
+    finished runs are skipped, and the others continue from their checkpoints.
+
+    Args:
+        watch: called about five times a second with the driver's status, the names of all runs, and their rounds.
+        fresh: start a study anew, whatever was left unfinished.
+
+    Raises:
+        ConfigError: something is wrong with the configuration, the data or the resources; no run was started.
+        RunFailed: a run failed, for instance because an algorithm raised.
+        RunKilled: ``KeyboardInterrupt`` came while it ran.
+    """
+    uri = resolve_uri(config.tracking)
+    _say_where(config, uri)
+    state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
+    folder, is_new = None, True
+    if config.checkpoint.every is not None:
+        root = checkpoint_root(config.checkpoint, uri)
+        folder = unfinished(root, config, uri) if config.study is not None and not fresh else None
+        is_new = folder is None
+        if folder is not None:
+            print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
+            _go_on(StudyFolder(folder), config)
+        folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
+    return _command(state, folder, watch, is_new)
+
+
+def resume(
+    where: str,
+    overrides: Sequence[str] = (),
+    uri: str | None = None,
+    from_round: int | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Go on with runs that were interrupted, in the same MLflow runs.
+
+    Args:
+        where: an MLflow run id, of a study or of one of its runs, or the folder of its checkpoints.
+        overrides: changes such as ``"resources.num_actors=2"``, of keys that change no result.
+        uri: the MLflow store that has the run id.
+        from_round: go back to the newest checkpoint of at most so many rounds.
+
+    Raises:
+        ConfigError: there is nothing to go on with, a checkpoint is damaged, or a change would change results.
+        RunFailed, RunKilled: as ``run``.
+    """
+    folder = find_folder(where, uri)
+    state = folder.read()
+    assert state is not None
+    config = config_of(state.config, overrides, f"{folder.uri}/study.json")
+    asked = config.model_dump(mode="json")
+    if (changed := differences(state.config, asked)) or asked["study"] != state.config["study"]:
+        raise ConfigError(
+            *(changed or ["study: has other entries"]),
+            "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
+        )
+    if config.checkpoint.every is None:
+        raise ConfigError("checkpoint.every: null: a run that goes on from its checkpoints goes on writing them")
+    state = _go_on(folder, config, check=True, from_round=from_round)
+    return _command(state, folder.uri, watch, is_new=False)
+
+
+def _go_on(folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None) -> StudyState:
+    """Write down what is asked for now, when nobody else is at work on the runs; with a ``check`` of their checkpoints."""
+    folder.lock()
+    try:
+        state = folder.read()
+        assert state is not None
+        for line in check_checkpoints(folder, state, from_round) if check else []:
+            print(line, file=sys.stderr)
+        state.config, state.starts, state.finished = config.model_dump(mode="json"), 0, False
+        folder.write(state)
+    finally:
+        folder.unlock()
+    return state
+
+
+def find_folder(where: str, uri: str | None = None) -> StudyFolder:
+    """The folder of a command's runs, by its path, that of one of its runs, or an MLflow run id.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    place = where if "://" in where or Path(where).exists() else None
+    if place is None:
+        place = checkpoint_of(resolve_uri(TrackingConfig(uri=uri)), where)
+    folder = StudyFolder(place)
+    if folder.read() is None:  # a run's own folder lies in that of the command
+        parent = StudyFolder(folder.uri.rsplit("/", 1)[0])
+        if parent.read() is None:
+            raise ConfigError(f"{place}: is no folder of checkpoints: it has no study.json")
+        folder = parent
+    return folder
+
+
+def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch | None = None) -> Result:
+    """Watch runs whose command is gone, on the cluster that RAY_ADDRESS names or that runs on this machine.
+
+    Args:
+        where, uri: as for ``resume``.
+        stop: ask them to end.
+
+    Raises:
+        ConfigError: there is no cluster, or nobody is at work there.
+        RunFailed, RunKilled: as ``run``.
+    """
+    folder = find_folder(where, uri)
+    state = folder.read()
+    assert state is not None
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+        except ConnectionError as error:
+            raise ConfigError(f"RAY_ADDRESS: there is no Ray cluster to look at: {error}") from error
+    try:
+        try:
+            driver = ray.get_actor(_actor_name(folder.uri), NAMESPACE)
+        except ValueError as error:
+            done = "they are finished" if state.finished else f"continue with `raysim resume {folder.uri}`"
+            raise ConfigError(f"nobody is at work on the runs of {folder.uri}: {done}") from error
+        if stop:
+            driver.stop.remote()
+        return _results(driver, state, folder.uri, watch, ours=stop)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _actor_name(folder: str) -> str:
+    return f"driver of {folder}"
+
+
+def _say_where(config: Config, uri: str) -> None:
+    """In a job nobody sees the folder that the command runs in."""
+    if not in_ray_job():
+        return
+    kept = checkpoint_root(config.checkpoint, uri) if config.checkpoint.every is not None else "nowhere"
+    print(f"*** On {socket.gethostname()}: MLflow store {uri}, checkpoints in {kept}", file=sys.stderr)
+    if not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("RAYSIM_HOME")):
+        print("*** MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment choose another place", file=sys.stderr)
+
+
+def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
+    resources = ResourcesConfig.model_validate(state.config["resources"])
+    with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
+        # A store that can't be used had better be known soon; that of a run that goes on may be back later.
+        store = thread.submit(Tracker, state.tracking_uri, state.experiment) if is_new else None
+        started, warning = connect(resources)
+    try:
+        if store is not None:
+            store.result()
+        if warning:
+            print(warning, file=sys.stderr)
+        import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
+        job = Job(state.model_dump_json(), folder, str(home()), import_path)
+        actor_class: Any = Driver
+        name = _actor_name(folder) if folder is not None else None
+        try:
+            # Without checkpoints there is nothing that it could go on from.
+            lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
+            driver = actor_class.options(**driver_options(), name=name, **lives).remote(job)
+        except ValueError as error:  # the name is taken
+            raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
+        return _results(driver, state, folder, watch, ours=True)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def driver_options() -> dict[str, Any]:
+    """On this node, where SQLite stores and folders are, and for as long as the cluster lives, with or without us."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": here, "lifetime": "detached", "namespace": NAMESPACE}
+
+
+def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
+    """Watch a driver to its end; one that is ``ours`` ends with us, whatever ends us."""
+    runs = [child for _, child in children(config_of(state.config, [], "study.json"))]
+    names, rounds = [child.name for child in runs], [child.rounds for child in runs]
+    results: list[RunResult] = []
+    parent = None
+    try:
+        status = _watch(driver, names, rounds, watch, ours)
+        while status.state == "finished" and len(results) < len(runs):
+            results, parent = ray.get(driver.results.remote())
+            if len(results) < len(runs):  # it was killed after it had finished, and looks for them again
+                status = _watch(driver, names, rounds, watch, ours)
+    except BaseException:
+        if ours:
+            _stop(driver)
+            ray.kill(driver)
+        raise
+    ray.kill(driver)
+    if status.problems is not None:
+        raise ConfigError(*status.problems)
+    way = "Without the file" if state.config["study"] else "To go on from the last checkpoint"
+    hint = f"\n{way}: raysim resume {folder}" if folder is not None else ""
+    if status.state == "failed":
+        raise RunFailed(f"{status.error}{hint}")
+    if status.state == "killed":
+        raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
+    history = pd.concat([result.history for result in results], ignore_index=True)
+    has_models = state.config["tracking"]["models"] != "none"
+    return Result(results, history, state.tracking_uri, state.experiment, parent, has_models)
+
+
+def _stop(driver: Any) -> None:
+    """Let the driver close its MLflow runs before it is killed, whatever ended the command (a closed pipe, a bug)."""
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        driver.stop.remote()
+        while (
+            ray.get(driver.status.remote("", 0), timeout=STOP_SECONDS).state in ("starting", "running")
+            and time.monotonic() < deadline
+        ):
+            time.sleep(POLL_SECONDS)
+    except RayError:
+        pass  # the driver is gone: there is nothing to wait for
+
+
+def _watch(driver: Any, names: list[str], rounds: list[int], watch: Watch | None, ours: bool) -> Status:
+    """Poll the driver until it is done; on Ctrl-C ask ours to stop and wait until its MLflow run is closed."""
+    deadline, life, seen, answered = None, "", 0, time.monotonic()
+    while True:
+        try:
+            status: Status = ray.get(driver.status.remote(life, seen), timeout=ANSWER_SECONDS)
+            answered = time.monotonic()
+            if status.life != life:
+                if life and watch:
+                    watch(_told("the driver was lost and has been started again"), names, rounds)
+                life, seen = status.life, 0
+            seen += len(status.events)
+            if watch:
+                watch(status, names, rounds)
+            if status.state in ("finished", "failed", "killed"):
+                return status
+            if deadline is not None and time.monotonic() > deadline:
+                raise RunKilled(LEFT_OPEN)
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            if deadline is not None or not ours:
+                raise
+            deadline = time.monotonic() + STOP_SECONDS
+            driver.stop.remote()
+        except (ActorUnavailableError, GetTimeoutError) as error:  # Ray is starting it again, or it is very busy
+            if deadline is not None and time.monotonic() > deadline:
+                raise RunKilled(LEFT_OPEN) from error
+            if time.monotonic() - answered > AWAY_SECONDS:
+                raise RunFailed(f"the driver actor does not answer: {error}") from error
+            time.sleep(POLL_SECONDS)
+        except RayError as error:
+            raise RunFailed(f"the driver actor is gone: {error}") from error
+
+
+def _told(event: str) -> Status:
+    return Status(events=(event,))

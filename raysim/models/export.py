@@ -1,0 +1,179 @@
+"""``raysim export`` and ``raysim predict``: a client's model, out of a finished run, for anybody who has torch and timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from algorithms import FederatedAlgorithm
+from raysim.data.partitioners import Partition
+from raysim.training.transforms import to_model_input
+from raysim.errors import ConfigError
+from raysim.models.build import plain_model
+from raysim.plugins.registry import fold, rebuild
+from raysim.models.saved import SavedRun
+from raysim.training.engine import ClientEngine
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ClientModel:
+    """The model that a client is evaluated with after the last round.
+
+    Attributes:
+        run: that it is of.
+        client: whose it is; None for the shared model, where a method shares everything.
+        model: with its values and the algorithm's plugin, ready for use.
+    """
+
+    run: SavedRun
+    client: int | None
+    model: nn.Module
+
+    @torch.no_grad()
+    def logits(self, images: NDArray[np.uint8]) -> Tensor:
+        """Images (B, H, W, C) uint8, of any size, to logits (B, classes)."""
+        size = self.run.config.model.image_size
+        result: Tensor = self.model.eval()(to_model_input(torch.from_numpy(images.copy()), size))
+        return result
+
+
+def client_model(run: SavedRun, client: int | None) -> ClientModel:
+    """Put a client's model together.
+
+    Raises:
+        ConfigError: there is no such client; a method with personal parameters has no model without a client; the data on
+            which a client adapts before it is evaluated can't be loaded.
+    """
+    algorithm = run.config.algorithm
+    own = type(algorithm).personalize is not FederatedAlgorithm.personalize  # of a state that is no part of the model
+    if client is None and (own or run.layout.num_personal or algorithm.adapt_steps()):
+        raise ConfigError(f"--client is needed: with {algorithm.name!r} each client has a model of its own")
+    broadcast, frozen = run.broadcast()
+    state = {name: value[None] for name, value in run.state(client or 0).items()} if client is not None else {}
+    engine = _engine(run)
+    if client is None:
+        theta = broadcast["shared"]
+    else:
+        last = run.config.rounds - 1
+        theta = engine.personalized(last, np.array([client]), broadcast, state)[0]
+    values = run.layout.unflatten(theta) | frozen
+    run.model.load_state_dict({name: value.clone() for name, value in values.items()}, strict=False)
+    return ClientModel(run, client, run.model)
+
+
+def _engine(run: SavedRun) -> ClientEngine:
+    """With the run's data only if a client adapts to it before it is evaluated."""
+    config = run.config
+    if config.algorithm.adapt_steps():
+        from raysim.experiments.preparation import load_data
+
+        data, partition = load_data(config)
+        images, labels = data.images, data.labels
+    else:
+        images = np.zeros((1, 1, 1, run.about.in_channels), np.uint8)
+        labels, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+        partition = Partition(none, np.zeros(1, np.int64), none)
+    resources = config.resources.model_copy(update={"device": "cpu", "precision": "float32", "compile": False})
+    config = config.model_copy(update={"resources": resources})
+    return ClientEngine(config, run.model, torch.zeros(run.layout.num_parameters), images, labels, partition, "cpu")
+
+
+def export(of: ClientModel, to: Path) -> Path:
+    """Write a client's model as an ordinary timm state dict, and beside it a README on how to load it; returns that.
+
+    Raises:
+        ConfigError: it can't be written, or timm has no place for what the algorithm added to the model.
+    """
+    tensors = {name: tensor.detach().clone() for name, tensor in of.model.state_dict().items()}
+    fold(of.model, tensors)
+    config, about = of.run.config, of.run.about
+    plain, arguments = plain_model(config.model, len(about.class_names), about.in_channels)
+    code = rebuild(of.model)
+    more = sorted(tensors.keys() - plain.state_dict().keys())
+    if more and not code:
+        raise ConfigError(
+            f"{config.algorithm.name!r} adds {more[0]} to the model, a plugin that raysim does not know, so neither timm nor "
+            "a few lines of code can load it"
+        )
+    readme = to.with_suffix(".md")
+    try:
+        data = save({n: t.contiguous() for n, t in tensors.items()}, {"class_names": json.dumps(about.class_names)})
+        to.write_bytes(data)
+        readme.write_text(_readme(of, to.name, arguments, code), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--to {to}: can't be written: {error}") from error
+    return readme
+
+
+def _readme(of: ClientModel, file: str, arguments: dict[str, Any], plugin: list[str]) -> str:
+    config, names, size = of.run.config, of.run.about.class_names, of.run.config.model.image_size
+    whose = f"of client {of.client}" if of.client is not None else "shared by all clients"
+    classes = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50])) + (", …" if len(names) > 50 else "")
+    given = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    colours = {1: "greyscale", 3: "RGB"}.get(of.run.about.in_channels, f"{of.run.about.in_channels} channels")
+    lines = [
+        "import timm, torch",
+        "",
+        f"model = timm.create_model({config.model.name!r}{given})",
+        *plugin,
+        f"timm.models.load_checkpoint(model, {file!r})",
+        "model.eval()",
+    ]
+    code = "\n".join(lines)
+    parts = "the final shared parameters" + (" and the client's personal ones" if of.run.layout.num_personal else "")
+    adapted = ", after its adaptation on its training samples" if config.algorithm.adapt_steps() else ""
+    return f"""# {file}
+
+The model {whose} after round {config.rounds} of {config.name!r}: {config.model.name} trained by {config.algorithm.name} on
+{config.data.name}. It has {parts}{adapted}.
+
+```python
+{code}
+```
+
+Input: {colours} images (B, {of.run.about.in_channels}, {size}, {size}), resized bilinearly with antialiasing, values
+`(x / 255 - 0.5) / 0.5`. Output: logits (B, {len(names)}). Classes: {classes}.
+"""
+
+
+def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]:
+    """Each (1, H, W, C).
+
+    Raises:
+        ConfigError: a file is no image, or has more than 8 bits per channel.
+    """
+    from PIL import Image
+
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith("I") or image.mode == "F":
+                    raise ConfigError(f"{path}: has more than 8 bits per channel ({image.mode}); convert it first")
+                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"{path}: is no image that can be read: {error}") from error
+        images.append(pixels.reshape(1, *pixels.shape[:2], channels))
+    return images
+
+
+def predict(of: ClientModel, images: Sequence[NDArray[np.uint8]], most: int = 5) -> list[list[tuple[str, float]]]:
+    """For each image the ``most`` probable classes with their probabilities."""
+    result = []
+    for image in images:
+        probabilities = of.logits(image)[0].softmax(dim=-1)
+        values, order = probabilities.sort(descending=True, stable=True)
+        top = zip(order[:most].tolist(), values[:most].tolist(), strict=True)
+        result.append([(of.run.about.class_names[i], p) for i, p in top])
+    return result

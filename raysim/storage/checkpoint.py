@@ -1,0 +1,276 @@
+"""Checkpoints of a run: written beside its rounds, verified file by file before anything of them is used.
+
+A run's folder holds, all of it safetensors or JSON:
+
+    checkpoint-000010.json      the manifest, written last: names, sizes and SHA-256 of the files that make it up
+    shared-000010-….safetensors shared parameters, the server's state, and where each client's state is
+    states-000010-….safetensors states of the clients that changed since the checkpoint before
+    rounds-000009-….json        metrics of the rounds since the checkpoint before
+    clients-000009-….safetensors and the accuracy of each client in them
+
+A file is never changed: a later checkpoint refers to those of earlier ones, and what no manifest refers to is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from raysim.errors import CheckpointError
+from raysim.storage.records import Records, RoundRecord
+from raysim.storage.folder import Folder
+
+Ints = NDArray[np.int64]
+FORMAT = 1
+MANIFEST = re.compile(r"checkpoint-(\d{6,})\.json")
+OWN_FILE = re.compile(r"(checkpoint|shared|states|rounds|clients)-\d{6,}[-\w]*\.(json|safetensors)(\.part)?")
+
+
+class FileEntry(BaseModel):
+    """A file that a checkpoint is made of."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str = Field(pattern=f"^{OWN_FILE.pattern}$")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class OpenRound(BaseModel):
+    """The last round, when clients are still to be evaluated with the parameters that it ended with."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    round: int = Field(ge=0)
+    metrics: dict[str, float]
+    rejected: list[int]
+    dropped: list[int]
+
+
+class Manifest(BaseModel):
+    """What ``checkpoint-….json`` says."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: int
+    round: int = Field(ge=0)
+    """The next round."""
+    config: dict[str, Any]
+    """As the run has it, nothing left ``auto``."""
+    facts: dict[str, str]
+    """What results depend on besides the configuration: data, code, versions, kind of device."""
+    num_clients: int = Field(ge=1)
+    state_size: int = Field(ge=0)
+    open: OpenRound | None
+    shared: FileEntry
+    states: list[FileEntry]
+    rounds: list[FileEntry]
+    clients: list[FileEntry]
+
+    @property
+    def files(self) -> list[FileEntry]:
+        return [self.shared, *self.states, *self.rounds, *self.clients]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run between two rounds, as the checkpoint keeps it; nothing in it changes any more."""
+
+    round: int
+    shared: NDArray[np.float32]
+    server_state: dict[str, NDArray[Any]]
+    records: Records
+    open: OpenRound | None
+    addresses: Ints
+    """(N,): where the state of each client is, or -1."""
+    versions: Ints
+    """(N,): raised with every new state of a client."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files have been verified; client states are read from it piece by piece."""
+
+    folder: Folder
+    manifest: Manifest
+    shared: NDArray[np.float32]
+    server_state: dict[str, NDArray[Any]]
+    records: Records
+    clients: Ints
+    """(M,) that have a state of their own, ascending."""
+    segment: Ints
+    """(M,): in which of ``manifest.states``."""
+    row: Ints
+    """(M,): and in which row of it."""
+
+    @property
+    def name(self) -> str:
+        return manifest_name(self.manifest.round)
+
+    def states(self) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
+        """Clients (K,) and their states (K, state_size), file by file."""
+        for i, entry in enumerate(self.manifest.states):
+            chosen = self.segment == i
+            if not chosen.any():
+                continue
+            tensors = _tensors(self.folder, entry, {"clients": np.int64, "states": np.float32})
+            rows = self.row[chosen]
+            _check(tensors["states"].ndim == 2, entry.name, "its states are no table")
+            _check(tensors["states"].shape[1] == self.manifest.state_size, entry.name, "its states have another size")
+            _check(bool(((rows >= 0) & (rows < len(tensors["states"]))).all()), entry.name, "it has too few states")
+            owners = tensors["clients"]
+            _check(len(owners) == len(tensors["states"]), entry.name, "it has not one client to each state")
+            _check(bool((owners[rows] == self.clients[chosen]).all()), entry.name, "its states are of other clients")
+            yield self.clients[chosen], tensors["states"][rows]
+
+
+def manifest_name(round: int) -> str:
+    return f"checkpoint-{round:06d}.json"
+
+
+def rounds_in(folder: Folder) -> list[int]:
+    """The rounds of which a folder has checkpoints, ascending; whether they are intact is another question."""
+    return sorted(int(match[1]) for name in folder.files() if (match := MANIFEST.fullmatch(name)))
+
+
+def newest(folder: Folder) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The newest intact checkpoint, if there is one, and what is wrong with those that are newer."""
+    problems: list[CheckpointError] = []
+    for round in reversed(rounds_in(folder)):
+        try:
+            return load(folder, round), problems
+        except CheckpointError as error:
+            problems.append(error)
+    return None, problems
+
+
+def load(folder: Folder, round: int) -> Checkpoint:
+    """Read a checkpoint and verify every file of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign; names it.
+    """
+    manifest = _manifest(folder, round)
+    tensors = _tensors(folder, manifest.shared, {"shared": np.float32})
+    name = manifest.shared.name
+    index = {key: tensors.get(f"index.{key}", np.empty(0)) for key in ("clients", "segment", "row")}
+    for key, array in index.items():
+        _check(array.dtype == np.int64 and array.ndim == 1, name, f"index.{key} is not a list of integers")
+        _check(len(array) == len(index["clients"]), name, f"index.{key} has another length than index.clients")
+    ids = index["clients"]
+    _check(bool((np.diff(ids) > 0).all()), name, "index.clients is not ascending")
+    _check(not len(ids) or (ids[0] >= 0 and ids[-1] < manifest.num_clients), name, "index.clients has unknown clients")
+    in_range = (index["segment"] >= 0) & (index["segment"] < len(manifest.states))
+    _check(bool(in_range.all()), name, "index.segment names unknown files")
+    state = {key.removeprefix("server."): value for key, value in tensors.items() if key.startswith("server.")}
+    checkpoint = Checkpoint(folder, manifest, tensors["shared"], state, _records(folder, manifest), **index)
+    for _ in checkpoint.states():
+        pass  # read again when they are used: all of them may be larger than memory
+    return checkpoint
+
+
+def _manifest(folder: Folder, round: int) -> Manifest:
+    name = manifest_name(round)
+    try:
+        outer = json.loads(_read(folder, name))
+        _check(isinstance(outer, dict) and outer.keys() == {"sha256", "manifest"}, name, "it is not a raysim manifest")
+        _check(outer["sha256"] == _sha256(canonical(outer["manifest"])), name, "it is damaged: its checksum differs")
+        body = outer["manifest"]
+        known = isinstance(body, dict) and body.get("format") == FORMAT
+        _check(known, name, f"it has another format than {FORMAT}, the one that this raysim reads")
+        manifest = Manifest.model_validate(body)
+    except (ValueError, RecursionError) as error:  # of JSON, of its encoding, of pydantic
+        if isinstance(error, CheckpointError):
+            raise
+        what = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(name, f"it is damaged or foreign: {what}") from error
+    _check(manifest.round == round, name, f"it is of round {manifest.round}")
+    return manifest
+
+
+def _records(folder: Folder, manifest: Manifest) -> Records:
+    records = Records()
+    for entry in manifest.rounds:
+        try:
+            for row in json.loads(_verified(folder, entry)):
+                left_out = {key: tuple(int(c) for c in row[key]) for key in ("rejected", "dropped")}
+                metrics = {str(k): float(v) for k, v in row["metrics"].items()}
+                records.rounds.append(RoundRecord(int(row["round"]), int(row["time"]), metrics, **left_out))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(entry.name, f"it is no list of rounds: {error!r}") from error
+    for entry in manifest.clients:
+        tensors = _tensors(folder, entry, {})
+        for key, values in tensors.items():
+            kind, _, what = key.partition(".")
+            ids = tensors.get(f"{kind}.clients", np.empty(0))
+            _check(ids.dtype == np.int64 and ids.shape == values.shape, entry.name, f"{key} is not of its clients")
+            last = np.iinfo(np.int64).max if kind == "new" else manifest.num_clients  # of new clients any id
+            in_range = ids.ndim == 1 and bool(((ids >= 0) & (ids < last)).all())
+            _check(in_range, entry.name, f"{kind}.clients has unknown clients")
+            if kind == "final":
+                records.final[what] = values
+            elif kind == "new":
+                records.new[what] = values
+            elif what == "accuracy":
+                _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} is of no round")
+                records.accuracy.append((int(kind), ids, values))
+        _check(
+            records.final.keys() in (set(), {"clients", "accuracy", "auc"}),
+            entry.name,
+            "it has half a table of clients",
+        )
+        whole = records.new.keys() in (set(), {"clients", "before", "after"})
+        _check(whole, entry.name, "it has half a table of new clients")
+    records.accuracy.sort(key=lambda row: row[0])
+    return records
+
+
+def _tensors(folder: Folder, entry: FileEntry, needed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    try:
+        tensors: dict[str, NDArray[Any]] = load_tensors(_verified(folder, entry))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(entry.name, f"it is no safetensors file: {error}") from error
+    for key, dtype in needed.items():
+        _check(key in tensors and tensors[key].dtype == dtype, entry.name, f"it has no {key} of type {dtype.__name__}")
+    return tensors
+
+
+def _verified(folder: Folder, entry: FileEntry) -> bytes:
+    data = _read(folder, entry.name)
+    _check(len(data) == entry.bytes, entry.name, f"it has {len(data):,} bytes, {entry.bytes:,} were written")
+    _check(_sha256(data) == entry.sha256, entry.name, "it is damaged or another file: its checksum differs")
+    return data
+
+
+def _read(folder: Folder, name: str) -> bytes:
+    try:
+        return folder.read(name)
+    except FileNotFoundError as error:
+        raise CheckpointError(name, "it is missing") from error
+    except OSError as error:
+        raise CheckpointError(name, f"it can't be read: {error}") from error
+
+
+def _check(condition: bool, name: str, problem: str) -> None:
+    if not condition:
+        raise CheckpointError(name, problem)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

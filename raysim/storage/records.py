@@ -1,0 +1,98 @@
+"""What a run has to say of its completed rounds: metrics, clients that were left out, the accuracy of every client."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raysim.data.partitioners import Partition
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A completed round, as MLflow gets it."""
+
+    round: int
+    time: int
+    """Milliseconds since 1970, when it was complete."""
+    metrics: dict[str, float]
+    rejected: tuple[int, ...] = ()
+    """Clients whose result was not finite or out of range."""
+    dropped: tuple[int, ...] = ()
+    """Clients that the round went on without, because they killed every worker that ran them."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Records:
+    """All rounds so far, in order."""
+
+    rounds: list[RoundRecord] = field(default_factory=list)
+    accuracy: list[tuple[int, Ints, Floats]] = field(default_factory=list)
+    """(round, clients (E,), accuracy (E,)) of every evaluated round."""
+    final: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """``clients``, ``accuracy`` and ``auc`` (N,) of the last round."""
+    new: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """``clients``, ``before`` and ``after`` (M,): the accuracy of clients that never took part, before and after adapting."""
+
+    def accuracy_table(self, num_clients: int) -> dict[str, NDArray[Any]]:
+        """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
+        table = np.full((len(self.accuracy), num_clients), np.nan)
+        for row, (_, clients, values) in zip(table, self.accuracy, strict=True):
+            row[clients] = values
+        return {"rounds": np.array([round for round, _, _ in self.accuracy], np.int64), "accuracy": table}
+
+    def left_out(self) -> pd.DataFrame:
+        """A row for every client that was rejected or dropped in a round."""
+        rows = [(r.round, client, "rejected") for r in self.rounds for client in r.rejected]
+        rows += [(r.round, client, "dropped") for r in self.rounds for client in r.dropped]
+        return pd.DataFrame(sorted(rows), columns=["round", "client", "reason"])
+
+    def history(self, entry: str, seed: int, run_id: str) -> pd.DataFrame:
+        """A row per round with ``name``, ``seed``, ``run_id``, ``round`` and every metric."""
+        table = pd.DataFrame([{"round": r.round, **r.metrics} for r in self.rounds])
+        table.insert(0, "name", entry)
+        table.insert(1, "seed", seed)
+        table.insert(2, "run_id", run_id)
+        return table
+
+    def checksum(self) -> str:
+        """SHA-256 of all metrics that are results."""
+        results = [{"round": float(r.round), **r.metrics} for r in self.rounds]
+        kept = [sorted((k, v) for k, v in row.items() if not k.startswith("system/")) for row in results]
+        return hashlib.sha256(repr(kept).encode()).hexdigest()
+
+
+def client_table(
+    results: dict[str, NDArray[Any]], partition: Partition, class_counts: Ints, domains: NDArray[np.str_]
+) -> pd.DataFrame:
+    """A row per client after the last round, from ``Records.final`` or ``Records.new``.
+
+    ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one class only, log2 of their number if
+    all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of all clients.
+    """
+    ids = results["clients"]
+    shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
+    measured: dict[str, NDArray[Any]] = {
+        name: results[name] for name in ("accuracy", "auc", "before", "after") if name in results
+    }
+    return pd.DataFrame(
+        {
+            "client": ids,
+            **measured,
+            "train_samples": partition.num_train[ids],
+            "test_samples": partition.num_test[ids],
+            "label_entropy": -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
+            "domain": domains[ids],
+        }
+    )

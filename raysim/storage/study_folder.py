@@ -1,0 +1,224 @@
+"""The folder of a command's runs: what was asked, which run is which in MLflow, what is finished.
+
+quickstart-20261123-015959-3f9a1c/
+    study.json           this module's
+    journal/             rounds on their way to MLflow, one file for each run
+    00-fedperfix-seed-0/ checkpoints of a run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysim.storage.checkpoint import manifest_name, newest, rounds_in
+from raysim.config.schema import Config
+from raysim.config.loading import children
+from raysim.config.dotted import flatten
+from raysim.errors import CheckpointError, ConfigError
+from raysim.storage.folder import Folder
+
+FORMAT = 1
+NAME = "study.json"
+LOCK_SECONDS = 20  # for a process that was just killed to be gone
+# Keys that change no result; all others must be equal when a run goes on.
+FREE = re.compile(r"name|study|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
+FIXED = re.compile(r"resources\.(device|clients_per_batch|precision|compile)")
+
+
+class RunState(BaseModel):
+    """A run of the study."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    entry: str
+    name: str
+    folder: str = Field(pattern=r"^[-\w.]+$")
+    run_id: str | None = None
+    """In MLflow, once it was started."""
+    facts: dict[str, str] = {}
+    """Data, code and client batches that it was started with."""
+    finished: bool = False
+    checksums: dict[str, str] = {}
+
+
+class StudyState(BaseModel):
+    """What ``study.json`` says."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: Literal[1] = 1
+    config: dict[str, Any]
+    """As it was asked for, with every ``auto``."""
+    tracking_uri: str
+    experiment: str
+    git_commit: str | None
+    parent: str | None = None
+    """The study's own run in MLflow."""
+    runs: list[RunState]
+    finished: bool = False
+    starts: int = 0
+    """Of the driver since the last checkpoint."""
+
+
+def new_name(config: Config) -> str:
+    """A name for the folder: what is run, since when, and something that nobody else has."""
+    return f"{_slug(config.name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "run"
+
+
+def new_state(config: Config, uri: str, experiment: str, git_commit: str | None) -> StudyState:
+    runs = [
+        RunState(entry=entry, name=child.name, folder=f"{i:02d}-{_slug(child.name)}")
+        for i, (entry, child) in enumerate(children(config))
+    ]
+    asked = config.model_dump(mode="json")
+    return StudyState(config=asked, tracking_uri=uri, experiment=experiment, git_commit=git_commit, runs=runs)
+
+
+class StudyFolder:
+    """``study.json`` in a folder, and the folders of the runs."""
+
+    def __init__(self, uri: str) -> None:
+        self.folder = Folder(uri)
+        self._lock: int | None = None
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri
+
+    def read(self) -> StudyState | None:
+        """None if nothing was written yet.
+
+        Raises:
+            ConfigError: it is damaged, or of another program.
+        """
+        try:
+            text = self.folder.read(NAME)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{self.uri}/{NAME}: can't be read: {error}") from error
+        try:
+            return StudyState.model_validate(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            what = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
+            raise ConfigError(f"{self.uri}/{NAME}: is damaged or not of this version of raysim: {what}") from error
+
+    def write(self, state: StudyState) -> None:
+        self.folder.write(NAME, state.model_dump_json(indent=1).encode())
+
+    def of(self, run: RunState) -> Folder:
+        return self.folder / run.folder
+
+    def journal(self, run: RunState, home: Path) -> Path:
+        """The journal of a run, always on a local disk."""
+        beside = self.folder.local if self.folder.local is not None else home / "journals" / self.folder.name
+        return beside / "journal" / f"{run.folder}.jsonl"
+
+    def lock(self) -> None:
+        """Keep other processes away as long as this one lives; folders that are not local can't be locked.
+
+        Raises:
+            ConfigError: another process has it.
+        """
+        if self.folder.local is None:
+            return
+        self.folder.local.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder.local / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > give_up:
+                    os.close(handle)
+                    raise ConfigError(
+                        f"{self.uri}: another process is at work on these runs; `raysim attach {self.uri}` shows them, "
+                        "`raysim run --fresh` starts the same anew"
+                    ) from error
+            time.sleep(0.2)
+        self._lock = handle
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys that differ and would change a result, each with both values."""
+    before, now = dict(flatten(dict(old))), dict(flatten(dict(new)))
+    kept = {key for key in before.keys() | now.keys() if FIXED.fullmatch(key) or not FREE.match(key)}
+    missing = "(not there)"
+    return [
+        f"{key}: was {before.get(key, missing)!r}, is {now.get(key, missing)!r}"
+        for key in sorted(kept)
+        if before.get(key, missing) != now.get(key, missing)
+    ]
+
+
+def unfinished(root: str, config: Config, uri: str) -> str | None:
+    """The newest folder in ``root`` of a study that was asked for in the same words and has not finished."""
+    asked = _results_of(config.model_dump(mode="json"))
+    found: list[tuple[str, str]] = []
+    for name in Folder(root).folders():
+        folder = StudyFolder(f"{root.rstrip('/')}/{name}")
+        try:
+            state = folder.read()
+        except ConfigError:
+            continue  # of another version; it is named when it is asked for
+        if state is None or state.finished or state.tracking_uri != uri:
+            continue
+        if _results_of(state.config) == asked:
+            found.append((name[-22:-7], folder.uri))  # by the time in the name
+    return max(found)[1] if found else None
+
+
+def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what may be another when its runs go on."""
+    kept = {key: value for key, value in config["resources"].items() if FIXED.fullmatch(f"resources.{key}")}
+    return {**config, "resources": kept, "checkpoint": None}
+
+
+def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None) -> list[str]:
+    """Verify the newest checkpoint of every unfinished run; says where each goes on.
+
+    ``from_round``: forget the checkpoints of later rounds first.
+
+    Raises:
+        ConfigError: the newest one of a run is damaged; names the file, and the checkpoint that could be used instead.
+    """
+    said = []
+    for run in state.runs:
+        if run.finished or run.run_id is None:
+            continue
+        place = folder.of(run)
+        if from_round is not None:
+            for round in rounds_in(place):
+                if round > from_round:
+                    place.delete(manifest_name(round))
+        intact, problems = newest(place)
+        if problems:
+            raise ConfigError(_damaged(folder, place, problems, intact.manifest.round if intact else 0))
+        said.append(f"{run.name}: goes on with round {intact.manifest.round + 1 if intact else 1}")
+    return said
+
+
+def _damaged(folder: StudyFolder, place: Folder, problems: Sequence[CheckpointError], round: int) -> str:
+    where = f"the checkpoint of {round} rounds is intact" if round else "no other checkpoint is intact"
+    return (
+        f"{place.uri}/{problems[0].name}: {problems[0].problem}; {where}. To go on from there: "
+        f"raysim resume {folder.uri} --round {round}"
+    )

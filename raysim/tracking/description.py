@@ -1,0 +1,85 @@
+"""A run in words, in Markdown: what MLflow shows on its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raysim.analysis.comparison import formatted
+from raysim.config.schema import Config
+from raysim.config.dotted import flatten
+
+WHEN = {"paper": "before", "aggregated": "after"}
+"""Aggregation, clients are evaluated, by ``evaluate.protocol``."""
+
+
+def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mapping[str, float] | None = None) -> str:
+    """What is run, who has which classes, the last round's results once it is finished, and how to run it again."""
+    lines = [f"**{config.algorithm.name}**, seed {config.seed}: {what_is_run(config)}", ""]
+    lines += [_picture("partition.png", run_id), ""]
+    if metrics is not None:
+        lines += [f"After round {config.rounds}:", "", _results(metrics), ""]
+        lines += [
+            "Artifacts: `accuracy.png` and `heat_map.png` (every client in every round), `partition.png` (who has which",
+            "classes), `clients.csv`, `timeline.png` (what ran where, when), `model/` (for `raysim export` and `predict`).",
+            "",
+        ]
+    return "\n".join([*lines, how_to_repeat(commit)])
+
+
+def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: Any = None) -> str:
+    """The same of a study, with its comparison once it is finished."""
+    lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
+    if table is not None:
+        lines += ["Last round, percent, mean ± standard deviation over seeds:", "", formatted(table, "markdown"), ""]
+        lines += [_picture("comparison.png", run_id), ""]
+        lines += ["Artifacts: `comparison.png`, `clients.png`, gains over the baselines client by client.", ""]
+    return "\n".join([*lines, how_to_repeat(commit)])
+
+
+def _picture(artifact: str, run_id: str) -> str:
+    """An artifact inside MLflow's page; relative, so that it is asked of whatever server shows the page."""
+    return f"![{artifact}](get-artifact?path={artifact}&run_uuid={run_id})"
+
+
+def what_is_run(config: Config) -> str:
+    """The data, who trains, for how long, and what is evaluated."""
+    data, train = config.data, config.train
+    alpha = f", alpha {data.partition.alpha:g}" if data.partition.alpha is not None else ""
+    return (
+        f"{config.model.name} on {data.name}, {data.num_clients} clients ({data.partition.name}{alpha}), "
+        f"{config.cohort_size} per round, {config.rounds} rounds of {train.local_epochs} local epochs; clients are "
+        f"{what_is_evaluated(config)}."
+    )
+
+
+def how_to_repeat(commit: str | None) -> str:
+    at = f" at commit `{commit[:10]}`" if commit else ""
+    return f"To run it again: save the artifact `config.yaml`, then `raysim run config.yaml`{at}."
+
+
+def differing(configs: list[Config]) -> list[str]:
+    """The dotted keys that all configurations have and in which they differ, without the seed; the algorithm's name first."""
+    flat = [dict(flatten(c.model_dump(mode="json", exclude={"study", "name", "seed", "tracking"}))) for c in configs]
+    keys = [key for key in flat[0] if all(key in one for one in flat)]
+    found = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
+    return sorted(found, key=lambda key: key != "algorithm.name")
+
+
+def _results(metrics: Mapping[str, float]) -> str:
+    shown = {
+        key: value for key, value in metrics.items() if key.startswith(("personalized/", "global/", "new_clients/"))
+    }
+    rows = [f"| {key} | {value:.4f} |" for key, value in sorted(shown.items())]
+    return "\n".join(["| metric | value |", "| --- | ---: |", *rows])
+
+
+def what_is_evaluated(config: Config) -> str:
+    """When clients are evaluated, for titles."""
+    return f"evaluated {WHEN[config.evaluate.protocol]} aggregation"
+
+
+def title(config: Config) -> str:
+    """What a comparison's picture says: the data, who trains, and what is evaluated."""
+    cohort, clients = config.cohort_size, config.data.num_clients
+    return f"{config.name}: {cohort} of {clients} clients train per round, {what_is_evaluated(config)}"

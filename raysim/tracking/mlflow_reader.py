@@ -1,0 +1,143 @@
+"""Finished runs read back from MLflow, for comparisons: their histories, parameters, and the accuracy of every client."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raysim.errors import ConfigError
+from raysim.tracking.mlflow_store import Tracker
+
+
+class FinishedRuns(Tracker):
+    """Those of the latest study of an experiment, unless others are chosen.
+
+    Raises:
+        ConfigError: there is no such store or experiment.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        super().__init__(uri, experiment, create=False)
+        self._runs: list[Any] | None = None
+
+    def latest_study(self) -> pd.DataFrame:
+        """The history of the finished runs of the latest study, as ``Result.history``; of the latest run if there is none.
+
+        Raises:
+            ConfigError: the experiment has no finished run.
+        """
+        return pd.concat([self._history(run) for run in self._latest_runs()], ignore_index=True)
+
+    def started(self) -> str:
+        """When the first of these runs was, in words."""
+        millis = min(run.info.start_time for run in self._latest_runs())
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
+
+    def parameters(self) -> dict[str, dict[str, str]]:
+        """Run id to dotted parameters, of the runs of ``latest_study``; ``dataset`` is the digest of the samples."""
+        return {
+            run.info.run_id: {**run.data.params, "dataset": run.data.tags.get("raysim.dataset_digest", "")}
+            for run in self._latest_runs()
+        }
+
+    def client_accuracy(self, run_id: str, last: int | Literal["best"] = 1) -> NDArray[np.float64]:
+        """(N,): a client's mean accuracy over the ``last`` rounds in which it was evaluated, NaN if it never was.
+
+        With ``best``: its accuracy in the round in which the mean over clients is best.
+
+        Raises:
+            ConfigError: the run has no such artifact.
+        """
+        _, accuracy = self.accuracy_table(run_id)
+        if last == "best":
+            row: NDArray[np.float64] = accuracy[np.nanmean(accuracy, axis=1).argmax()]
+            return row
+        evaluated = np.isfinite(accuracy)
+        newest = evaluated & (evaluated[::-1].cumsum(axis=0)[::-1] <= last)
+        counts = newest.sum(axis=0)
+        return np.where(counts > 0, np.where(newest, accuracy, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+
+    def accuracy_table(self, run_id: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The evaluated rounds (E,), and the accuracy (E, N) of every client in them, NaN where it was not evaluated.
+
+        Raises:
+            ConfigError: the run has no such artifact.
+        """
+        with self._artifact(run_id, "accuracy.npz") as path, np.load(path, allow_pickle=False) as file:
+            return file["rounds"], file["accuracy"].astype(np.float64)
+
+    def clients(self, run_id: str) -> pd.DataFrame:
+        """The table of clients after the last round.
+
+        Raises:
+            ConfigError: the run has no such artifact.
+        """
+        with self._artifact(run_id, "clients.csv") as path:
+            return pd.read_csv(path)
+
+    @contextmanager
+    def _artifact(self, run_id: str, name: str) -> Iterator[str]:
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._client.download_artifacts(run_id, name, folder)
+            except (MlflowException, OSError) as error:
+                raise ConfigError(f"run {run_id} has no artifact {name}: {error}") from error
+            yield path
+
+    def choose(self, run_ids: Sequence[str]) -> None:
+        """These runs (of a study: all of its finished ones) in place of those of the latest study.
+
+        Raises:
+            ConfigError: one is not a finished run of the experiment.
+        """
+        chosen: dict[str, Any] = {}
+        for asked in run_ids:
+            runs = [r for r in self._finished() if asked in (r.info.run_id, r.data.tags.get("mlflow.parentRunId"))]
+            if not runs:
+                raise ConfigError(f"--run {asked}: is no finished run or study of the experiment {self.experiment!r}")
+            chosen |= {run.info.run_id: run for run in runs}
+        self._runs = list(chosen.values())
+
+    def _finished(self) -> list[Any]:
+        """Finished runs of raysim, oldest first; without the tag it is a study's parent, or somebody else's run."""
+        runs = self._client.search_runs(
+            [self.experiment_id], order_by=["attributes.start_time ASC"], max_results=50_000
+        )
+        return [run for run in runs if run.info.status == "FINISHED" and "raysim.entry" in run.data.tags]
+
+    def _latest_runs(self) -> list[Any]:
+        if self._runs is None:
+            self._runs = self._find_latest_runs()
+        return self._runs
+
+    def _find_latest_runs(self) -> list[Any]:
+        found = self._finished()
+        # A single run after a study is a trial of something; who means it asks for it.
+        found = [run for run in found if "mlflow.parentRunId" in run.data.tags] or found
+        groups: dict[str, list[Any]] = {}
+        for run in found:
+            groups.setdefault(run.data.tags.get("mlflow.parentRunId", run.info.run_id), []).append(run)
+        if not groups:
+            raise ConfigError(f"the experiment {self.experiment!r} has no finished run of raysim")
+        ended = {group: max(run.info.end_time for run in runs) for group, runs in groups.items()}
+        return groups[max(ended, key=lambda group: ended[group])]
+
+    def _history(self, run: Any) -> pd.DataFrame:
+        columns = {}
+        for key in run.data.metrics:
+            points = self._client.get_metric_history(run.info.run_id, key)
+            columns[key] = pd.Series({point.step: point.value for point in points})
+        table = pd.DataFrame(columns).rename_axis("round").reset_index()
+        table.insert(0, "name", run.data.tags["raysim.entry"])
+        table.insert(1, "seed", int(run.data.params["seed"]))
+        table.insert(2, "run_id", run.info.run_id)
+        return table

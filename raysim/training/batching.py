@@ -1,0 +1,135 @@
+"""The batches of K clients in lockstep: whose samples come when, and the padding between clients of unequal size.
+
+Shapes: K clients, n samples of the largest of them, E epochs, B samples of a batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raysim import seeds
+from raysim.training.transforms import augment, draw_augmentation, to_model_input
+from raysim.functional.loss_and_gradient import Batch
+
+Ints = NDArray[np.int64]
+
+
+class Samples:
+    """The whole data set as a worker holds it: on its device where it fits, else on the host, copied as it is needed.
+
+    Args:
+        images: (n, H, W, C) uint8, maybe in shared memory: read only.
+        labels: (n,) int64.
+        budget: bytes of the device's memory that it may take. On a CPU nothing is copied.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: Ints, device: torch.device, budget: int) -> None:
+        self.device, self.side = device, min(images.shape[1:3])
+        fits = images.nbytes + labels.nbytes <= budget
+        self._on = device if fits else torch.device("cpu")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and is never written to
+            self._images, self._labels = (torch.from_numpy(a).to(self._on) for a in (images, labels))
+
+    def at(self, index: Ints) -> tuple[Tensor, Tensor]:
+        """Images (..., H, W, C) and labels (...) at an index of any shape, on the device."""
+        where = to_device(torch.from_numpy(index), self._on)
+        return to_device(self._images[where], self.device), to_device(self._labels[where], self.device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without waiting: to a GPU through pinned memory, in line with what is computed there."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Pool(NamedTuple):
+    """The samples of K clients on the device, padded to the largest: images (K, n, H, W, C) uint8, labels (K, n)."""
+
+    images: Tensor
+    labels: Tensor
+    counts: Ints
+    """(K,), on the host: how many of the n are a client's own."""
+
+    @classmethod
+    def gather(cls, samples: Samples, indices: list[Ints]) -> Pool:
+        """The samples ``indices[k]`` of each client."""
+        counts = np.array([len(index) for index in indices])
+        padded = np.zeros((len(indices), counts.max()), np.int64)
+        for row, index in zip(padded, indices, strict=True):
+            row[: len(index)] = index
+        return cls(*samples.at(padded), counts)
+
+
+class Order(NamedTuple):
+    """In which order K clients go through their samples, and how each is augmented; drawn per client from its stream.
+
+    All on the device, so that no local step waits for the host.
+    """
+
+    positions: Tensor
+    """(E, K, n) into the pool."""
+    mask: Tensor
+    """(K, n) float, 0 where a client has no more samples."""
+    flips: Tensor | None
+    """(E, K, n), None without augmentation."""
+    shifts: Tensor | None
+    """(E, K, n, 2) pixels."""
+
+
+def draw_order(
+    seed: int,
+    purpose: str,
+    round: int,
+    clients: Ints,
+    counts: Ints,
+    epochs: int,
+    augmentation: str,
+    side: int,
+    device: torch.device,
+) -> Order:
+    """Every client's shuffled order of every epoch, from its own streams ``(seed, purpose | augment, round, client)``."""
+    shape = (epochs, len(clients), int(counts.max()))
+    positions = np.zeros(shape, np.int64)
+    flips, shifts = np.zeros(shape, bool), np.zeros((*shape, 2), np.int64)
+    for k, (client, count) in enumerate(zip(clients.tolist(), counts.tolist(), strict=True)):
+        rng = seeds.stream(seed, purpose, round, client)
+        positions[:, k, :count] = rng.permuted(np.tile(np.arange(count), (epochs, 1)), axis=1)
+        if augmentation != "none":
+            rng = seeds.stream(seed, "augment", round, client)
+            for epoch in range(epochs):
+                flips[epoch, k, :count], shifts[epoch, k, :count] = draw_augmentation(augmentation, count, side, rng)
+    mask = (np.arange(shape[2]) < counts[:, None]).astype(np.float32)
+    drawn = (positions, mask) if augmentation == "none" else (positions, mask, flips, shifts)
+    on_device = [to_device(torch.from_numpy(array), device) for array in drawn]
+    return Order(*on_device, *[None] * (4 - len(on_device)))
+
+
+def batches(
+    pool: Pool, order: Order, epoch: int, batch_size: int, image_size: int, least: int = 1
+) -> Iterator[tuple[Batch, bool]]:
+    """The batches (K, B, ...) of one epoch, and whether every client has samples in it.
+
+    The last batch of an epoch is as wide as its largest client needs; one client alone is never padded. A last batch of
+    fewer than ``least`` samples is left out.
+    """
+    width = order.positions.shape[2]
+    client = torch.arange(len(pool.counts), device=pool.images.device)[:, None]
+    for start in range(0, max(1, width - least + 1), batch_size):
+        here = slice(start, min(start + batch_size, width))
+        positions = order.positions[epoch, :, here]
+        images = pool.images[client, positions]
+        if order.flips is not None:
+            assert order.shifts is not None
+            flips, shifts = order.flips[epoch, :, here], order.shifts[epoch, :, here]
+            images = augment(images.flatten(0, 1), flips.flatten(), shifts.flatten(0, 1)).view_as(images)
+        batch = Batch(to_model_input(images, image_size), pool.labels[client, positions], order.mask[:, here])
+        yield batch, bool((pool.counts > start).all())
