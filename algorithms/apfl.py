@@ -61,10 +61,10 @@ class APFL(FederatedAlgorithm):
         if self.mixture == "round":
             new_own, own_optimizer = ctx.optimizer.step(own, own_gradient, carry["own_optimizer"])
             mixed_gradient = alpha * own_gradient + (1 - alpha) * shared_gradient
-            slope = (_learned(new_own - new_shared, ctx) * mixed_gradient).sum() + 0.02 * alpha
+            slope = ctx.dot(new_own - new_shared, mixed_gradient) + 0.02 * alpha
         else:
             new_own, own_optimizer = ctx.optimizer.step(own, alpha * own_gradient, carry["own_optimizer"])
-            slope = (_learned(own - shared, ctx) * own_gradient).sum()
+            slope = ctx.dot(own - shared, own_gradient)
         alpha = (alpha - ctx.optimizer.lr * slope).clamp(0, 1)
         optimizers = {"shared_optimizer": shared_optimizer, "own_optimizer": own_optimizer}
         metrics = {"loss": loss, "personal_loss": own_loss, "alpha": alpha.squeeze()}
@@ -78,9 +78,3 @@ class APFL(FederatedAlgorithm):
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         return state["own"] if self.mixture == "round" else torch.lerp(shared, state["own"], state["alpha"])
-
-
-def _learned(difference: Tensor, ctx: ClientContext) -> Tensor:
-    """Without the running statistics of BatchNorm, on which no loss in training depends."""
-    statistics = ctx.layout.statistics
-    return difference * ~ctx.mask(*statistics) if statistics else difference

@@ -29,7 +29,7 @@ class FedPerfix(FederatedAlgorithm):
 
     plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] = "prefix"
     """``prefix``: FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer in its place, zero or random at the start;
-    ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. See ``raysim/models/plugins``."""
+    ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. See ``raysim/plugins``."""
     mid_dim: int | None = Field(None, ge=1)
     """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
     scale: float | None = None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, torch
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors
 
 
 class PerFedAvg(FederatedAlgorithm):
@@ -33,8 +33,8 @@ class PerFedAvg(FederatedAlgorithm):
     """hessian_free: step of the finite difference, in units of the gradient."""
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-        theta, cut = carry["theta"], _cut_whole if ctx.layout.statistics else halves
-        first, second = cut(batch, ctx.batch_size)
+        theta = carry["theta"]
+        first, second = ctx.halves(batch)
         gradient, loss = ctx.gradient(theta, first)
         ahead, _ = ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))
         gradient, _ = ctx.gradient(ahead, second)
@@ -47,27 +47,3 @@ class PerFedAvg(FederatedAlgorithm):
 
     def adapt_steps(self) -> int:
         return 1
-
-
-def halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
-    """The two batches of a pair: the first ``batch_size`` samples and the rest, or halves of what is no more than that."""
-    width, count = len(batch.mask), batch.mask.sum().long()
-    cut = torch.where(count > batch_size, batch_size, (count + 1) // 2)
-    widths = min(batch_size, width), max(width - batch_size, (min(batch_size, width) + 1) // 2)
-    position = torch.arange(width, device=batch.mask.device)
-    first, second = position[: widths[0]], (cut + position[: widths[1]]).clamp(max=width - 1)
-    return (
-        Batch(batch.images[first], batch.labels[first], batch.mask[first] * (first < cut)),
-        Batch(batch.images[second], batch.labels[second], (cut + position[: widths[1]] < count).float()),
-    )
-
-
-def _cut_whole(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
-    """The same where nothing is padded, without the repeated samples that BatchNorm would see behind the mask.
-
-    A second batch of one sample takes another from the first: BatchNorm has no statistics of one.
-    """
-    count = len(batch.mask)
-    cut = batch_size if count > batch_size else (count + 1) // 2
-    cut = cut - 1 if count - cut == 1 and cut > 2 else cut
-    return Batch(*(part[:cut] for part in batch)), Batch(*(part[cut:] for part in batch))

@@ -1,4 +1,4 @@
-"""The errors that a user meets: their configuration or data is wrong, or their algorithm raised."""
+"""The errors of raysim: those that a user meets, and two by which rooms tell each other how a run ends."""
 
 from __future__ import annotations
 
@@ -29,3 +29,7 @@ class CheckpointError(ValueError):
 
 class StatesLost(RuntimeError):
     """Personal states can't be read, since the node that had them is gone; the run goes back to its last checkpoint."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop."""

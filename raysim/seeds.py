@@ -6,7 +6,12 @@ often it runs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 # The position is part of the seed: append, never reorder.
 PURPOSES = (
@@ -27,3 +32,13 @@ def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.rando
 def torch_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
     """A seed for ``torch.manual_seed``, for what torch draws itself (initial parameters, dropout)."""
     return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint32)[0])
+
+
+def seed_torch(device: torch.device, seed: int, purpose: str, round: int, client: int) -> None:
+    """Seed torch's own generators, for what it draws on a device (dropout)."""
+    import torch  # not at the top: who draws with numpy only does without
+
+    number = torch_seed(seed, purpose, round, client)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    torch.default_generator.manual_seed(number)  # ``torch.manual_seed`` asks every kind of device, which takes a millisecond

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
 from raysim.federation.metrics.clients import ClientResults, auc_micro
 from raysim.training.tasks import Evaluation
 

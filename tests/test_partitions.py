@@ -3,7 +3,8 @@ import pytest
 
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset
-from raysim.data.partitioners import Partition, client_table, make_partition
+from raysim.data.partition import Partition
+from raysim.data.partitioners import client_table, make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 

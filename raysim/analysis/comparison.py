@@ -1,9 +1,8 @@
-"""The comparison of runs: one row per group, mean and standard deviation over its runs, as a table of any format."""
+"""The comparison of runs: a row per group, mean and standard deviation over its runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +20,6 @@ COLUMNS = {
 
 Last = int | Literal["best"]
 """The mean of so many last evaluated rounds, or the best round of each run."""
-
-LATEX = {c: f"\\{c}" for c in "_&%#${}"} | {"~": "\\~{}", "^": "\\^{}", "\\": "\\textbackslash{}"}
 
 
 def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataFrame:
@@ -92,92 +89,17 @@ class Cell:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
 
 
-def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form: str) -> str:
-    """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
+def to_target(history: pd.DataFrame, target: float, by: str = "name") -> pd.DataFrame:
+    """Rounds and megabytes (up and down, all clients) until a run's mean accuracy first reaches ``target``, a fraction.
 
-    With how many runs each group has, and of which rounds the numbers are.
-
-    Args:
-        histories: per data set, a row per run and round.
-        form: ``markdown`` (bold, underlined), ``latex`` (the same; needs nothing but the kernel), or ``csv`` (numbers in
-            percent, mean and standard deviation in columns of their own, nothing marked).
+    A row per group: how many of its ``runs`` have ``reached`` it, and the means over those.
     """
-    metrics = ["personalized/accuracy_mean", "personalized/auc_micro"]
-    columns: dict[str, dict[str, Cell | int]] = {}
-    for data, history in histories.items():
-        prefix = "" if len(histories) == 1 else f"{data}: "
-        final = {str(group): last_rounds(runs, last) for group, runs in history.groupby(by, sort=False)}
-        columns[prefix + ("seeds" if by == "name" else "runs")] = {group: len(runs) for group, runs in final.items()}
-        for metric in metrics:
-            columns[prefix + COLUMNS[metric]] = {group: Cell.of(runs[metric]) for group, runs in final.items()}
-    groups = list(dict.fromkeys(group for cells in columns.values() for group in cells))
-    if form == "csv":
-        return _csv(columns, groups, by, last)
-    marks = {title: _marks(cells) for title, cells in columns.items()}
-    rows = [[g, *(_marked(columns[t].get(g), marks[t].get(g, ""), form) for t in columns)] for g in groups]
-    about = captioned(f"{', '.join(histories)}: {rounds_shown(last)}, percent", form)
-    return about + _formatted([by, *columns], rows, form)
-
-
-def captioned(text: str, form: str) -> str:
-    """A line above a table: in italics in Markdown, a comment in LaTeX."""
-    return f"% {text}\n" if form == "latex" else f"*{text}*\n\n"
-
-
-def formatted(table: pd.DataFrame, form: str) -> str:
-    """A table of texts in Markdown or LaTeX."""
-    rows = [[str(cell) for cell in row] for row in table.values.tolist()]
-    return _formatted(list(table.columns), rows, form)
-
-
-def _formatted(header: list[str], rows: list[list[str]], form: str) -> str:
-    return (_latex if form == "latex" else _markdown)(header, rows)
-
-
-def _marks(cells: Mapping[str, Cell | int]) -> dict[str, str]:
-    """``best`` and ``second`` by mean as printed: groups that print the same share a place."""
-    printed = {
-        group: round(100 * cell.mean, 1) for group, cell in cells.items() if isinstance(cell, Cell) and cell.is_known
-    }
-    places = sorted(set(printed.values()), reverse=True)[:2]
-    return {g: ("best", "second")[places.index(value)] for g, value in printed.items() if value in places}
-
-
-def _marked(cell: Cell | int | None, mark: str, form: str) -> str:
-    if cell is None or (isinstance(cell, Cell) and not cell.is_known):
-        return "–" if form == "markdown" else "--"
-    if form == "markdown":
-        return {"best": f"**{cell}**", "second": f"<u>{cell}</u>"}.get(mark, str(cell))
-    text = str(cell).replace("±", "$\\pm$")
-    return {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(mark, text)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _latex(header: list[str], rows: list[list[str]]) -> str:
-    def line(cells: list[str]) -> str:
-        return "  " + " & ".join(cells) + " \\\\"
-
-    def plain(text: str) -> str:
-        return "".join(LATEX.get(c, c) for c in text)
-
-    body = [line([plain(row[0]), *row[1:]]) for row in rows]
-    begin = f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
-    return "\n".join([begin, line([plain(h) for h in header]), "  \\hline", *body, "\\end{tabular}"])
-
-
-def _csv(columns: Mapping[str, Mapping[str, Cell | int]], groups: list[str], by: str, last: Last) -> str:
-    table = pd.DataFrame({by: groups})
-    for title, cells in columns.items():
-        found = [cells.get(group) for group in groups]
-        if all(cell is None or isinstance(cell, int) for cell in found):
-            table[title] = pd.Series(found, dtype="Int64")
-            continue
-        known = [cell if isinstance(cell, Cell) else None for cell in found]
-        table[f"{title} mean"] = [100 * cell.mean if cell else None for cell in known]
-        table[f"{title} std"] = [100 * cell.std if cell and cell.std is not None else None for cell in known]
-    table["of"] = rounds_shown(last)
-    return table.to_csv(index=False, float_format="%.3f").rstrip()
+    rows = []
+    table = history.sort_values("round")
+    sent = table["communication/down_bytes"] + table["communication/up_bytes"]
+    table = table.assign(megabytes=sent.groupby(table["run_id"]).cumsum() / 1e6)
+    for group, runs in table.groupby(by, sort=False):
+        reached = runs[runs["personalized/accuracy_mean"] >= target].groupby("run_id").first()
+        row = {by: group, "reached": len(reached), "runs": runs["run_id"].nunique()}
+        rows.append(row | {"rounds": (reached["round"] + 1).mean(), "MB": reached["megabytes"].mean()})
+    return pd.DataFrame(rows)

@@ -22,7 +22,7 @@ from raysim import seeds
 from raysim.federation.cohort import sample_cohort
 from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
 from raysim.functional.parameters import ParameterLayout

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raysim.data.dataset import Dataset
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
 
 NUM_CLASSES = 10
 # Clients draw their samples from so many images, with repetition: memory is not what these workloads are about.

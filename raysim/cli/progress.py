@@ -133,13 +133,3 @@ def summary(metrics: dict[str, float]) -> str:
     if (missing := metrics["cohort/size"] - metrics["cohort/reported"]) > 0:
         parts.append(f"{missing:.0f} of {metrics['cohort/size']:.0f} did not report")
     return " · ".join(parts)
-
-
-def as_rich(table: pd.DataFrame, title: str) -> Table:
-    """A data frame for the console."""
-    rich = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for i, column in enumerate(table.columns):
-        rich.add_column(str(column), justify="left" if i == 0 else "right")
-    for row in table.itertuples(index=False):
-        rich.add_row(*(str(value) for value in row))
-    return rich

@@ -62,9 +62,6 @@ def write_file(path: Path, data: str, method: str, force: bool = False) -> list[
 
 def commented(data: str, method: str, name: str) -> str:
     """The text of such a file."""
-    from raysim.data.sources import check_name
-
-    check_name(data)
     raw = {"name": name, **_PRESETS.get(data, _PAPER)}
     raw["data"] = {"name": data, **({"root": _ROOTS[data]} if data in _ROOTS else {}), **raw["data"]}
     if data == "federated_npz":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 
 

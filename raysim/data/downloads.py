@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raysim.data.dataset import Dataset, class_labels
-from raysim.data.npz_files import check_memory, local_path, read_npz
+from raysim.config.paths import local_path
+from raysim.data.npz_files import check_memory, read_npz
 from raysim.data.legacy_pickle import read_pickle
+from raysim.config.schema import DataConfig
 from raysim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from raysim.config.schema import DataConfig
 
 DEFAULT_ROOT = "~/.cache/raysim"
 

@@ -1,4 +1,4 @@
-"""Files that somebody else made: paths from a configuration, and npz archives of plain arrays."""
+"""npz archives from unknown sources: plain arrays only, and no more memory than the machine has."""
 
 from __future__ import annotations
 
@@ -9,22 +9,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from raysim.errors import ConfigError
-
-
-def local_path(text: str, key: str) -> Path:
-    """The path that a key of the configuration gives, with ``~`` replaced.
-
-    Raises:
-        ConfigError: no file can have such a name (too long, an unknown user, no permission to look).
-    """
-    try:
-        path = Path(text).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{key}: {text!r:.200} can't be looked up: {error!s:.200}") from error
-    return path
 
 
 def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:

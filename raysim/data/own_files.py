@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.federated_npz import as_uint8, read_clients
-from raysim.data.npz_files import check_memory, local_path, read_npz
-from raysim.data.partitioners import Partition
+from raysim.config.paths import local_path
+from raysim.data.npz_files import check_memory, read_npz
+from raysim.data.partition import Partition
+from raysim.config.schema import DataConfig
 from raysim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from raysim.config.schema import DataConfig
 
 
 def npz(config: DataConfig, image_size: int) -> Dataset:

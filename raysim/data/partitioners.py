@@ -1,139 +1,22 @@
-"""How samples are divided among clients, and each client's train/test split; deterministic in the seed.
-
-A partition of any number of clients is three arrays; there is no object per client.
-"""
+"""How samples are divided among clients, and each client's train/test split; deterministic in the seed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeds
-from raysim.data.npz_files import local_path, read_npz
+from raysim.config.paths import local_path
+from raysim.config.schema import DataConfig
+from raysim.data.dataset import Dataset
+from raysim.data.npz_files import read_npz
+from raysim.data.partition import Partition
 from raysim.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from raysim.config.schema import DataConfig
-    from raysim.data.dataset import Dataset
 
 Ints = NDArray[np.int64]
 MAX_ATTEMPTS = 200
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Sample indices of N clients: client i has ``indices[offsets[i]:offsets[i + 1]]``, ``num_train[i]`` of them to train.
-
-    Attributes:
-        indices: (sum of samples,) int64, client after client, training samples first.
-        offsets: (N + 1,) int64.
-        num_train: (N,) int64.
-    """
-
-    indices: Ints
-    offsets: Ints
-    num_train: Ints
-
-    @property
-    def num_clients(self) -> int:
-        return len(self.num_train)
-
-    @property
-    def num_test(self) -> Ints:
-        """(N,)"""
-        return np.diff(self.offsets) - self.num_train
-
-    @property
-    def all_train(self) -> Ints:
-        """The training samples of all clients, client after client."""
-        sizes = np.diff(self.offsets)
-        position = np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], sizes)
-        return self.indices[position < np.repeat(self.num_train, sizes)]
-
-    def train(self, client: int) -> Ints:
-        start = self.offsets[client]
-        return self.indices[start : start + self.num_train[client]]
-
-    def test(self, client: int) -> Ints:
-        return self.indices[self.offsets[client] + self.num_train[client] : self.offsets[client + 1]]
-
-    def tests(self, clients: Ints) -> Ints:
-        """The test samples of clients (E,), client after client."""
-        return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_test[clients])]
-
-    def reordered(self, clients: Ints) -> Partition:
-        """The same clients under new ids: client i is what ``clients[i]`` was, for a permutation (N,)."""
-        sizes = np.diff(self.offsets)[clients]
-        indices = self.indices[ranges(self.offsets[clients], sizes)]
-        return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]), self.num_train[clients])
-
-    def class_counts(self, labels: Ints, num_classes: int) -> Ints:
-        """(N, classes): how many samples of each class a client has, training and test together."""
-        owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
-        flat = np.bincount(owner * num_classes + labels[self.indices], minlength=self.num_clients * num_classes)
-        return flat.reshape(self.num_clients, num_classes)
-
-    def client_domains(self, dataset: Dataset) -> NDArray[np.str_]:
-        """(N,): each client's domain, ``mixed`` if its samples come from several, empty if the data set has none."""
-        if dataset.domains is None:
-            return np.zeros(self.num_clients, "U1")
-        domains = dataset.domains[self.indices]
-        first, last = (f.reduceat(domains, self.offsets[:-1]) for f in (np.minimum, np.maximum))
-        names = np.array([*dataset.domain_names, "mixed"])
-        return names[np.where(first == last, first, len(names) - 1)]
-
-
-def ranges(starts: Ints, counts: Ints) -> Ints:
-    """``[starts[0], ..., starts[0] + counts[0] - 1, starts[1], ...]``: several ranges in one array.
-
-    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    before = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
-
-
-def client_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.DataFrame:
-    """A row per client (of the first ``most``, and a row for the rest): samples, classes, domain."""
-    import pandas as pd  # not at the top: actors import this module and have no use for it
-
-    counts = partition.class_counts(dataset.labels, dataset.num_classes)
-    domains = partition.client_domains(dataset)
-    rows = []
-    for client in range(min(most, partition.num_clients)):
-        present = np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]
-        top = ", ".join(f"{dataset.class_names[label]} {counts[client, label]}" for label in present[:4])
-        rows.append(
-            {
-                "client": str(client),
-                "train": str(partition.num_train[client]),
-                "test": str(partition.num_test[client]),
-                "classes": str(len(present)),
-                "most frequent": top,
-                "domain": domains[client],
-            }
-        )
-    if (more := partition.num_clients - most) > 0:
-        mean = f"{partition.num_train[most:].mean():.1f}", f"{partition.num_test[most:].mean():.1f}"
-        classes = f"{(counts[most:] > 0).sum(axis=1).mean():.1f}"
-        rows.append(
-            {
-                "client": f"{more} more, mean",
-                "train": mean[0],
-                "test": mean[1],
-                "classes": classes,
-                "most frequent": "",
-                "domain": "",
-            }
-        )
-    table = pd.DataFrame(rows)
-    return table if dataset.domains is not None else table.drop(columns="domain")
 
 
 def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients: int = 0) -> Partition:

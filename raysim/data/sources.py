@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysim.data import downloads, own_files
 from raysim.data.dataset import Dataset
+from raysim.config.schema import DataConfig
 from raysim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from raysim.config.schema import DataConfig
 
 
 def load_dataset(config: DataConfig, image_size: int) -> Dataset:

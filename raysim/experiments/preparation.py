@@ -19,7 +19,8 @@ from raysim.workers.actor_pool import ActorPool, Stopped
 from raysim.config.schema import Config, DataConfig, ResourcesConfig
 from raysim.config.loading import children
 from raysim.data.dataset import Dataset
-from raysim.data.partitioners import Partition, make_partition
+from raysim.data.partition import Partition
+from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.workers.dispatch import PATIENCE_SECONDS
 from raysim.errors import ConfigError
@@ -94,25 +95,6 @@ def prepare(config: Config) -> list[Prepared]:
     return prepared
 
 
-def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Dataset, Partition]:
-    """The data set of a run and its division; ``cache`` has those of earlier runs.
-
-    Raises:
-        ConfigError: see its message.
-    """
-    cache = {} if cache is None else cache
-    new = config.evaluate.new_clients
-    everyone = config.data.model_copy(update={"num_clients": config.data.num_clients + new})
-    source = _source_key(everyone, config.model.image_size)
-    if source not in cache:
-        cache[source] = load_dataset(everyone, config.model.image_size)
-    dataset: Dataset = cache[source]
-    split = f"{source} {config.data.model_dump_json()} {new} {config.seed}"
-    if split not in cache:
-        cache[split] = make_partition(config.data, dataset, config.seed, new)
-    return dataset, cache[split]
-
-
 def prepare_on(entry: str, config: Config, dataset: Dataset, partition: Partition) -> Prepared:
     """Check a run on data that is already there, which ``config.data`` then only describes.
 
@@ -157,13 +139,6 @@ def _one_by_one(config: Config, partition: Partition) -> int:
             f"{least}: {why}. Raise data.partition.min_samples"
         )
     return 1
-
-
-def _source_key(data: DataConfig, image_size: int) -> str:
-    """Equal for two runs that use the same samples."""
-    size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
-    clients = data.num_clients if data.name == "federated_npz" else None
-    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
 
 
 class Launch:

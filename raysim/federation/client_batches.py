@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeds
-from raysim.federation.cohort import participation
 from raysim.config.schema import Config
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
+from raysim.federation.cohort import participation
 from raysim.storage.slot_file import NEVER_TRAINED, SlotIndex
-from raysim.training.tasks import Task
+from raysim.training.tasks import AdaptNewClients, Evaluate, EvaluateGlobal, EvaluateNewClients, Task, Train
 
 Ints = NDArray[np.int64]
+Messages = Mapping[str, NDArray[np.float32]]
 
 
 def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
@@ -27,31 +27,34 @@ def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
     return [order[i : i + clients_per_batch] for i in range(0, len(order), clients_per_batch)]
 
 
-class Planner:
-    """Makes tasks; reads from ``index`` where the clients' states are."""
+class BatchPlanner:
+    """Divides clients into batches and makes their tasks; reads from ``index`` where the clients' states are.
+
+    Every method takes ``first``, the index of its first task: tasks of a round are numbered on.
+    """
 
     def __init__(self, config: Config, partition: Partition, index: SlotIndex) -> None:
         assert isinstance(config.resources.clients_per_batch, int)
         self._size = config.resources.clients_per_batch
         self._config, self._partition, self._index = config, partition, index
-        self._epochs = len(config.algorithm.epochs(config.train.local_epochs))
 
-    def training(
-        self, round: int, cohort: Ints, messages: dict[str, NDArray[np.float32]], evaluate: bool
-    ) -> list[Task]:
+    def train(self, round: int, cohort: Ints, messages: Messages, evaluate: bool) -> list[Task]:
         """A cohort (K,) in client batches; ``messages`` have a row per client, in id order."""
         if self._config.algorithm.pooled:
-            return [self._pooled(round, cohort)]
+            return [self._train_pooled(round, cohort)]
         sizes = self._partition.num_train
         total = int(sizes[cohort].sum())
+        epochs = len(self._config.algorithm.epochs(self._config.train.local_epochs))
         reports, work = participation(self._config, round, cohort)
-        return [
-            Task(
-                "train",
-                i,
-                round,
-                ids,
-                self._index.addresses[ids],
+        tasks: list[Task] = []
+        for i, ids in enumerate(cut(cohort, sizes[cohort], self._size)):
+            at = np.searchsorted(cohort, ids)
+            task = Train(
+                round=round,
+                index=i,
+                clients=ids,
+                read=self._index.addresses[ids],
+                samples=epochs * len(ids) * int(sizes[ids].max()),
                 weights={
                     "samples": reports[at] * (sizes[ids] / total),
                     "uniform": reports[at] * np.full(len(ids), 1 / len(cohort)),
@@ -60,57 +63,65 @@ class Planner:
                 work=work[at] if work is not None and (work[at] < 1).any() else None,
                 messages={name: rows[at] for name, rows in messages.items()},
                 evaluate=evaluate,
-                samples=self._epochs * len(ids) * int(sizes[ids].max()),
             )
-            for i, ids in enumerate(cut(cohort, sizes[cohort], self._size))
-            for at in [np.searchsorted(cohort, ids)]
-        ]
+            tasks.append(task)
+        return tasks
 
-    def _pooled(self, round: int, cohort: Ints) -> Task:
+    def _train_pooled(self, round: int, cohort: Ints) -> Task:
         """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
-        partition, one = self._partition, cohort[:1] * 0
+        partition, client_0 = self._partition, np.zeros(1, np.int64)
         rng = seeds.stream(self._config.seed, "pooled", round)
         those_of_clients = int(partition.num_train[: self._config.data.num_clients].sum())  # not of new ones
         drawn = rng.choice(
             partition.all_train[:those_of_clients], int(partition.num_train[cohort].sum()), replace=False
         )
-        weights = {"samples": np.ones(1), "uniform": np.ones(1)}
-        state, reports = self._index.addresses[one], np.ones(1, np.bool_)
-        return Task(
-            *("train", 0, round, one, state),
-            weights=weights,
-            reports=reports,
-            messages={},
-            pooled=drawn,
+        return Train(
+            round=round,
+            index=0,
+            clients=client_0,
+            read=self._index.addresses[client_0],
             samples=len(drawn),
+            weights={"samples": np.ones(1), "uniform": np.ones(1)},
+            reports=np.ones(1, np.bool_),
+            pooled=drawn,
         )
 
-    def evaluation(self, kind: Literal["evaluate", "global"], round: int, clients: Ints, first: int) -> list[Task]:
-        """Clients (E,) in batches, with indices from ``first``."""
+    def evaluate(self, round: int, clients: Ints, first: int = 0) -> list[Task]:
+        """Clients (E,) with their own states, in batches."""
+        return self._evaluation(Evaluate, round, clients, first)
+
+    def evaluate_global(self, round: int, clients: Ints, first: int = 0) -> list[Task]:
+        """The shared model on clients (E,), in batches."""
+        return self._evaluation(EvaluateGlobal, round, clients, first)
+
+    def _evaluation(
+        self, kind: type[Evaluate] | type[EvaluateGlobal], round: int, clients: Ints, first: int
+    ) -> list[Task]:
         sizes = self._partition.num_test
         return [
-            Task(kind, first + i, round, ids, self._index.addresses[ids], samples=len(ids) * int(sizes[ids].max()))
+            kind(
+                round=round,
+                index=first + i,
+                clients=ids,
+                read=self._index.addresses[ids],
+                samples=len(ids) * int(sizes[ids].max()),
+            )
             for i, ids in enumerate(cut(clients, sizes[clients], self._size))
         ]
 
-    def newcomers(self, round: int, messages: dict[str, NDArray[np.float32]], first: int) -> list[Task]:
+    def adapt_new_clients(self, round: int, messages: Messages, first: int = 0) -> list[Task]:
         """Clients that never took part, evaluated before and after they adapt; ``messages`` have a row for each of them."""
         start, sizes = self._config.data.num_clients, self._partition.num_train
         epochs = len(self._config.algorithm.epochs(self._config.evaluate.adapt_epochs))
         tasks: list[Task] = []
         for ids in cut(np.arange(start, len(sizes)), sizes[start:], self._size):
-            state, ones = np.full(len(ids), NEVER_TRAINED, np.int64), np.ones(len(ids))
+            state = np.full(len(ids), NEVER_TRAINED, np.int64)
             rows = {name: m[ids - start] for name, m in messages.items()}
-            weights = {"samples": ones, "uniform": ones}
-            count = len(ids) * int(sizes[ids].max())
+            samples, at = len(ids) * int(sizes[ids].max()), first + len(tasks)
             tasks += [
-                Task("unadapted", first + len(tasks), round, ids, state, samples=count),
-                Task(
-                    *("adapted", first + len(tasks) + 1, round, ids, state),
-                    weights=weights,
-                    messages=rows,
-                    evaluate=True,
-                    samples=epochs * count,
+                EvaluateNewClients(round=round, index=at, clients=ids, read=state, samples=samples),
+                AdaptNewClients(
+                    round=round, index=at + 1, clients=ids, read=state, samples=epochs * samples, messages=rows
                 ),
             ]
         return tasks

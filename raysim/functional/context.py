@@ -1,7 +1,7 @@
-"""What an algorithm's functions are handed for one client: ``Batch`` and ``ClientContext``; ``Optimizer`` is beside it.
+"""What an algorithm's functions are given beside their tensors: ``ClientContext`` for a client, ``ServerContext``.
 
 Shapes in this package: K clients computed together, B samples of a batch, C channels, H and W pixels, P parameters.
-An algorithm sees one client, without K; the engine adds that axis with ``torch.func.vmap`` (see ``training.py``).
+An algorithm sees one client, without K; the engine adds that axis with ``torch.func.vmap`` (``training/engine.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from raysim.functional.loss_and_gradient import Batch, Gradient, Network
+from raysim.functional.loss_and_gradient import Batch, FunctionalModel, Gradient
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 
@@ -32,6 +32,7 @@ class ClientContext:
     """The round as a client sees it. Everything here is the same for all clients of a round.
 
     Attributes:
+        model: the model as a function of ``theta``.
         layout: where each tensor lies in ``theta``.
         broadcast: what the server sent down, by name; ``broadcast["shared"]`` is the round's shared vector. Read only.
         optimizer: the local optimiser at this round's learning rate.
@@ -41,7 +42,7 @@ class ClientContext:
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
     """
 
-    network: Network
+    model: FunctionalModel
     layout: ParameterLayout
     broadcast: Tensors
     optimizer: Optimizer
@@ -56,11 +57,11 @@ class ClientContext:
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images (B, C, H, W): logits (B, classes)."""
-        return self.network.logits(theta, images)
+        return self.model.logits(theta, images)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over the unpadded samples of a batch, a scalar."""
-        return self.network.loss(theta, *batch)
+        return self.model.loss(theta, *batch)
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The gradient (P,) of the loss at ``theta``, and the loss, a scalar.
@@ -68,9 +69,47 @@ class ClientContext:
         Entries of BatchNorm's running statistics have the change that the batch made, old minus new.
         """
         if self.layout.statistics:
-            return self.network.gradient_and_statistics(theta, batch)
-        gradient, loss = Gradient.apply(theta, *batch, self.network)
+            return self.model.gradient_and_statistics(theta, batch)
+        gradient, loss = Gradient.apply(theta, *batch, self.model)
         return gradient, loss
+
+    def dot(self, first: Tensor, second: Tensor) -> Tensor:
+        """The inner product, a scalar, of two vectors (P,) over the parameters that a gradient reaches.
+
+        Running statistics of BatchNorm are left out: no loss in training depends on them.
+        """
+        if self.layout.statistics:
+            first = first * ~self.mask(*self.layout.statistics)
+        return (first * second).sum()
+
+    def halves(self, batch: Batch) -> tuple[Batch, Batch]:
+        """Two batches out of one of up to ``2 * batch_size`` samples.
+
+        The first has ``batch_size`` samples and the second the rest; of no more than ``batch_size`` samples each gets half.
+        With BatchNorm neither is padded, and neither has one sample only: there are no statistics of that.
+        """
+        return _unpadded_halves(batch, self.batch_size) if self.layout.statistics else halves(batch, self.batch_size)
+
+
+def halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
+    """``ClientContext.halves`` of a batch that may be padded."""
+    width, count = len(batch.mask), batch.mask.sum().long()
+    cut = torch.where(count > batch_size, batch_size, (count + 1) // 2)
+    widths = min(batch_size, width), max(width - batch_size, (min(batch_size, width) + 1) // 2)
+    position = torch.arange(width, device=batch.mask.device)
+    first, second = position[: widths[0]], (cut + position[: widths[1]]).clamp(max=width - 1)
+    return (
+        Batch(batch.images[first], batch.labels[first], batch.mask[first] * (first < cut)),
+        Batch(batch.images[second], batch.labels[second], (cut + position[: widths[1]] < count).float()),
+    )
+
+
+def _unpadded_halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
+    """The same of a batch without padding: BatchNorm would also see the samples behind a mask."""
+    count = len(batch.mask)
+    cut = batch_size if count > batch_size else (count + 1) // 2
+    cut = cut - 1 if count - cut == 1 and cut > 2 else cut
+    return Batch(*(part[:cut] for part in batch)), Batch(*(part[cut:] for part in batch))
 
 
 @lru_cache(maxsize=16)

@@ -1,11 +1,12 @@
-"""The model as a function of a client's flat parameters: its logits, its loss, and the gradient for one client or for K.
+"""A timm model as a function of a client's flat parameters: logits, loss, and the gradient for one client or for K.
 
 Shapes: P parameters, B samples of a batch, images (B, C, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,8 +27,8 @@ class Batch(NamedTuple):
     mask: Tensor
 
 
-class Network:
-    """A model whose parameters are handed in; what it holds itself are frozen parameters and constants.
+class FunctionalModel:
+    """A model whose parameters are arguments; it holds only frozen parameters and constants itself.
 
     Args:
         precision: of its matrix products; parameters, their gradients and the loss are float32 in any case.
@@ -38,11 +39,36 @@ class Network:
         self, model: nn.Module, layout: ParameterLayout, precision: Precision = "float32", compiled: bool = False
     ) -> None:
         self.model, self._layout, self._precision = model, layout, precision
+        self._training = model.training
+        self._fused: bool | None = None  # not set yet
         self.loss_of_one: Callable[..., Tensor] = self.loss
         self.loss_of_many: Callable[..., Tensor] = torch.func.vmap(self.loss, randomness="different")
-        if compiled:  # the whole of it, or an error: never a few pieces of it unsaid
+        if compiled:  # all of it or an error: falling back to eager mode for some parts would go unnoticed
             self.loss_of_one = torch.compile(self.loss_of_one, fullgraph=True)
             self.loss_of_many = torch.compile(self.loss_of_many, fullgraph=True)
+
+    @contextmanager
+    def mode(self, *, training: bool, vectorised: bool) -> Iterator[None]:
+        """The mode of the model inside a ``with`` block.
+
+        Args:
+            training: dropout and BatchNorm behave as in training.
+            vectorised: the block computes K clients under ``vmap``, which has no batching rule for fused attention.
+        """
+        before = self._training
+        self._set_training(training)
+        if self._fused == vectorised or self._fused is None:
+            self._fused = not vectorised
+            set_fused_attention(self.model, self._fused)
+        try:
+            yield
+        finally:
+            self._set_training(before)
+
+    def _set_training(self, training: bool) -> None:
+        if self._training != training:  # ``nn.Module.train`` visits every submodule
+            self.model.train(training)
+            self._training = training
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images: logits (B, classes), float32."""
@@ -81,7 +107,7 @@ class Network:
 
 
 class Gradient(torch.autograd.Function):
-    """Gradient and value of a network's loss, with its own rule for ``vmap``.
+    """Gradient and value of a model's loss, with its own rule for ``vmap``.
 
     ``vmap(grad(f))`` sends every operation of forward and backward through two layers of function transforms. Here the
     rule for K clients is one ordinary backward pass through ``vmap(f)``: 5 to 15 % faster at ViT sizes on a CPU, and a
@@ -89,8 +115,8 @@ class Gradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor, network: Network) -> Any:
-        return _backward(theta, lambda t: network.loss_of_one(t, images, labels, mask))
+    def forward(theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor, model: FunctionalModel) -> Any:
+        return _backward(theta, lambda t: model.loss_of_one(t, images, labels, mask))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -98,12 +124,12 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        *tensors, network = args
+        *tensors, model = args
         theta, images, labels, mask = (
             t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
             for t, d in zip(tensors, in_dims, strict=False)
         )
-        return _backward(theta, lambda t: network.loss_of_many(t, images, labels, mask)), (0, 0)
+        return _backward(theta, lambda t: model.loss_of_many(t, images, labels, mask)), (0, 0)
 
 
 def _backward(theta: Tensor, f: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -117,3 +143,10 @@ def _backward(theta: Tensor, f: Callable[[Tensor], Tensor]) -> tuple[Tensor, Ten
 def _mean_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     losses = F.cross_entropy(logits, labels, reduction="none")
     return (losses * mask).sum() / mask.sum().clamp(min=1)  # half of a split batch may be empty
+
+
+def set_fused_attention(model: nn.Module, fused: bool) -> None:
+    """Switch timm's fused attention kernels on or off."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", fused)  # noqa: B010 - a plain attribute, which torch's types do not know

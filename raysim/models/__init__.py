@@ -1,1 +1,4 @@
-"""timm models and the plugins that algorithms put into them."""
+"""timm models: how one is built with its initial weights, saved after a run, exported for a client.
+
+May import ``training``, since a client may adapt its model before it is exported. Begin with ``build.py``.
+"""

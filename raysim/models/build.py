@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
 from raysim import seeds
-from raysim.data.npz_files import local_path
+from raysim.config.paths import local_path
+from algorithms.base import FederatedAlgorithm
+from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights
-
-if TYPE_CHECKING:
-    from algorithms.base import FederatedAlgorithm
-    from raysim.config.schema import ModelConfig
 
 
 def build_model(
@@ -117,10 +115,3 @@ def tokens_per_image(model: nn.Module, image_size: int) -> int:
     """How many tokens a ViT makes of an image; 16-pixel patches are assumed where the model does not say."""
     patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
     return 1 + int(patches if patches is not None else (image_size // 16) ** 2)
-
-
-def set_fused_attention(model: nn.Module, fused: bool) -> None:
-    """Switch timm's fused attention kernels; they have no batching rule under ``vmap`` on a CPU."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", fused)  # noqa: B010 - a plain attribute, which torch's types do not know

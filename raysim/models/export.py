@@ -14,11 +14,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
-from raysim.data.partitioners import Partition
+from raysim.data.partition import Partition
 from raysim.training.transforms import to_model_input
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
-from raysim.plugins.registry import fold, rebuild
+from raysim.plugins.folding import fold, rebuild
 from raysim.models.saved import SavedRun
 from raysim.training.engine import ClientEngine
 

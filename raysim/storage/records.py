@@ -1,4 +1,4 @@
-"""What a run has to say of its completed rounds: metrics, clients that were left out, the accuracy of every client."""
+"""What is kept of a run's completed rounds: metrics, clients that were left out, the accuracy of every client."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-
-from raysim.data.partitioners import Partition
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -71,28 +69,3 @@ class Records:
         results = [{"round": float(r.round), **r.metrics} for r in self.rounds]
         kept = [sorted((k, v) for k, v in row.items() if not k.startswith("system/")) for row in results]
         return hashlib.sha256(repr(kept).encode()).hexdigest()
-
-
-def client_table(
-    results: dict[str, NDArray[Any]], partition: Partition, class_counts: Ints, domains: NDArray[np.str_]
-) -> pd.DataFrame:
-    """A row per client after the last round, from ``Records.final`` or ``Records.new``.
-
-    ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one class only, log2 of their number if
-    all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of all clients.
-    """
-    ids = results["clients"]
-    shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
-    measured: dict[str, NDArray[Any]] = {
-        name: results[name] for name in ("accuracy", "auc", "before", "after") if name in results
-    }
-    return pd.DataFrame(
-        {
-            "client": ids,
-            **measured,
-            "train_samples": partition.num_train[ids],
-            "test_samples": partition.num_test[ids],
-            "label_entropy": -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
-            "domain": domains[ids],
-        }
-    )

@@ -1,7 +1,7 @@
 """Personal state of many clients: one slot file per node, its slots copied on write.
 
 The driver owns ``SlotIndex`` (which client has which slot of which node, which slots are free); actors read and write slots
-by number through ``SlotFile``, those of other nodes through ``raysim.node_states``. Every attempt at a client batch writes
+by number through ``SlotFile``, those of other nodes through ``workers/node_states.py``. Every attempt at a client batch writes
 fresh slots, and a round is committed by switching the index: until then nothing that a retry would read has changed. RAM
 holds 24 bytes per client; the file is sparse.
 """
@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from raysim.errors import ConfigError
 
@@ -24,36 +22,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 NEVER_TRAINED = -1
 NODE_SHIFT = 40  # an address is the number of a node and that of a slot, in one integer
-
-
-@dataclass(frozen=True)
-class StateLayout:
-    """The named vectors of a client's state (``FederatedAlgorithm.client_state``) in one float32 row."""
-
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, state: dict[str, Tensor]) -> StateLayout:
-        for name, vector in state.items():
-            assert vector.dim() == 1, (
-                f"client state {name!r} has shape {tuple(vector.shape)}; each entry must be a vector"
-            )
-        return cls(tuple(state), tuple(v.numel() for v in state.values()))
-
-    @property
-    def size(self) -> int:
-        """Float32 numbers per client."""
-        return sum(self.sizes)
-
-    def pack(self, state: dict[str, Tensor]) -> Tensor:
-        """Named (..., n) to one (..., size)."""
-        assert state.keys() == set(self.names), f"client state has {set(state)}, client_state() declares {self.names}"
-        return torch.cat([state[name].float() for name in self.names], dim=-1)
-
-    def unpack(self, rows: Tensor) -> dict[str, Tensor]:
-        """One (..., size) to named (..., n), as views."""
-        return dict(zip(self.names, rows.split(self.sizes, dim=-1), strict=True))
 
 
 class SlotFile:

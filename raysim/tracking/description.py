@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from raysim.analysis.comparison import formatted
 from raysim.config.schema import Config
 from raysim.config.dotted import flatten
 
@@ -27,11 +25,11 @@ def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mappi
     return "\n".join([*lines, how_to_repeat(commit)])
 
 
-def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: Any = None) -> str:
-    """The same of a study, with its comparison once it is finished."""
+def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: str | None = None) -> str:
+    """The same of a study, with its comparison, a table in Markdown, once it is finished."""
     lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
     if table is not None:
-        lines += ["Last round, percent, mean ± standard deviation over seeds:", "", formatted(table, "markdown"), ""]
+        lines += ["Last round, percent, mean ± standard deviation over seeds:", "", table, ""]
         lines += [_picture("comparison.png", run_id), ""]
         lines += ["Artifacts: `comparison.png`, `clients.png`, gains over the baselines client by client.", ""]
     return "\n".join([*lines, how_to_repeat(commit)])

@@ -1,11 +1,13 @@
-"""Finished runs read back from MLflow, for comparisons: their histories, parameters, and the accuracy of every client."""
+"""Reads MLflow: finished runs for comparisons, with the accuracy of every client; a run's artifacts; its checkpoints."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +15,64 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
-from raysim.tracking.mlflow_store import Tracker
+from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
+from raysim.tracking.tags import CHECKPOINT_TAG
 
 
-class FinishedRuns(Tracker):
+def checkpoint_of(uri: str, run_id: str) -> str:
+    """The folder of a run's checkpoints.
+
+    Raises:
+        ConfigError: there is no such run, or it has none.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(
+            f"there is no folder {run_id}, and no MLflow store {uri} with such a run (--uri names another)"
+        )
+    try:
+        with few_retries():
+            tags = MlflowClient(uri).get_run(run_id).data.tags
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"there is no folder {run_id}, and no such run in {uri}: {error}") from error
+    if CHECKPOINT_TAG not in tags:
+        raise ConfigError(f"run {run_id} has no checkpoints (checkpoint.every was null, or it is not a run of raysim)")
+    return str(tags[CHECKPOINT_TAG])
+
+
+def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
+    """A folder of a run's artifacts, on this machine.
+
+    Raises:
+        ConfigError: there is no such run, or it has no such folder.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    check_store(uri)
+    try:
+        with few_retries():
+            client = MlflowClient(uri)
+            run = client.get_run(run_id)
+            if run.data.tags.get("raysim.kind") == "study":
+                found = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+                children = [f"\n  {child.info.run_id}  {child.info.run_name}" for child in reversed(found)]
+                raise ConfigError(f"{run_id} is a study; name one of its runs:{''.join(children)}")
+            if not client.list_artifacts(run_id, folder):
+                raise ConfigError(
+                    f"run {run_id} has no artifacts {folder!r} (tracking.models: none, or it has not finished)"
+                )
+            return Path(client.download_artifacts(run_id, folder, str(into)))
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
+
+
+class FinishedRuns(MLflowStore):
     """Those of the latest study of an experiment, unless others are chosen.
 
     Raises:

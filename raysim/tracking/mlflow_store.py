@@ -1,6 +1,6 @@
-"""MLflow: the one module that imports it. A run per ``Config``, a parent run per study, one call per round.
+"""An MLflow experiment, and what raysim writes to it: a run per ``Config``, a parent run per study, one call per round.
 
-Only the driver writes; ``raysim compare`` reads.
+Only the driver writes. ``outbox.py`` repeats calls that fail because the server is away.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,66 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.config.schema import CheckpointConfig, TrackingConfig
-from raysim.tracking.dashboard import VIEW_TAG
 from raysim.errors import ConfigError
+from raysim.tracking.dashboard import VIEW_TAG
+from raysim.tracking.tags import CHECKPOINT_TAG
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
-DESCRIPTION_TAG = "mlflow.note.content"
-COLOUR_TAG = "mlflow.runColor"
-CHECKPOINT_TAG = "raysim.checkpoint"
-"""The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
 # Errors that no waiting helps against; all others are those of a server or a network that may come back.
 REFUSED = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "FEATURE_DISABLED", "NOT_IMPLEMENTED"),
 }
 LATER = {408, 425, 429}  # HTTP: timeout, too early, too many requests
-
-
-def in_ray_job() -> bool:
-    """Whether this process is the entrypoint of a job that was submitted to a Ray cluster."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def home() -> Path:
-    """Where runs are kept unless told otherwise: RAYSIM_HOME, else the current directory, but never that of a Ray job.
-
-    A job runs in a copy of its working directory that is deleted with it; there it is ``~/raysim``.
-    """
-    if os.environ.get("RAYSIM_HOME"):
-        return Path(os.environ["RAYSIM_HOME"]).expanduser().absolute()
-    return Path.home() / "raysim" if in_ray_job() else Path.cwd()
-
-
-def resolve_uri(config: TrackingConfig) -> str:
-    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in ``home()``."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        path = home() / uri.removeprefix("sqlite:///")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}"
-    return uri
-
-
-def checkpoint_root(config: CheckpointConfig, uri: str) -> str:
-    """The folder of all checkpoints, absolute: the configured one, or ``checkpoints`` beside the store of this URI."""
-    if config.dir is not None:
-        return config.dir if "://" in config.dir else str(home() / Path(config.dir).expanduser())
-    beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else home()
-    return str(beside / "checkpoints")
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit of the repository that a folder lies in, with ``+`` if there are uncommitted changes."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or no repository: there is no commit to tell
-    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
 
 
 def may_pass(error: Exception) -> bool:
@@ -101,30 +51,6 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, SQLAlchemyError | OSError)  # requests' errors are OSErrors
 
 
-def checkpoint_of(uri: str, run_id: str) -> str:
-    """The folder of a run's checkpoints.
-
-    Raises:
-        ConfigError: there is no such run, or it has none.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
-
-    if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(
-            f"there is no folder {run_id}, and no MLflow store {uri} with such a run (--uri names another)"
-        )
-    try:
-        with _few_retries():
-            tags = MlflowClient(uri).get_run(run_id).data.tags
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ConfigError(f"there is no folder {run_id}, and no such run in {uri}: {error}") from error
-    if CHECKPOINT_TAG not in tags:
-        raise ConfigError(f"run {run_id} has no checkpoints (checkpoint.every was null, or it is not a run of raysim)")
-    return str(tags[CHECKPOINT_TAG])
-
-
 def check_store(uri: str) -> None:
     """Raises ConfigError if a store that is to be read is a file that is not there."""
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -138,44 +64,15 @@ def check_writes(uri: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with _few_retries():
+        with few_retries():
             client = MlflowClient(uri)
             client.delete_experiment(client.create_experiment(f"raysim doctor {secrets.token_hex(6)}"))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ConfigError(f"{uri} can't be written: {' '.join(str(error).split())[:300]}") from error
 
 
-def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
-    """A folder of a run's artifacts, on this machine.
-
-    Raises:
-        ConfigError: there is no such run, or it has no such folder.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    check_store(uri)
-    try:
-        with _few_retries():
-            client = MlflowClient(uri)
-            run = client.get_run(run_id)
-            if run.data.tags.get("raysim.kind") == "study":
-                found = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
-                children = [f"\n  {child.info.run_id}  {child.info.run_name}" for child in reversed(found)]
-                raise ConfigError(f"{run_id} is a study; name one of its runs:{''.join(children)}")
-            if not client.list_artifacts(run_id, folder):
-                raise ConfigError(
-                    f"run {run_id} has no artifacts {folder!r} (tracking.models: none, or it has not finished)"
-                )
-            return Path(client.download_artifacts(run_id, folder, str(into)))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
-
-
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def few_retries() -> Iterator[None]:
     """MLflow tries an unreachable server for minutes; at first contact the address is more likely wrong."""
     key = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(key)
@@ -202,7 +99,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         os.close(handle)
 
 
-class Tracker:
+class MLflowStore:
     """An MLflow experiment at a tracking URI.
 
     Raises:
@@ -230,7 +127,7 @@ class Tracker:
         try:
             with _one_at_a_time(uri):  # two first runs in one folder would both create the tables
                 self._client = MlflowClient(uri)
-                with _few_retries():
+                with few_retries():
                     found = self._client.get_experiment_by_name(experiment)
                 if found is None and create:
                     found = self._client.get_experiment(self._create(experiment))

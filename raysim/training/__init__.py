@@ -1,1 +1,5 @@
-"""."""
+"""Train and evaluate a client batch: K clients at once, vectorised, on one device.
+
+May import ``data``, ``config`` and ``functional``; knows nothing of Ray. Begin with ``engine.py``; ``tasks.py`` has what a
+worker may be asked to do, ``aggregation.py`` how the uploads of clients are summed.
+"""

@@ -1,4 +1,4 @@
-"""The batches of K clients in lockstep: whose samples come when, and the padding between clients of unequal size.
+"""The batches of K clients in lockstep: their order, augmentation, and the padding between clients of unequal size.
 
 Shapes: K clients, n samples of the largest of them, E epochs, B samples of a batch.
 """
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim import seeds
+from raysim.config.schema import Config
+from raysim.data.partition import Partition
 from raysim.training.transforms import augment, draw_augmentation, to_model_input
 from raysim.functional.loss_and_gradient import Batch
 
@@ -83,6 +85,63 @@ class Order(NamedTuple):
     """(E, K, n), None without augmentation."""
     shifts: Tensor | None
     """(E, K, n, 2) pixels."""
+
+
+class ClientSamples:
+    """The samples of any clients of a run, as batches on a worker's device.
+
+    Args:
+        images, labels: the whole data set, read only (it may lie in shared memory).
+        has_batch_norm: of the model, which then can't be trained on a batch of one sample.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        images: NDArray[np.uint8],
+        labels: Ints,
+        partition: Partition,
+        device: torch.device,
+        has_batch_norm: bool,
+    ) -> None:
+        self._config, self.partition, self._device = config, partition, device
+        self._has_batch_norm = has_batch_norm
+        self.data = Samples(images, labels, device, _data_budget(config, device))
+
+    def training(self, clients: Ints) -> Pool:
+        """The training samples of clients (K,)."""
+        return Pool.gather(self.data, [self.partition.train(c) for c in clients.tolist()])
+
+    def test(self, clients: Ints) -> Pool:
+        """The test samples of clients (K,)."""
+        return Pool.gather(self.data, [self.partition.test(c) for c in clients.tolist()])
+
+    def order(self, purpose: str, round: int, clients: Ints, pool: Pool, epochs: int) -> Order:
+        """A shuffled order of every epoch; ``purpose`` names the random stream."""
+        data = self._config.data
+        return draw_order(
+            self._config.seed, purpose, round, clients, pool.counts, epochs, data.augment, self.data.side, self._device
+        )
+
+    def batches(self, pool: Pool, order: Order, epoch: int, batches_per_step: int) -> Iterator[tuple[Batch, bool]]:
+        """The batches (K, B, ...) of an epoch, and whether every client has samples in it."""
+        size = self._config.train.batch_size * batches_per_step
+        # BatchNorm has no statistics of one sample: a last batch of one is left out (another sample in every epoch).
+        least = 2 * batches_per_step if self._has_batch_norm else 1
+        return batches(pool, order, epoch, size, self._config.model.image_size, least)
+
+    def model_input(self, images: Tensor) -> Tensor:
+        """Stored images (..., H, W, C) as the model takes them."""
+        return to_model_input(images, self._config.model.image_size)
+
+
+def _data_budget(config: Config, device: torch.device) -> int:
+    """Bytes of a device's memory that the data set may take: a quarter of the actor's share of a GPU."""
+    if device.type != "cuda":
+        return 0
+    share = config.resources.num_gpus_per_actor
+    assert share != "auto"
+    return int(0.25 * min(share, 1) * torch.cuda.get_device_properties(device).total_memory)
 
 
 def draw_order(

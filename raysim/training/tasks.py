@@ -1,108 +1,226 @@
-"""What travels between the driver and the client actors."""
+"""What a worker may be asked to do with a client batch: a type for each kind of task, and what comes back.
+
+A task knows how it is computed. ``Train`` is the only one with an effect: its worker stores the clients' new states and keeps
+their sums (``workers/client_actor.py``).
+"""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
-import ray
+import torch
 from numpy.typing import NDArray
 
-from algorithms import FederatedAlgorithm
-from raysim.config.schema import Config
+from raysim.functional.optimizers import Tensors
+from raysim.training.engine import ClientEngine, LocalTraining, Trained
+from raysim.training.evaluation import Evaluation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Rows = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class RunSetup:
-    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
-
-    config: Config
-    images: ray.ObjectRef
-    labels: ray.ObjectRef
-    partition: ray.ObjectRef
-    initial: ray.ObjectRef
-    frozen: ray.ObjectRef
-    """Name to array, of the parameters that are not in ``initial``."""
-    num_classes: int
-    in_channels: int
-    code: str
-    """Of the algorithm, as the driver has it: ``algorithm_code``."""
-
-
-@cache
-def _source(cls: type[FederatedAlgorithm]) -> str:
-    return inspect.getsource(cls)  # of the file as it is now: asked once, soon after the import
-
-
-def algorithm_code(config: Config) -> str:
-    """SHA-256 of the source of the algorithm's class and of those that it is made from, as this process has them."""
-    own = [cls for cls in type(config.algorithm).__mro__ if issubclass(cls, FederatedAlgorithm)]
-    return hashlib.sha256("\n".join(map(_source, own)).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
     """A client batch and what to do with it.
 
     Attributes:
-        kind: ``train`` (and evaluate, if ``evaluate``), ``evaluate``, or ``global``: the shared model on these clients; of
-            clients that never took part ``unadapted``, as ``evaluate``, and ``adapted``: train, evaluate and forget.
-        index: position among the round's tasks.
-        weights: planned shares (K,) by weighting.
-        read: addresses (K,) of the clients' states.
-        write: fresh addresses (K,) on the worker's node, for ``train`` only; given when a worker gets the task.
-        reports: (K,) who reports to the server (``cohort.dropout``); the weight of the others is 0.
+        round: the round whose metrics it is for.
+        index: position among the tasks of that round.
+        clients: (K,) ids.
+        read: (K,) addresses of the clients' states.
+        samples: that go through the model, padding included; by which its duration is estimated.
+    """
+
+    kind: ClassVar[str]
+    """In messages and in ``timeline.csv``."""
+    passes: ClassVar[float]
+    """Its cost per sample in forward passes, as long as none of its kind was measured."""
+
+    round: int
+    index: int
+    clients: Ints
+    read: Ints
+    samples: int = 1
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """By which it is known among the tasks of several rounds."""
+        return self.round, self.index
+
+    @abstractmethod
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained | Evaluation:
+        """Do it, without an effect on anything, for clients with states (K, size)."""
+
+    def of_one(self, i: int) -> Task:
+        """The same for the ``i``-th client alone."""
+        one = slice(i, i + 1)
+        return replace(self, clients=self.clients[one], read=self.read[one])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Task):
+    """Train clients that take part in the round.
+
+    Attributes:
+        weights: (K,) planned shares by weighting; 0 for clients that do not report.
+        reports: (K,) who reports to the server (``cohort.dropout``).
         work: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
-        samples: that go through the model, padding included; what it is expected to cost.
+        evaluate: evaluate them, too.
+        write: (K,) fresh addresses on the worker's node; set when a worker gets the task.
     """
 
-    kind: Literal["train", "evaluate", "global", "unadapted", "adapted"]
-    index: int
-    round: int
-    clients: Ints
-    read: Ints
-    write: Ints | None = None
-    weights: dict[str, Floats] | None = None
-    reports: NDArray[np.bool_] | None = None
+    kind = "train"
+    passes = 3.0  # the backward pass costs two forward passes
+
+    weights: dict[str, Floats]
+    reports: NDArray[np.bool_]
     work: Floats | None = None
-    messages: dict[str, NDArray[np.float32]] | None = None
+    messages: dict[str, Rows] = field(default_factory=dict)
     pooled: Ints | None = None
     evaluate: bool = False
-    samples: int = 1
+    write: Ints | None = None
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained:
+        training = LocalTraining(
+            self.round,
+            self.clients,
+            self.weights,
+            engine.config.train.local_epochs,
+            _on_device(self.messages, engine),
+            evaluate=self.evaluate,
+            sensitivity=self.pooled is None,
+            pooled=self.pooled,
+            work=self.work,
+        )
+        return engine.train(training, broadcast, states)
+
+    def of_one(self, i: int) -> Task:
+        one = slice(i, i + 1)
+        return replace(
+            self,
+            clients=self.clients[one],
+            read=self.read[one],
+            weights={name: w[one] for name, w in self.weights.items()},
+            reports=self.reports[one],
+            work=self.work[one] if self.work is not None else None,
+            messages={name: rows[one] for name, rows in self.messages.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Task):
+    """Evaluate clients with the server's shared parameters and their own states."""
+
+    kind = "evaluate"
+    passes = 1.0
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
+        return engine.evaluate(self.round, self.clients, broadcast, states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateGlobal(Task):
+    """Evaluate the shared model on the clients' test samples."""
+
+    kind = "global"
+    passes = 1.0
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
+        return engine.evaluate_global(self.clients, broadcast)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateNewClients(Task):
+    """Evaluate clients that never took part, before they adapt."""
+
+    kind = "unadapted"
+    passes = 1.0
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
+        return engine.evaluate(self.round, self.clients, broadcast, states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptNewClients(Task):
+    """Train clients that never took part for ``evaluate.adapt_epochs``, evaluate them, and forget what they trained.
+
+    At the full learning rate: ``train.schedule`` is that of the federation.
+    """
+
+    kind = "adapted"
+    passes = 3.0
+
+    messages: dict[str, Rows] = field(default_factory=dict)
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
+        ones = np.ones(len(self.clients))
+        training = LocalTraining(
+            self.round,
+            self.clients,
+            {"samples": ones, "uniform": ones},
+            engine.config.evaluate.adapt_epochs,
+            _on_device(self.messages, engine),
+            full_rate=True,
+        )
+        evaluation = engine.train(training, broadcast, states).evaluation
+        assert evaluation is not None
+        return evaluation
+
+    def of_one(self, i: int) -> Task:
+        one = slice(i, i + 1)
+        messages = {name: rows[one] for name, rows in self.messages.items()}
+        return replace(self, clients=self.clients[one], read=self.read[one], messages=messages)
+
+
+def _on_device(messages: dict[str, Rows], engine: ClientEngine) -> Tensors:
+    return {name: torch.from_numpy(rows).to(engine.device) for name, rows in messages.items()}
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them."""
+class TrainingReport:
+    """What the driver learns of a ``Train`` task: a few numbers per client. Its sums stay with the worker."""
 
-    clients: Ints
-    correct: Ints
-    num_test: Ints
-    probabilities: NDArray[np.float32]
-    """(sum of num_test, classes), client after client."""
+    accepted: NDArray[np.bool_]
+    metrics: dict[str, Floats]
+    squared_updates: dict[str, Floats]
+    evaluation: Evaluation | None
+
+    @classmethod
+    def of(cls, trained: Trained) -> TrainingReport:
+        return cls(trained.accepted, trained.metrics, trained.squared_updates, trained.evaluation)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What comes back to the driver: a few numbers per client; sums stay in the actor until the end of the round."""
+    """A task that was done, what came of it, and when it ran where."""
 
     task: Task
-    accepted: NDArray[np.bool_] | None
-    metrics: dict[str, Floats]
-    squared_updates: dict[str, Floats]
-    evaluation: Evaluation | None
+    outcome: TrainingReport | Evaluation
     started: float = 0.0
     """Seconds since 1970, by the clock of the actor's node."""
     seconds: float = 0.0
     """For which the actor was busy with it."""
     actor: int = -1
     """Number of the actor in its pool."""
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The clients' evaluation, if they were evaluated."""
+        return self.outcome.evaluation if isinstance(self.outcome, TrainingReport) else self.outcome
+
+
+def trained_in(results: Sequence[TaskResult]) -> list[tuple[Train, TrainingReport]]:
+    """The tasks that trained clients, with what the driver learns of them."""
+    return [(r.task, r.outcome) for r in results if isinstance(r.task, Train) and isinstance(r.outcome, TrainingReport)]
+
+
+def evaluations_of(results: Sequence[TaskResult], *kinds: type[Task]) -> list[Evaluation]:
+    """The evaluations that tasks of these kinds brought."""
+    return [r.evaluation for r in results if isinstance(r.task, kinds) and r.evaluation is not None]

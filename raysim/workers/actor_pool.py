@@ -11,22 +11,20 @@ from typing import Any
 
 import ray
 
-from raysim.workers.client_actor import ClientActor
 from raysim.config.schema import Config
-from raysim.workers.task_durations import Costs
-from raysim.workers.dispatch import ACTOR_LOST, PATIENCE_SECONDS, Dispatch, Done, Worker
-from raysim.errors import ClientError, ConfigError
+from raysim.errors import ClientError, ConfigError, Stopped
+from raysim.training.tasks import Task
+from raysim.workers.client_actor import ClientActor
 from raysim.workers.node_states import StateNodes
-from raysim.training.tasks import RunSetup, Task
+from raysim.workers.setup import Machine, RunSetup
+from raysim.workers.task_durations import TaskDurations
+from raysim.workers.worker import ACTOR_LOST, Worker
 
 log = logging.getLogger(__name__)
 
-CONFIGURE_SECONDS = 900.0  # for an actor that is there to get the data and build the model, before it is taken to hang
-MAX_STARTS = 4  # in a row that an actor fails to start, after which starting is hopeless
-
-
-class Stopped(Exception):
-    """The run was asked to stop."""
+CONFIGURE_SECONDS = 900.0  # for a placed actor to get the data and build the model, after which it is considered hung
+MAX_STARTS = 4  # failed starts of an actor in a row, after which the run ends
+PATIENCE_SECONDS = 60  # of waiting for Ray to place an actor, before the user is told
 
 
 class ActorPool:
@@ -37,7 +35,7 @@ class ActorPool:
         options: Ray's options of an actor (``num_cpus``, ``num_gpus``).
         import_path: folders from which a user's own algorithm can be imported.
         stop: set by the driver to end a run; ``Stopped`` is raised then.
-        say: tells the user what is waited for.
+        notify: shows the user a message.
         workers: that are already there, of ``split``.
     """
 
@@ -47,25 +45,21 @@ class ActorPool:
         options: dict[str, Any],
         import_path: list[str],
         stop: threading.Event,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         workers: Sequence[Worker] = (),
     ) -> None:
         self._size, self._options, self._import_path = size, options, import_path
-        self._stop, self.say = stop, say
-        self.workers: list[Worker] = [replace(worker, name=i) for i, worker in enumerate(workers)]
+        self._stop, self.notify = stop, notify
+        self.workers: list[Worker] = [replace(worker, number=i) for i, worker in enumerate(workers)]
         self._setup: ray.ObjectRef | None = None
         self._states: StateNodes | None = None
         self._nodes: set[str] = set()
         self.config: Config | None = None
-        self.costs = Costs()
+        self.durations = TaskDurations()
         self.grow()
 
-    def _start(self) -> Any:
-        actor_class: Any = ClientActor  # Ray's decorator adds `options`
-        return actor_class.options(**self._options).remote(self._import_path)
-
     def grow(self) -> None:
-        """More actors if nodes have joined since the last time."""
+        """Start more actors if nodes have joined since the last call."""
         nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if nodes <= self._nodes:
             self._nodes = nodes
@@ -75,9 +69,13 @@ class ActorPool:
             worker = Worker(len(self.workers), self._start())
             self.workers.append(worker)
             if self._setup is not None:
-                self._configure(worker)
+                worker.configure(self._setup)
             if joined:
-                log.warning("a node has joined: actor %d is added", worker.name)
+                log.warning("a node has joined: actor %d is added", worker.number)
+
+    def _start(self) -> Any:
+        actor_class: Any = ClientActor  # Ray's decorator adds `options`
+        return actor_class.options(**self._options).remote(self._import_path)
 
     def split(self, pools: int) -> list[ActorPool]:
         """Pools of ``size`` actors each, of which this is the first; actors that are left over end."""
@@ -86,149 +84,132 @@ class ActorPool:
         result = [self]
         for i in range(pools - 1):
             given = others[i * size : (i + 1) * size]
-            result.append(ActorPool(self._size, self._options, self._import_path, self._stop, self.say, given))
+            result.append(ActorPool(self._size, self._options, self._import_path, self._stop, self.notify, given))
         for worker in others[(pools - 1) * size :]:
             ray.kill(worker.handle)
         return result
 
     @property
-    def machines(self) -> list[dict[str, str]]:
-        """What each actor that is ready answered to ``configure``."""
-        return [worker.machine for worker in self.workers if worker.machine is not None]
+    def ready(self) -> list[Worker]:
+        """Those that can run tasks."""
+        return [worker for worker in self.workers if worker.machine is not None]
 
-    def configure(self, setup: RunSetup, states: StateNodes) -> dict[str, str]:
+    @property
+    def several_nodes(self) -> bool:
+        """Whether workers are on more than one node."""
+        return len({worker.node for worker in self.workers}) > 1
+
+    # Getting ready for a run.
+
+    def configure(self, setup: RunSetup, states: StateNodes) -> Machine:
         """Get every actor ready for a run; returns what they compute on.
 
         Actors that Ray can't place yet, because others use the cluster, are waited for, with a message; after a minute the
-        run starts with those that are there.
+        run starts with those that are ready.
+
+        Raises:
+            ConfigError: the actors compute on different kinds of machines, or imported another source of the algorithm.
+            ClientError: actors can't be started.
+            Stopped: the run is to end.
         """
-        self._setup, self._states, self.config, self.costs = ray.put(setup), states, setup.config, Costs()
-        self._code = setup.code
+        self._setup, self._states, self.config = ray.put(setup), states, setup.config
+        self._digest, self.durations = setup.algorithm_digest, TaskDurations()
         for worker in self.workers:
-            worker.running, worker.summed = {}, []  # what a run left that ended with an error
-            self._configure(worker)
+            worker.configure(self._setup)
         patience = time.monotonic() + PATIENCE_SECONDS
-        while waiting := [worker for worker in self.workers if worker.machine is None]:
+        while refs := self.pending_answers:
             if time.monotonic() > patience:
-                ready = len(self.workers) - len(waiting)
-                then = f"; the run goes on with {ready}" if ready else ""
-                self.say(
-                    f"waiting for Ray to start {len(waiting)} of {len(self.workers)} actors: is the cluster busy?{then}"
+                ready = len(self.ready)
+                then = f"; the run starts with {ready}" if ready else ""
+                self.notify(
+                    f"waiting for Ray to start {len(refs)} of {len(self.workers)} actors: is the cluster busy?{then}"
                 )
                 if ready:
                     break
                 patience = time.monotonic() + PATIENCE_SECONDS
-            for ref in self.wait([worker.configured for worker in waiting], timeout=1.0):
-                self.settle(ref)
+            for ref in self.wait(refs, timeout=1.0):
+                self.take_answer(ref)
             self.replace_hung()
-        return self.machines[0]
+        machine = self.ready[0].machine
+        assert machine is not None
+        return machine
 
-    def _configure(self, worker: Worker) -> None:
-        worker.machine, worker.begun, worker.there = None, None, worker.handle.is_there.remote()
-        worker.configured = worker.handle.configure.remote(self._setup)
+    @property
+    def pending_answers(self) -> list[ray.ObjectRef]:
+        """Of actors that are getting ready."""
+        return [worker.answer for worker in self.workers if worker.answer is not None]
 
-    def replace_hung(self) -> None:
-        """Replace actors that are there but don't get ready; one that Ray could not place yet is not there."""
-        assert self.config is not None
-        asked = self.config.resources.client_timeout
-        limit = CONFIGURE_SECONDS if asked == "auto" else max(PATIENCE_SECONDS, asked)
-        for worker in self.workers:
-            if worker.configured is None:
-                continue
-            if worker.begun is None and ray.wait([worker.there], num_returns=1, timeout=0)[0]:
-                worker.begun = time.monotonic()
-            elif worker.begun is not None and time.monotonic() - worker.begun > limit:
-                self._failed_start(worker, TimeoutError(f"it did not get ready in {limit:g} seconds"))
-
-    def settle(self, ref: ray.ObjectRef) -> bool:
-        """Take the answer of an actor to ``configure``; returns whether it was one.
-
-        Raises:
-            ConfigError: the actors compute on different kinds of machines, or have other code.
-            ClientError: actors can't be started.
-        """
-        worker = next((w for w in self.workers if w.configured is not None and w.configured == ref), None)
+    def take_answer(self, ref: ray.ObjectRef) -> bool:
+        """Take the answer of an actor to ``configure``; returns whether ``ref`` was one. Raises as ``configure`` does."""
+        worker = next((w for w in self.workers if w.answer is not None and w.answer == ref), None)
         if worker is None:
             return False
         assert self._states is not None
         try:
-            machine: dict[str, str] = ray.get(ref)
-            self._refuse_mixed(machine)
-            self._refuse_other_code(machine)
-            worker.node = self._states.number(machine["node"])
-            node, path, readers = self._states.at(worker.node)
+            machine: Machine = ray.get(ref)
+            self._check_same_kind(machine)
+            self._check_same_source(machine)
+            node, path, readers = self._states.at(self._states.number(machine.node))
             worker.handle.open_states.remote(node, path)
-            worker.configured, worker.machine, worker.failed_starts = None, machine, 0
-            self._introduce(readers)
+            worker.ready(machine, node)
+            self._announce(readers)
         except ACTOR_LOST as error:
-            self._failed_start(worker, error)
+            self._start_failed(worker, error)
         return True
 
-    def _failed_start(self, worker: Worker, error: Exception) -> None:
+    def replace_hung(self) -> None:
+        """Replace actors that Ray has placed but that don't get ready."""
+        assert self.config is not None
+        asked = self.config.resources.client_timeout
+        limit = CONFIGURE_SECONDS if asked == "auto" else max(PATIENCE_SECONDS, asked)
+        for worker in self.workers:
+            if worker.seconds_getting_ready() > limit:
+                self._start_failed(worker, TimeoutError(f"it did not get ready in {limit:g} seconds"))
+
+    def _start_failed(self, worker: Worker, error: Exception) -> None:
         worker.failed_starts += 1
         if worker.failed_starts >= MAX_STARTS:
-            raise ClientError(f"client actor {worker.name} can't be started: {error}") from error
-        log.warning("client actor %d did not start (%s); another takes its place", worker.name, error)
+            raise ClientError(f"client actor {worker.number} can't be started: {error}") from error
+        log.warning("client actor %d did not start (%s); another takes its place", worker.number, error)
         self.replace(worker)
 
-    def _introduce(self, readers: dict[int, Any]) -> None:
+    def _announce(self, readers: dict[int, Any]) -> None:
         """Tell all workers of all readers; calls of an actor run in order, so before its next task."""
-        for worker in self.workers:
-            if worker.machine is not None and readers:
-                worker.handle.know.remote(readers)
+        for worker in self.ready if readers else ():
+            worker.handle.set_readers.remote(readers)
 
-    def _refuse_mixed(self, machine: dict[str, str]) -> None:
+    def _check_same_kind(self, machine: Machine) -> None:
         assert self.config is not None
-        names = {m["device_name"] for m in self.machines} | {machine["device_name"]}
+        names = {w.machine.device_name for w in self.ready if w.machine is not None} | {machine.device_name}
         if len(names) > 1 and not self.config.resources.allow_mixed:
             raise ConfigError(
                 f"resources.allow_mixed: the cluster has {' and '.join(sorted(names))}, on which the same run has different "
                 "bits; restrict the cluster to one of them, or set it to true"
             )
 
-    def _refuse_other_code(self, machine: dict[str, str]) -> None:
-        if machine["code"] != self._code:
+    def _check_same_source(self, machine: Machine) -> None:
+        if machine.algorithm_digest != self._digest:
             raise ConfigError(
                 "algorithm: its source was changed while the run is under way, and an actor that was started now would train "
                 "by the new one; put the old source back and resume the run, or start it anew"
             )
 
-    def run(
-        self,
-        round: int,
-        tasks: Sequence[Task],
-        version: int,
-        broadcast: ray.ObjectRef,
-        ready: Callable[[Task, int], Task],
-        report: Callable[[int, int, list[str]], None],
-    ) -> Done:
-        """Run tasks. ``ready`` makes a task ready for a worker of a node; ``report`` is told (done, total, what is running).
+    # While tasks run (dispatch.py).
 
-        Raises:
-            StatesLost: a node that had a client's state is gone.
-            ClientError: an algorithm raised, or clients kill their actors.
-        """
-        self.grow()
-        return Dispatch(self, round, tasks, version, broadcast, ready, report).run()
-
-    def replace(self, worker: Worker) -> None:
-        """Put a new actor in the place of one that was lost, to be ready for the same run."""
+    def replace(self, worker: Worker) -> list[Task]:
+        """Put a new actor in the place of one that was lost; returns the tasks that must run again."""
         ray.kill(worker.handle)
-        worker.handle, worker.running, worker.summed = self._start(), {}, []
-        self._configure(worker)
+        again = worker.restart(self._start())
+        worker.configure(self._setup)
+        return again
 
-    @property
-    def several_nodes(self) -> bool:
-        """Whether workers are on more nodes than one."""
-        return len({worker.node for worker in self.workers}) > 1
-
-    def last_words(self, worker: Worker) -> str:
+    def log_tail(self, worker: Worker) -> str:
         """The end of the log of a worker that was lost."""
         assert self._states is not None
-        return self._states.log(worker.node, worker.machine["log"]) if worker.machine is not None else ""
+        return self._states.log(worker.node, worker.machine.log) if worker.machine is not None else ""
 
     def wait(self, refs: list[ray.ObjectRef], timeout: float = 0.5) -> list[ray.ObjectRef]:
-        """Those that are ready, maybe none; raises ``Stopped`` when asked to."""
+        """Those that are ready, maybe none; raises ``Stopped`` when the run is to end."""
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         if not ready:
             ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)

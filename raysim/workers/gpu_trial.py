@@ -5,28 +5,31 @@ The choice is made once, before round 0, and written into the resolved configura
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 
+from raysim.training.engine import ClientEngine, LocalTraining
 from raysim.workers.client_actor import make_engine
-from raysim.training.tasks import RunSetup
+from raysim.workers.setup import RunSetup
 
 MOST_CLIENTS_PER_BATCH = 256
 MOST_ACTORS_PER_GPU = 4
-BATCH_SHARE = (
-    0.2  # of a GPU's memory, for one client batch: so that four actors have room, and what torch keeps beside it
-)
+# Of a GPU's memory, for one client batch: so that four actors have room, and what torch keeps beside it.
+BATCH_SHARE = 0.2
 USABLE_SHARE = 0.9
 CONTEXT_BYTES = 600 * 2**20  # of a process on a GPU, before it has computed anything
 
 
 @dataclass(frozen=True)
 class Choice:
+    """What the trial decided."""
+
     clients_per_batch: int
     actors_per_gpu: int
 
@@ -59,18 +62,17 @@ class TrialActor:
     """Takes a whole GPU for the trial steps of a run, then ends."""
 
     def __init__(self, import_path: list[str]) -> None:
-        import sys
-
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
         torch.set_num_threads(1)
 
     def choose(self, setup: RunSetup, asked: int | None) -> Choice:
+        """See ``choose``."""
         engine = make_engine(setup)
         total = torch.cuda.get_device_properties(engine.device).total_memory
         return choose(lambda k: peak_bytes(engine, k), total, setup.config.cohort_size, asked)
 
 
-def peak_bytes(engine: Any, num_clients: int) -> int | None:
+def peak_bytes(engine: ClientEngine, num_clients: int) -> int | None:
     """The most memory that a training step and evaluation of the largest clients take on the engine's GPU."""
     largest = np.argsort(-engine.partition.num_train, kind="stable")[:num_clients]
     torch.cuda.empty_cache()
@@ -82,7 +84,7 @@ def peak_bytes(engine: Any, num_clients: int) -> int | None:
     return int(torch.cuda.max_memory_allocated())
 
 
-def trial_step(engine: Any, clients: Any) -> None:
+def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     """Train clients (K,) for one local step and evaluate them, with no effect; runs on any device."""
     weights = np.full(len(clients), 1 / len(clients))
     shared = engine.layout.split(engine.initial)[0]
@@ -90,10 +92,11 @@ def trial_step(engine: Any, clients: Any) -> None:
     broadcast = algorithm.broadcast(shared, algorithm.server_init(shared))
     broadcast = {name: tensor.to(engine.device) for name, tensor in broadcast.items()}
     states = np.tile(engine.initial_state, (len(clients), 1))
-    messages = None
+    messages = {}
     if algorithm.reads_cohort_states:
         messages = algorithm.server_messages(engine.state_layout.unpack(torch.from_numpy(states)))
         messages = {name: m.to(engine.device) for name, m in messages.items()}
-    engine.train(
-        0, clients, {"samples": weights, "uniform": weights}, broadcast, states, messages, sensitivity=True, steps=1
-    )
+    shares = {"samples": weights, "uniform": weights}
+    epochs = engine.config.train.local_epochs
+    training = LocalTraining(0, clients, shares, epochs, messages, sensitivity=True, steps_per_epoch=1)
+    engine.train(training, broadcast, states)

@@ -1,36 +1,38 @@
-"""What client batches are expected to cost, from what those before them took."""
+"""How long tasks are expected to take, from what those before them took in the same run."""
 
 from __future__ import annotations
 
 from raysim.training.tasks import Task, TaskResult
 
-AUTO_TIMEOUT = {"least": 60.0, "compiling": 900.0, "unmeasured": 1800.0, "times": 20.0}  # of resources.client_timeout
+# Of ``resources.client_timeout: auto``, seconds, and a multiple of the expected duration.
+LEAST_TIMEOUT = 60.0
+COMPILING_TIMEOUT = 900.0
+UNMEASURED_TIMEOUT = 1800.0
+TIMES_EXPECTED = 20.0
 
 
-class Costs:
+class TaskDurations:
     """Seconds per sample of each kind of task, as measured in this run; decides the order of tasks, never a result."""
 
     def __init__(self) -> None:
-        # Before the first measurement: a step of training is a forward and a backward pass, which costs two of those.
-        self._seconds: dict[str, float] = {"train": 3.0, "adapted": 3.0} | dict.fromkeys(
-            ("evaluate", "unadapted", "global"), 1.0
-        )
-        self._measured: set[str] = set()
+        self._seconds: dict[str, float] = {}
+        self._per_pass = 1.0  # seconds per sample and forward pass, for kinds that were not measured yet
 
     def expected(self, task: Task) -> float:
-        return self._seconds[task.kind] * task.samples
+        """Seconds; before the first measurement in an unknown unit, which suffices for an order."""
+        return self._seconds.get(task.kind, task.passes * self._per_pass) * task.samples
 
-    def measured(self, result: TaskResult) -> None:
-        kind, now = result.task.kind, result.seconds / result.task.samples
-        if not self._measured:  # all other kinds are guessed in proportion
-            scale = now / self._seconds[kind]
-            self._seconds = {k: v * scale for k, v in self._seconds.items()}
-        self._seconds[kind] = 0.8 * self._seconds[kind] + 0.2 * now if kind in self._measured else now
-        self._measured.add(kind)
+    def measure(self, result: TaskResult) -> None:
+        """Take a task's duration into account."""
+        task = result.task
+        now = result.seconds / task.samples
+        if not self._seconds:
+            self._per_pass = now / task.passes
+        self._seconds[task.kind] = 0.8 * self._seconds[task.kind] + 0.2 * now if task.kind in self._seconds else now
 
-    def deadline(self, task: Task, compiles: bool) -> float:
-        """Seconds after which a task is taken to hang."""
-        if task.kind not in self._measured:
-            return AUTO_TIMEOUT["unmeasured"]
-        least = AUTO_TIMEOUT["compiling" if compiles else "least"]
-        return max(least, AUTO_TIMEOUT["times"] * self.expected(task))
+    def timeout(self, task: Task, compiles: bool) -> float:
+        """Seconds after which a task is considered hung."""
+        if task.kind not in self._seconds:
+            return UNMEASURED_TIMEOUT
+        least = COMPILING_TIMEOUT if compiles else LEAST_TIMEOUT
+        return max(least, TIMES_EXPECTED * self.expected(task))

@@ -1,4 +1,4 @@
-"""From per-client results to metrics, always reduced in client-id order."""
+"""``personalized/...``, ``global/...`` and ``new_clients/...``: from each client's test samples, reduced in client-id order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.partitioners import Partition, ranges
-from raysim.training.tasks import Evaluation
+from raysim.data.partition import Partition, ranges
+from raysim.training.evaluation import Evaluation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -76,6 +76,22 @@ class ClientResults:
         positives, negatives = self.num_test, self.num_test * (num_classes - 1)
         above = np.bincount(owner, ranks_of_positives) - positives * (positives + 1) / 2
         return above / (positives * negatives)
+
+
+def global_metrics(parts: Sequence[Evaluation]) -> dict[str, float]:
+    """Of the shared model on the test samples of the clients that were asked for."""
+    merged = ClientResults.merge(parts)
+    return {"global/accuracy": float(merged.correct.sum() / merged.num_test.sum())}
+
+
+def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str, float]:
+    """Of the same clients, which never took part, before and after they adapted."""
+    return {
+        "new_clients/accuracy_before_mean": float(before.accuracy.mean()),
+        "new_clients/accuracy_before_std": float(before.accuracy.std()),
+        "new_clients/accuracy_after_mean": float(after.accuracy.mean()),
+        "new_clients/accuracy_after_std": float(after.accuracy.std()),
+    }
 
 
 def auc_micro(probabilities: NDArray[np.float32], labels: Ints) -> float:

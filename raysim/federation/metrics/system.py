@@ -1,14 +1,18 @@
-"""What the driver's node is doing, once per round, under the names that MLflow gives system metrics."""
+"""``system/...``: how fast a round was, and what the driver's node was doing, under MLflow's names for system metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import pandas as pd
 import psutil
 
+from raysim.training.tasks import TaskResult
 
-class SystemMetrics:
+
+class NodeMetrics:
     """CPU and memory (psutil), and every NVIDIA GPU (NVML) of this node; other nodes are not asked."""
 
     def __init__(self) -> None:
@@ -35,6 +39,18 @@ class SystemMetrics:
         return metrics
 
 
+def speed_metrics(
+    seconds: float, samples: int, busy_seconds: float, num_actors: int, padding_fraction: float
+) -> dict[str, float]:
+    """Of a round of ``seconds`` in which clients trained on ``samples`` and all actors together worked ``busy_seconds``."""
+    return {
+        "system/round_seconds": seconds,
+        "system/train_samples_per_second": samples / seconds,
+        "system/actor_busy_fraction": busy_seconds / (max(1, num_actors) * seconds),
+        "system/padding_fraction": padding_fraction,
+    }
+
+
 def _gpus() -> list[Any]:
     """NVML's handles; none on a machine without its driver."""
     import pynvml
@@ -44,3 +60,10 @@ def _gpus() -> list[Any]:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:
         return []
+
+
+def timeline(results: Sequence[TaskResult]) -> pd.DataFrame:
+    """What ran where, when: a row per client batch with ``actor``, ``kind``, ``start``, ``seconds`` and ``clients``."""
+    first = min(result.started for result in results)
+    rows = [(r.actor, r.task.kind, r.started - first, r.seconds, len(r.task.clients)) for r in results]
+    return pd.DataFrame(rows, columns=["actor", "kind", "start", "seconds", "clients"]).sort_values(["actor", "start"])

@@ -1,4 +1,4 @@
-"""What a finished run or study is looked at by: pictures and tables, from results or read back from MLflow."""
+"""The pictures and tables of a finished run or study, as files; from its results, or read back from MLflow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from raysim.analysis.comparison import Last, compare, rounds_shown
 from raysim.config.schema import Config
 from raysim.tracking.description import what_is_evaluated
-from raysim.plots import (
-    as_png,
-    plot_accuracy,
-    plot_client_accuracy,
-    plot_comparison,
-    plot_gains,
-    plot_heat_map,
-    plot_timeline,
-    plot_who_gains,
-)
-from raysim.analysis.statistics import fairness, gains
+from raysim.plots.clients import plot_client_accuracy, plot_heat_map, plot_who_gains
+from raysim.plots.curves import plot_accuracy, plot_comparison
+from raysim.plots.gains import plot_gains
+from raysim.plots.style import as_png
+from raysim.plots.timeline import plot_timeline
+from raysim.analysis.fairness import fairness
+from raysim.analysis.paired_tests import gains
 
 BASELINES = ("local", "fedavg")
 """Algorithms over which gains are told: what a client has without a federation, and with one model for all."""

@@ -1,4 +1,4 @@
-"""Is the difference real, and who has it? Methods paired by seed and client; fairness over clients; cost of a target."""
+"""Is a difference real? Methods against a baseline, paired by seed and client: gains, intervals, the signed-rank test."""
 
 from __future__ import annotations
 
@@ -68,54 +68,6 @@ def signed_rank(differences: NDArray[np.float64]) -> float:
     """The p-value of Wilcoxon's signed-rank test; NaN if all are ties."""
     untied = differences[np.abs(differences) > TIE]
     return float(stats.wilcoxon(untied.round(6)).pvalue) if len(untied) else np.nan
-
-
-def fairness(accuracy: Mapping[str, ClientAccuracy]) -> pd.DataFrame:
-    """How even a method is over its clients: a row per method, means over seeds, accuracies in percent.
-
-    ``std`` is the standard deviation over clients, ``worst decile`` and ``best decile`` the mean of a tenth of them (at least
-    one), ``gini`` is in [0, 1], 0 where all are equal.
-    """
-    rows = []
-    for name, of_seed in accuracy.items():
-        known = [np.sort(a[np.isfinite(a)]) for a in of_seed.values()]
-        tenth = [max(1, len(a) // 10) for a in known]
-        rows.append(
-            {
-                "name": name,
-                "std": 100 * np.mean([a.std() for a in known]),
-                "worst decile": 100 * np.mean([a[:n].mean() for a, n in zip(known, tenth, strict=True)]),
-                "best decile": 100 * np.mean([a[-n:].mean() for a, n in zip(known, tenth, strict=True)]),
-                "gini": np.mean([gini(a) for a in known]),
-                "clients": sum(len(a) for a in known),
-                "seeds": len(known),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def gini(values: NDArray[np.float64]) -> float:
-    """The Gini coefficient of values (n,) >= 0: the mean difference of two of them over twice their mean; 0 if all are 0."""
-    ordered, n = np.sort(values), len(values)
-    if not ordered.sum():
-        return 0.0
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
-
-
-def to_target(history: pd.DataFrame, target: float, by: str = "name") -> pd.DataFrame:
-    """Rounds and megabytes (up and down, all clients) until a run's mean accuracy first reaches ``target``, a fraction.
-
-    A row per group: how many of its ``runs`` have ``reached`` it, and the means over those.
-    """
-    rows = []
-    table = history.sort_values("round")
-    sent = table["communication/down_bytes"] + table["communication/up_bytes"]
-    table = table.assign(megabytes=sent.groupby(table["run_id"]).cumsum() / 1e6)
-    for group, runs in table.groupby(by, sort=False):
-        reached = runs[runs["personalized/accuracy_mean"] >= target].groupby("run_id").first()
-        row = {by: group, "reached": len(reached), "runs": runs["run_id"].nunique()}
-        rows.append(row | {"rounds": (reached["round"] + 1).mean(), "MB": reached["megabytes"].mean()})
-    return pd.DataFrame(rows)
 
 
 def interval(samples: list[NDArray[np.float64]]) -> tuple[float, float]:

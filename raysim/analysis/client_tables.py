@@ -1,0 +1,74 @@
+"""Tables with a row per client: who has which samples, and how well each does after the last round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raysim.data.dataset import Dataset
+from raysim.data.partition import Partition
+
+Ints = NDArray[np.int64]
+
+
+def partition_table(partition: Partition, dataset: Dataset, most: int = 40) -> pd.DataFrame:
+    """A row per client (of the first ``most``, and a row for the rest): samples, classes, domain."""
+    counts = partition.class_counts(dataset.labels, dataset.num_classes)
+    domains = partition.client_domains(dataset.domains, dataset.domain_names)
+    rows = []
+    for client in range(min(most, partition.num_clients)):
+        present = np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]
+        top = ", ".join(f"{dataset.class_names[label]} {counts[client, label]}" for label in present[:4])
+        rows.append(
+            {
+                "client": str(client),
+                "train": str(partition.num_train[client]),
+                "test": str(partition.num_test[client]),
+                "classes": str(len(present)),
+                "most frequent": top,
+                "domain": domains[client],
+            }
+        )
+    if (more := partition.num_clients - most) > 0:
+        mean = f"{partition.num_train[most:].mean():.1f}", f"{partition.num_test[most:].mean():.1f}"
+        classes = f"{(counts[most:] > 0).sum(axis=1).mean():.1f}"
+        rows.append(
+            {
+                "client": f"{more} more, mean",
+                "train": mean[0],
+                "test": mean[1],
+                "classes": classes,
+                "most frequent": "",
+                "domain": "",
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if dataset.domains is not None else table.drop(columns="domain")
+
+
+def client_table(
+    results: dict[str, NDArray[Any]], partition: Partition, class_counts: Ints, domains: NDArray[np.str_]
+) -> pd.DataFrame:
+    """A row per client after the last round, from ``Records.final`` or ``Records.new``.
+
+    ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one class only, log2 of their number if
+    all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of all clients.
+    """
+    ids = results["clients"]
+    shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
+    measured: dict[str, NDArray[Any]] = {
+        name: results[name] for name in ("accuracy", "auc", "before", "after") if name in results
+    }
+    return pd.DataFrame(
+        {
+            "client": ids,
+            **measured,
+            "train_samples": partition.num_train[ids],
+            "test_samples": partition.num_test[ids],
+            "label_entropy": -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
+            "domain": domains[ids],
+        }
+    )

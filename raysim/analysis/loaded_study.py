@@ -1,0 +1,151 @@
+"""The finished runs of a study, read from MLflow and grouped for a comparison: which of them can be compared with which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+
+from raysim.analysis.comparison import Last
+from raysim.analysis.paired_tests import gains
+from raysim.config.locations import resolve_uri
+from raysim.config.schema import TrackingConfig
+from raysim.errors import ConfigError
+from raysim.plots.style import Theme
+from raysim.tracking.mlflow_reader import FinishedRuns
+
+PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
+"""Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples."""
+PAIRED = ("data.", "evaluate.", "dataset")
+"""Those in which groups must agree for their clients to be paired."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of ``raysim compare``; see its help."""
+
+    by: str = "name"
+    last: Last = 1
+    form: str = "table"
+    baselines: tuple[str, ...] = ()
+    fairness: bool = False
+    target: float | None = None
+    runs: tuple[str, ...] = ()
+    plot: Path | None = None
+    plot_gains: Path | None = None
+    plots: Path | None = None
+    background: Theme = "light"
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """Finished runs of an experiment, grouped."""
+
+    experiment: str
+    tracker: FinishedRuns
+    history: pd.DataFrame
+    """A row per run and round, with a column named as what it is grouped by."""
+    parameters: dict[str, dict[str, str]]
+    options: Options
+    console: Console
+    notes: Console
+    """Warnings, and what was written; apart from a table that goes into a file."""
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """A row per run."""
+        return self.history.drop_duplicates("run_id")
+
+    @cached_property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(self.runs[self.options.by]))
+
+    @cached_property
+    def accuracy(self) -> dict[str, dict[int, NDArray[np.float64]]]:
+        """Of every client, by group and seed."""
+        by = self.options.by
+        if self.runs.duplicated([by, "seed"]).any():
+            raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
+        accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in self.groups}
+        for group, seed, run_id in self.runs[[by, "seed", "run_id"]].itertuples(index=False):
+            accuracy[group][seed] = self.tracker.client_accuracy(run_id, self.options.last)
+        return accuracy
+
+    def algorithms(self) -> dict[str, str]:
+        """By group, that of its first run."""
+        first = self.runs.drop_duplicates(self.options.by).set_index(self.options.by)["run_id"]
+        return {group: self.parameters[run_id].get("algorithm.name", "") for group, run_id in first.items()}
+
+    def check(self, baseline: str) -> None:
+        """Raises ConfigError if there is no such group."""
+        if baseline not in self.groups:
+            raise ConfigError(
+                f"--baseline {baseline}: {self.experiment!r} has no such group; it has: {', '.join(self.groups)}"
+            )
+
+    def pairable(self) -> dict[str, str]:
+        """By group, the data and the evaluation of its runs; clients of groups in which it is equal can be paired."""
+        found = {}
+        for group in self.groups:
+            own = {key: sorted(values) for key, values in self._settings(group).items() if key.startswith(PAIRED)}
+            found[group] = str(sorted(own.items()))
+        return found
+
+    def differences(self, group: str, other: str) -> list[str]:
+        """What of the data and the protocol is not equal in the runs of two groups; of one, in its own runs."""
+        own, its = self._settings(group), self._settings(other)
+        if group == other:
+            return sorted(key for key, values in own.items() if len(values) > 1)
+        return sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+
+    def _settings(self, group: str) -> dict[str, set[str]]:
+        """All values of the keys in which the runs of a group should agree."""
+        found: dict[str, set[str]] = {}
+        for run_id in self.runs.loc[self.runs[self.options.by] == group, "run_id"]:
+            for key, value in self.parameters[run_id].items():
+                if key.startswith(PROTOCOL) and key != self.options.by:
+                    found.setdefault(key, set()).add(value)
+        return found
+
+
+def load_study(experiment: str, uri: str | None, options: Options, console: Console, notes: Console) -> LoadedStudy:
+    tracker = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
+    if options.runs:
+        tracker.choose(options.runs)
+    history, parameters, by = tracker.latest_study(), tracker.parameters(), options.by
+    if by != "name":
+        key = "algorithm.name" if by == "algorithm" else by
+        values = {run_id: p.get(key) for run_id, p in parameters.items()}
+        if all(value is None for value in values.values()):
+            raise ConfigError(
+                f"--group-by {by}: no run of {experiment!r} has a parameter {key!r}, such as algorithm.scale"
+            )
+        history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
+    return LoadedStudy(experiment, tracker, history, parameters, options, console, notes)
+
+
+def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """``statistics.gains``, and the groups that can't be paired with the baseline, each with a reason."""
+    groups, by = study.groups, study.options.by
+    left_out = {}
+    seeds = {group: set(study.runs.loc[study.runs[by] == group, "seed"]) for group in groups}
+    for group in groups:
+        differ = [key for key in study.differences(group, baseline) if key.startswith(PAIRED)]
+        if differ:
+            left_out[group] = f"in {', '.join(differ)} it differs from {baseline}, so clients can't be paired"
+        elif not seeds[group] & seeds[baseline]:
+            left_out[group] = f"it has no seed of {baseline}"
+    if left_out.keys() | {baseline} == set(groups):
+        why = "; ".join(f"{group}: {reason}" for group, reason in left_out.items()) or "it has no other group"
+        raise ConfigError(f"--baseline {baseline}: nothing in {study.experiment!r} to compare with it: {why}")
+    kept = {group: study.accuracy[group] for group in groups if group not in left_out}
+    sizes = {
+        group: 4 * int(study.parameters[run_id]["model.state_parameters"])
+        for group, run_id in study.runs[[by, "run_id"]].itertuples(index=False)
+    }
+    return gains(kept, baseline, sizes), left_out

@@ -1,0 +1,41 @@
+"""Where runs are kept, as absolute paths or URIs: the MLflow store, checkpoints, and what lies beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raysim.config.schema import CheckpointConfig, TrackingConfig
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entrypoint of a job that was submitted to a Ray cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def home() -> Path:
+    """Where runs are kept unless told otherwise: RAYSIM_HOME, else the current directory, but never that of a Ray job.
+
+    A job runs in a copy of its working directory that is deleted with it; there it is ``~/raysim``.
+    """
+    if os.environ.get("RAYSIM_HOME"):
+        return Path(os.environ["RAYSIM_HOME"]).expanduser().absolute()
+    return Path.home() / "raysim" if in_ray_job() else Path.cwd()
+
+
+def resolve_uri(config: TrackingConfig) -> str:
+    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in ``home()``."""
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        path = home() / uri.removeprefix("sqlite:///")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{path}"
+    return uri
+
+
+def checkpoint_root(config: CheckpointConfig, uri: str) -> str:
+    """The folder of all checkpoints, absolute: the configured one, or ``checkpoints`` beside the store of this URI."""
+    if config.dir is not None:
+        return config.dir if "://" in config.dir else str(home() / Path(config.dir).expanduser())
+    beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else home()
+    return str(beside / "checkpoints")

@@ -1,0 +1,86 @@
+"""Which samples each client has: three arrays for any number of clients, no object per client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Sample indices of N clients: client i has ``indices[offsets[i]:offsets[i + 1]]``, ``num_train[i]`` of them to train.
+
+    Attributes:
+        indices: (sum of samples,) int64, client after client, training samples first.
+        offsets: (N + 1,) int64.
+        num_train: (N,) int64.
+    """
+
+    indices: Ints
+    offsets: Ints
+    num_train: Ints
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.num_train)
+
+    @property
+    def num_test(self) -> Ints:
+        """(N,)"""
+        return np.diff(self.offsets) - self.num_train
+
+    @property
+    def all_train(self) -> Ints:
+        """The training samples of all clients, client after client."""
+        sizes = np.diff(self.offsets)
+        position = np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], sizes)
+        return self.indices[position < np.repeat(self.num_train, sizes)]
+
+    def train(self, client: int) -> Ints:
+        start = self.offsets[client]
+        return self.indices[start : start + self.num_train[client]]
+
+    def test(self, client: int) -> Ints:
+        return self.indices[self.offsets[client] + self.num_train[client] : self.offsets[client + 1]]
+
+    def tests(self, clients: Ints) -> Ints:
+        """The test samples of clients (E,), client after client."""
+        return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_test[clients])]
+
+    def reordered(self, clients: Ints) -> Partition:
+        """The same clients under new ids: client i is what ``clients[i]`` was, for a permutation (N,)."""
+        sizes = np.diff(self.offsets)[clients]
+        indices = self.indices[ranges(self.offsets[clients], sizes)]
+        return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]), self.num_train[clients])
+
+    def class_counts(self, labels: Ints, num_classes: int) -> Ints:
+        """(N, classes): how many samples of each class a client has, training and test together."""
+        owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
+        flat = np.bincount(owner * num_classes + labels[self.indices], minlength=self.num_clients * num_classes)
+        return flat.reshape(self.num_clients, num_classes)
+
+    def client_domains(self, domains: Ints | None, domain_names: tuple[str, ...]) -> NDArray[np.str_]:
+        """(N,): each client's domain, ``mixed`` if its samples come from several, empty if the data set has none.
+
+        ``domains`` (n,) are those of the whole data set's samples, as indices into ``domain_names``.
+        """
+        if domains is None:
+            return np.zeros(self.num_clients, "U1")
+        domains = domains[self.indices]
+        first, last = (f.reduceat(domains, self.offsets[:-1]) for f in (np.minimum, np.maximum))
+        names = np.array([*domain_names, "mixed"])
+        return names[np.where(first == last, first, len(names) - 1)]
+
+
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """``[starts[0], ..., starts[0] + counts[0] - 1, starts[1], ...]``: several ranges in one array.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    before = np.cumsum(counts) - counts
+    return np.arange(int(counts.sum())) + np.repeat(starts - before, counts)

@@ -1,0 +1,41 @@
+"""Which clients are evaluated in which round, and whether before or after its server step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysim.config.schema import Config
+from raysim.federation.cohort import evaluated_clients, sample_cohort
+
+Ints = NDArray[np.int64]
+
+
+class EvaluationSchedule:
+    """``evaluate:`` of a configuration, applied to a round."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    @property
+    def before_step(self) -> bool:
+        """Whether clients are evaluated before the server step; a pooled model belongs to no client."""
+        return self._config.evaluate.protocol == "paper" and not self._config.algorithm.pooled
+
+    def is_due(self, round: int) -> bool:
+        """Whether clients are evaluated in the round."""
+        return (round + 1) % self._config.evaluate.every == 0 or self.is_last(round)
+
+    def is_last(self, round: int) -> bool:
+        """Whether it is the last round, whose table has every client."""
+        return round + 1 == self._config.rounds
+
+    def reported(self, round: int) -> Ints:
+        """The clients (E,) that the round's metrics are about."""
+        if not self.is_due(round):
+            return np.array([], np.int64)
+        return evaluated_clients(self._config, sample_cohort(self._config, round))
+
+    def evaluated(self, round: int) -> Ints:
+        """The clients that are evaluated: those of ``reported``, in the last round all."""
+        return np.arange(self._config.data.num_clients) if self.is_last(round) else self.reported(round)

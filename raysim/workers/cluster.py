@@ -1,0 +1,126 @@
+"""The Ray cluster: connecting to it or starting a local one, what its nodes have, and how many actors fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+
+from raysim.config.schema import ResourcesConfig
+from raysim.errors import ConfigError
+
+STATIC_NODE = re.compile(r"node_[0-9a-f]{56}")
+
+
+def usable_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one; a cluster that is already there is used.
+
+    Returns whether a local cluster was started, and a warning if it was given more logical CPUs than there are.
+    """
+    if ray.is_initialized():
+        return False, None
+    # It tells how to switch a protection off.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+        return False, None
+    cpus, warning = usable_cpus(), None
+    actors = 1 if resources.num_actors == "auto" else resources.num_actors
+    asked = actors * resources.num_cpus_per_actor
+    if asked > cpus:
+        warning = (
+            f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with {cpus}; "
+            "they will take turns"
+        )
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, -int(-asked // 1)),
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=True,
+    )
+    return True, warning
+
+
+def nodes() -> list[dict[str, float]]:
+    """What Ray has on each node of the cluster that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscales() -> bool:
+    """Whether the cluster may start nodes on demand, so that what is not there now may be there in a while.
+
+    Ray has no public way to ask. Its newer autoscaler says what it could start; the older one names nodes by the types of its
+    configuration, while a cluster without one has a type ``node_<id>`` for each node.
+    """
+    if ray._private.state.state.get_max_resources_from_cluster_config():
+        return True
+    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+    report = status.get("autoscaler_report") or {}
+    return any(not STATIC_NODE.fullmatch(name) for name in report.get("active_nodes") or {})
+
+
+def room(resources: ResourcesConfig, device: str, share: float | str, actors_per_gpu: int) -> int:
+    """How many actors the nodes have room for; an actor is on one node, so it is not the sum of the CPUs that counts."""
+    total = 0
+    for have in nodes():
+        here = int(have.get("CPU", 0.0) / resources.num_cpus_per_actor + 1e-6)
+        if device == "cuda":
+            here = min(here, _on_gpus(int(have.get("GPU", 0.0)), share, actors_per_gpu))
+        total += here
+    return total
+
+
+def _on_gpus(gpus: int, share: float | str, actors_per_gpu: int) -> int:
+    """How many actors have room on so many GPUs, each with a given share of one, or so many to each."""
+    if isinstance(share, str):
+        return gpus * actors_per_gpu
+    return int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else gpus
+
+
+def check_room(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
+    """Ray would wait for ever for what no node has."""
+    have_nodes = nodes()
+    cpus, gpus = sum(have.get("CPU", 0.0) for have in have_nodes), int(sum(have.get("GPU", 0.0) for have in have_nodes))
+    where = "this node has" if len(have_nodes) == 1 else f"the {len(have_nodes)} nodes have"
+    if share and not gpus:
+        raise ConfigError(f"resources.num_gpus_per_actor: {share:g} asked, {where} 0 GPUs")
+    if actors * resources.num_cpus_per_actor > cpus + 1e-6:
+        raise ConfigError(
+            f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each need "
+            f"{actors * resources.num_cpus_per_actor:g} CPUs, {where} {cpus:g}. Lower resources.num_actors or "
+            "resources.num_cpus_per_actor"
+        )
+    if actors > (have := room(resources, device, share, 1)):
+        each = f"{share:g} of a GPU and " if share else ""
+        raise ConfigError(
+            f"resources: {actors} actors with {each}{resources.num_cpus_per_actor:g} CPUs each do not fit on {len(have_nodes)} "
+            f"nodes with {gpus} GPUs and {cpus:g} CPUs, which have room for {have}. Lower resources.num_actors or an actor's "
+            "share"
+        )
+
+
+def check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
+    where = "resources.num_gpus_per_actor"
+    gpus = any(have.get("GPU") for have in nodes())
+    if device == "cuda" and not gpus and not autoscales():
+        raise ConfigError("resources.device: 'cuda' is asked for, but Ray sees no GPU")
+    if device == "cuda" and not gpus and (resources.num_actors == "auto" or resources.num_gpus_per_actor == "auto"):
+        raise ConfigError(
+            "resources: the cluster has no GPU yet; set num_actors and num_gpus_per_actor, so that it knows what to start"
+        )
+    if device == "cpu" and share and gpus:
+        raise ConfigError(f"{where}: {share:g} asked with device 'cpu', which uses no GPU")
+    if device == "cuda" and not share:
+        raise ConfigError(f"{where}: 0 asked with device 'cuda'")
+    if share > 1 and share != int(share):
+        raise ConfigError(f"{where}: {share:g} is not possible: a share above 1 must be a whole number of GPUs")

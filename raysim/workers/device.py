@@ -1,0 +1,42 @@
+"""The device of a worker process: its name, deterministic kernels, memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+
+
+def device_name(device: str) -> str:
+    """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: every step frees and asks again for the same large tensors.
+
+    Given back to the system, each would come back as new pages, one fault per 4 kB; the more so with many processes.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    for parameter, value in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
+        mallopt(parameter, value)  # 32 MB is the threshold's largest value; larger blocks are mapped as before
+
+
+def make_cuda_deterministic() -> None:
+    """Equal bits on equal GPUs; ``CUBLAS_WORKSPACE_CONFIG`` is set in the actor's environment.
+
+    Raises:
+        RuntimeError: this process sees no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("this worker sees no CUDA device; is torch built for CUDA and num_gpus_per_actor above 0?")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)

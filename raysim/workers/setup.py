@@ -1,0 +1,42 @@
+"""What the driver and the client actors tell each other about a run, before its first task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+from raysim.config.schema import Config
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
+
+    config: Config
+    images: ray.ObjectRef
+    labels: ray.ObjectRef
+    partition: ray.ObjectRef
+    initial: ray.ObjectRef
+    frozen: ray.ObjectRef
+    """Name to array, of the parameters that are not in ``initial``."""
+    num_classes: int
+    in_channels: int
+    algorithm_digest: str
+    """Of the source of the algorithm that the driver imported (``config/fingerprint.py``)."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an actor computes on, and its process; its answer to ``configure``."""
+
+    device: str
+    device_name: str
+    """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
+    algorithm_digest: str
+    """Of the source of the algorithm that this actor imported."""
+    node: str
+    """Ray's id of its node."""
+    pid: int
+    log: str
+    """Path of its standard error on that node."""

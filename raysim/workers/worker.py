@@ -1,0 +1,122 @@
+"""``Worker``: what the driver knows of one client actor. Its methods are the only place where that changes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+from raysim.training.tasks import Task, Train
+from raysim.workers.setup import Machine
+
+ACTOR_LOST = (
+    RayActorError,
+    ActorUnavailableError,  # leaves open whether the call ran, so the actor is given up
+    ActorUnschedulableError,  # its node is gone
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
+"""What Ray raises when an actor is gone, as opposed to an error that was raised in it."""
+
+
+@dataclass
+class Worker:
+    """A client actor: first it gets ready (``answer`` is pending), then it runs tasks, one after another.
+
+    Attributes:
+        number: in its pool; the actor in it may be replaced.
+        machine: what it computes on; None as long as it is not ready.
+        node: number of its node among those that have personal states.
+        answer: its pending call to ``configure``, or None.
+        summed: the ``Train`` tasks of the round in its partial sum, which are lost with it.
+        failed_starts: in a row.
+    """
+
+    number: int
+    handle: Any
+    machine: Machine | None = None
+    node: int = 0
+    answer: ray.ObjectRef | None = None
+    summed: list[Task] = field(default_factory=list)
+    failed_starts: int = 0
+    _running: dict[ray.ObjectRef, Task] = field(default_factory=dict)
+    _since: float = 0.0
+    _ping: ray.ObjectRef | None = None
+    _alive_since: float | None = None
+
+    # Getting ready.
+
+    def configure(self, setup: ray.ObjectRef) -> None:
+        """Start to get ready for a run; what is left of an earlier one is forgotten."""
+        self.machine, self._alive_since = None, None
+        self._running, self.summed = {}, []
+        self._ping = self.handle.ping.remote()
+        self.answer = self.handle.configure.remote(setup)
+
+    def ready(self, machine: Machine, node: int) -> None:
+        """The actor has answered ``configure``."""
+        self.answer, self.machine, self.node, self.failed_starts = None, machine, node, 0
+
+    def seconds_getting_ready(self) -> float:
+        """Since Ray placed the actor, if it is not ready yet; one that Ray could not place is not late."""
+        if self.answer is None:
+            return 0.0
+        if self._alive_since is None and ray.wait([self._ping], num_returns=1, timeout=0)[0]:
+            self._alive_since = time.monotonic()
+        return time.monotonic() - self._alive_since if self._alive_since is not None else 0.0
+
+    # Running tasks.
+
+    @property
+    def running(self) -> list[Task]:
+        """In the order in which the actor runs them; the first is the one that it works on."""
+        return list(self._running.values())
+
+    @property
+    def refs(self) -> list[ray.ObjectRef]:
+        """Of the results of ``running``."""
+        return list(self._running)
+
+    @property
+    def seconds_on_task(self) -> float:
+        """Since the first of ``running`` began."""
+        return time.monotonic() - self._since if self._running else 0.0
+
+    def assign(self, task: Task, version: int, broadcast: ray.ObjectRef) -> None:
+        """Hand it a task, which it runs after those that it has."""
+        if not self._running:
+            self._since = time.monotonic()
+        self._running[self.handle.run.remote(task, version, broadcast)] = task
+
+    def finish(self, ref: ray.ObjectRef) -> Task:
+        """A result has arrived: the task is done, and if it trained, it is in the actor's sum."""
+        task = self._running.pop(ref)
+        self._since = time.monotonic()
+        if isinstance(task, Train):
+            self.summed.append(task)
+        return task
+
+    def end_round(self) -> None:
+        """The sum was collected."""
+        self.summed = []
+
+    def restart(self, handle: Any) -> list[Task]:
+        """Another actor takes the place of one that was lost; returns the tasks that must run again."""
+        again = [*self.running, *self.summed]
+        self.handle, self._running, self.summed = handle, {}, []
+        return again
