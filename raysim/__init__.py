@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from raysim.version import __version__
+
 __all__ = [
     "Config",
     "ConfigError",
@@ -26,18 +27,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from raysim.config.schema import Config
     from raysim.config.loading import load_config
+    from raysim.config.schema import Config
     from raysim.errors import ConfigError
-    from raysim.experiments.command import Result, RunFailed, RunKilled, attach, resume, run
+    from raysim.experiments.command import attach, resume, run
+    from raysim.experiments.results import Result
+    from raysim.experiments.watching import RunFailed, RunKilled
 
 _HOME = {
     "Config": "raysim.config.schema",
     "load_config": "raysim.config.loading",
     "ConfigError": "raysim.errors",
-    "Result": "raysim.experiments.command",
-    "RunFailed": "raysim.experiments.command",
-    "RunKilled": "raysim.experiments.command",
+    "Result": "raysim.experiments.results",
+    "RunFailed": "raysim.experiments.watching",
+    "RunKilled": "raysim.experiments.watching",
     "attach": "raysim.experiments.command",
     "resume": "raysim.experiments.command",
     "run": "raysim.experiments.command",

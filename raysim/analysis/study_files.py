@@ -11,15 +11,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raysim.analysis.comparison import Last, compare, rounds_shown
+from raysim.analysis.fairness import fairness
+from raysim.analysis.paired_tests import gains
 from raysim.config.schema import Config
-from raysim.tracking.description import what_is_evaluated
 from raysim.plots.clients import plot_client_accuracy, plot_heat_map, plot_who_gains
 from raysim.plots.curves import plot_accuracy, plot_comparison
 from raysim.plots.gains import plot_gains
 from raysim.plots.style import as_png
 from raysim.plots.timeline import plot_timeline
-from raysim.analysis.fairness import fairness
-from raysim.analysis.paired_tests import gains
+from raysim.tracking.description import what_is_evaluated
 
 BASELINES = ("local", "fedavg")
 """Algorithms over which gains are told: what a client has without a federation, and with one model for all."""

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
 from raysim import seeds
-from raysim.federation.cohort import sample_cohort
 from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
-from raysim.models.build import build_model
+from raysim.federation.cohort import sample_cohort
 from raysim.functional.parameters import ParameterLayout
+from raysim.models.build import build_model
 
 Ints = NDArray[np.int64]
 # A method that overrides one of these trains in another way than the loop below.

@@ -12,7 +12,8 @@ from rich.console import Console
 from raysim.bench.measure import against_plain_torch, many_clients
 from raysim.bench.workloads import WORKLOADS
 from raysim.errors import ConfigError
-from raysim.plots import check_picture, plot_bench
+from raysim.plots.bench import plot_bench
+from raysim.plots.style import check_picture
 
 ROUNDS = {"heavy": 5, "many": 9, "clients": 24}
 

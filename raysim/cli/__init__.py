@@ -1,6 +1,24 @@
-"""The commands, by what they are for. Heavy imports happen inside them, so that ``raysim --help`` is instant."""
+"""The commands, a file each by the command's name, and the progress view.
 
-from raysim.cli import helping, looking, models, running  # noqa: F401 - each adds its commands to the group
+May import everything; heavy imports happen inside the commands, so that ``raysim --help`` is instant. Begin with ``base.py``.
+"""
+
+from raysim.cli import (  # noqa: F401 - each adds its command to the group
+    algorithms,
+    attach,
+    bench,
+    compare,
+    completion,
+    dashboard,
+    doctor,
+    export,
+    init,
+    partition,
+    predict,
+    resume,
+    run,
+    schema,
+)
 from raysim.cli.base import main
 
 __all__ = ["main"]

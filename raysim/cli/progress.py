@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import pandas as pd
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from raysim.experiments.driver import Status
+    from raysim.experiments.status import Status
     from raysim.storage.records import RoundRecord
 
 MOST_ROWS = 12  # of the table of a study's runs
@@ -59,8 +57,8 @@ class ProgressView:
         for event in status.events:
             if isinstance(event, str):
                 self._console.print(event, style="yellow", highlight=False, soft_wrap=True)
-            elif event[1].completed is not None:
-                self._completed(event[0], event[1].completed, names, rounds)
+            else:
+                self._completed(event.run, event.record, names, rounds)
         if self._console.is_terminal and any(phase != "waiting" for phase in status.phases):
             self._live.update(self._view(status, names, rounds))
 
@@ -85,10 +83,10 @@ class ProgressView:
         finished = sum(phase == "finished" for phase in status.phases)
         runs = f"{finished} of {len(names)} runs" if len(names) > 1 else names[0]
         self._bars.update(self._task, description=f"{runs}, rounds", completed=done, total=sum(rounds))
-        running = [r for i, r in status.reports.items() if status.phases[i] == "running"]
-        batches = f"client batches {sum(r.tasks_done for r in running)} of {sum(r.tasks for r in running)}"
+        running = [p for i, p in status.progress.items() if status.phases[i] == "running"]
+        batches = f"client batches {sum(p.tasks_done for p in running)} of {sum(p.tasks for p in running)}"
         actors = [
-            Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for r in running for line in r.running
+            Text(f"  {line}", style="dim", overflow="ellipsis", no_wrap=True) for p in running for line in p.running
         ]
         table = [self._table(status, names, rounds)] if len(names) > 1 else []
         note = [Text(summary(self._rounds[0].metrics))] if len(names) == 1 and self._rounds else []
@@ -119,7 +117,7 @@ class ProgressView:
             return rounds[run]
         if run in self._rounds:
             return self._rounds[run].round + 1
-        return status.reports[run].round if run in status.reports else 0
+        return status.progress[run].round if run in status.progress else 0
 
 
 def summary(metrics: dict[str, float]) -> str:

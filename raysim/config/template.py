@@ -10,10 +10,10 @@ import yaml
 from pydantic import BaseModel
 
 from algorithms import algorithm_class
-from raysim.config.schema import Config
-from raysim.config.loading import config_of
-from raysim.errors import ConfigError
 from raysim.config.json_schema import json_schema, section_of
+from raysim.config.loading import config_of
+from raysim.config.schema import Config
+from raysim.errors import ConfigError
 
 WIDTH = 110
 SCHEMA = "raysim.schema.json"

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from raysim.data.dataset import Dataset, class_labels
 from raysim.config.paths import local_path
-from raysim.data.npz_files import check_memory, read_npz
-from raysim.data.legacy_pickle import read_pickle
 from raysim.config.schema import DataConfig
+from raysim.data.dataset import Dataset, class_labels
+from raysim.data.legacy_pickle import read_pickle
+from raysim.data.npz_files import check_memory, read_npz
 from raysim.errors import ConfigError
 
 DEFAULT_ROOT = "~/.cache/raysim"

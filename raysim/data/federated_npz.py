@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.npz_files import open_member
 from raysim.data.legacy_pickle import read_pickle
+from raysim.data.npz_files import open_member
 from raysim.errors import ConfigError
 
 ClientData = tuple[NDArray[Any], NDArray[Any]]

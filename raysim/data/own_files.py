@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.config.paths import local_path
+from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.federated_npz import as_uint8, read_clients
-from raysim.config.paths import local_path
 from raysim.data.npz_files import check_memory, read_npz
 from raysim.data.partition import Partition
-from raysim.config.schema import DataConfig
 from raysim.errors import ConfigError
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from raysim.config.schema import DataConfig
 from raysim.data import downloads, own_files
 from raysim.data.dataset import Dataset
-from raysim.config.schema import DataConfig
 from raysim.errors import ConfigError
 
 

@@ -1,71 +1,39 @@
-"""What a command does: start a driver, or find one that is at work, and watch it until its runs are over."""
+"""``run``, ``resume`` and ``attach``: start a driver, or find a running one, and watch it until its runs are over."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim.analysis.comparison import compare
+from raysim.config.loading import config_of
+from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
-from raysim.config.loading import children, config_of
-from raysim.experiments.driver import NAMESPACE, Driver, Status
 from raysim.errors import ConfigError
-from raysim.workers.resources import connect
-from raysim.experiments.study import Job, RunResult
-from raysim.storage.study_folder import StudyFolder, StudyState, check_checkpoints, differences, new_name, new_state, unfinished
-from raysim.tracking.mlflow_store import Tracker, checkpoint_of, checkpoint_root, git_commit, home, in_ray_job, resolve_uri
-
-POLL_SECONDS = 0.2
-STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
-LEFT_OPEN = f"the run did not stop within {STOP_SECONDS} seconds; its MLflow run may be left open"
-ANSWER_SECONDS = 20  # for a driver to say how far it is
-AWAY_SECONDS = 300  # without an answer from a driver that is being started again
-
-Watch = Callable[[Status, list[str], list[int]], None]
-
-
-class RunFailed(RuntimeError):
-    """A run ended with an error; the message is the driver's."""
-
-
-class RunKilled(RuntimeError):
-    """A run was stopped before its end; it is closed as KILLED in MLflow."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run, or all runs of a study.
-
-    Attributes:
-        runs: each with its history, table of clients, final shared parameters and checksums.
-        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
-        tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
-        has_models: whether trained models are among the artifacts (``tracking.models``).
-    """
-
-    runs: list[RunResult]
-    history: pd.DataFrame
-    tracking_uri: str
-    experiment: str
-    parent_run_id: str | None
-    has_models: bool
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
-        return compare(self.history)
+from raysim.experiments.driver import NAMESPACE, Driver
+from raysim.experiments.results import Result
+from raysim.experiments.study import StudyRequest
+from raysim.experiments.watching import Watch, results_of
+from raysim.storage.study_folder import (
+    StudyFolder,
+    StudyState,
+    check_checkpoints,
+    differences,
+    new_name,
+    new_state,
+    unfinished,
+)
+from raysim.tracking.mlflow_reader import checkpoint_of
+from raysim.tracking.mlflow_store import MLflowStore
+from raysim.tracking.tags import git_commit
+from raysim.workers.cluster import connect
 
 
 def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Result:
@@ -94,7 +62,7 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
         is_new = folder is None
         if folder is not None:
             print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
-            _go_on(StudyFolder(folder), config)
+            _update_request(StudyFolder(folder), config)
         folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
     return _command(state, folder, watch, is_new)
 
@@ -130,12 +98,17 @@ def resume(
         )
     if config.checkpoint.every is None:
         raise ConfigError("checkpoint.every: null: a run that goes on from its checkpoints goes on writing them")
-    state = _go_on(folder, config, check=True, from_round=from_round)
+    state = _update_request(folder, config, check=True, from_round=from_round)
     return _command(state, folder.uri, watch, is_new=False)
 
 
-def _go_on(folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None) -> StudyState:
-    """Write down what is asked for now, when nobody else is at work on the runs; with a ``check`` of their checkpoints."""
+def _update_request(
+    folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None
+) -> StudyState:
+    """Write what is asked for now into ``study.json``, unless another process works on the runs.
+
+    ``check``: verify their checkpoints first.
+    """
     folder.lock()
     try:
         state = folder.read()
@@ -172,10 +145,10 @@ def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch 
 
     Args:
         where, uri: as for ``resume``.
-        stop: ask them to end.
+        stop: ask the runs to end.
 
     Raises:
-        ConfigError: there is no cluster, or nobody is at work there.
+        ConfigError: there is no cluster, or no driver of these runs on it.
         RunFailed, RunKilled: as ``run``.
     """
     folder = find_folder(where, uri)
@@ -195,7 +168,7 @@ def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch 
             raise ConfigError(f"nobody is at work on the runs of {folder.uri}: {done}") from error
         if stop:
             driver.stop.remote()
-        return _results(driver, state, folder.uri, watch, ours=stop)
+        return results_of(driver, state, folder.uri, watch, ours=stop)
     finally:
         if started:
             ray.shutdown()
@@ -218,8 +191,8 @@ def _say_where(config: Config, uri: str) -> None:
 def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
     with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
-        # A store that can't be used had better be known soon; that of a run that goes on may be back later.
-        store = thread.submit(Tracker, state.tracking_uri, state.experiment) if is_new else None
+        # A new run ends at once if the store can't be used; the store of a run that is resumed may be back later.
+        store = thread.submit(MLflowStore, state.tracking_uri, state.experiment) if is_new else None
         started, warning = connect(resources)
     try:
         if store is not None:
@@ -227,16 +200,16 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
         if warning:
             print(warning, file=sys.stderr)
         import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
-        job = Job(state.model_dump_json(), folder, str(home()), import_path)
+        request = StudyRequest(state.model_dump_json(), folder, str(home()), import_path)
         actor_class: Any = Driver
         name = _actor_name(folder) if folder is not None else None
         try:
             # Without checkpoints there is nothing that it could go on from.
             lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
-            driver = actor_class.options(**driver_options(), name=name, **lives).remote(job)
+            driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
-        return _results(driver, state, folder, watch, ours=True)
+        return results_of(driver, state, folder, watch, ours=True)
     finally:
         if started:
             ray.shutdown()
@@ -246,86 +219,3 @@ def driver_options() -> dict[str, Any]:
     """On this node, where SQLite stores and folders are, and for as long as the cluster lives, with or without us."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {"scheduling_strategy": here, "lifetime": "detached", "namespace": NAMESPACE}
-
-
-def _results(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
-    """Watch a driver to its end; one that is ``ours`` ends with us, whatever ends us."""
-    runs = [child for _, child in children(config_of(state.config, [], "study.json"))]
-    names, rounds = [child.name for child in runs], [child.rounds for child in runs]
-    results: list[RunResult] = []
-    parent = None
-    try:
-        status = _watch(driver, names, rounds, watch, ours)
-        while status.state == "finished" and len(results) < len(runs):
-            results, parent = ray.get(driver.results.remote())
-            if len(results) < len(runs):  # it was killed after it had finished, and looks for them again
-                status = _watch(driver, names, rounds, watch, ours)
-    except BaseException:
-        if ours:
-            _stop(driver)
-            ray.kill(driver)
-        raise
-    ray.kill(driver)
-    if status.problems is not None:
-        raise ConfigError(*status.problems)
-    way = "Without the file" if state.config["study"] else "To go on from the last checkpoint"
-    hint = f"\n{way}: raysim resume {folder}" if folder is not None else ""
-    if status.state == "failed":
-        raise RunFailed(f"{status.error}{hint}")
-    if status.state == "killed":
-        raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
-    history = pd.concat([result.history for result in results], ignore_index=True)
-    has_models = state.config["tracking"]["models"] != "none"
-    return Result(results, history, state.tracking_uri, state.experiment, parent, has_models)
-
-
-def _stop(driver: Any) -> None:
-    """Let the driver close its MLflow runs before it is killed, whatever ended the command (a closed pipe, a bug)."""
-    deadline = time.monotonic() + STOP_SECONDS
-    try:
-        driver.stop.remote()
-        while (
-            ray.get(driver.status.remote("", 0), timeout=STOP_SECONDS).state in ("starting", "running")
-            and time.monotonic() < deadline
-        ):
-            time.sleep(POLL_SECONDS)
-    except RayError:
-        pass  # the driver is gone: there is nothing to wait for
-
-
-def _watch(driver: Any, names: list[str], rounds: list[int], watch: Watch | None, ours: bool) -> Status:
-    """Poll the driver until it is done; on Ctrl-C ask ours to stop and wait until its MLflow run is closed."""
-    deadline, life, seen, answered = None, "", 0, time.monotonic()
-    while True:
-        try:
-            status: Status = ray.get(driver.status.remote(life, seen), timeout=ANSWER_SECONDS)
-            answered = time.monotonic()
-            if status.life != life:
-                if life and watch:
-                    watch(_told("the driver was lost and has been started again"), names, rounds)
-                life, seen = status.life, 0
-            seen += len(status.events)
-            if watch:
-                watch(status, names, rounds)
-            if status.state in ("finished", "failed", "killed"):
-                return status
-            if deadline is not None and time.monotonic() > deadline:
-                raise RunKilled(LEFT_OPEN)
-            time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            if deadline is not None or not ours:
-                raise
-            deadline = time.monotonic() + STOP_SECONDS
-            driver.stop.remote()
-        except (ActorUnavailableError, GetTimeoutError) as error:  # Ray is starting it again, or it is very busy
-            if deadline is not None and time.monotonic() > deadline:
-                raise RunKilled(LEFT_OPEN) from error
-            if time.monotonic() - answered > AWAY_SECONDS:
-                raise RunFailed(f"the driver actor does not answer: {error}") from error
-            time.sleep(POLL_SECONDS)
-        except RayError as error:
-            raise RunFailed(f"the driver actor is gone: {error}") from error
-
-
-def _told(event: str) -> Status:
-    return Status(events=(event,))

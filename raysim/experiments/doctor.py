@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from raysim.config.locations import checkpoint_root, resolve_uri
 from raysim.config.schema import CheckpointConfig, Config, TrackingConfig
 from raysim.errors import ConfigError
-from raysim.workers.resources import usable_cpus
-from raysim.tracking.mlflow_store import check_writes, checkpoint_root, resolve_uri
+from raysim.tracking.mlflow_store import check_writes
+from raysim.workers.cluster import usable_cpus
 
 LEAST_DISK = 2e9  # bytes
 LEAST_MEMORY = 0.6e9  # of an actor: torch and timm take half a gigabyte

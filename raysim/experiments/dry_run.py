@@ -10,11 +10,11 @@ import psutil
 import torch
 from rich.console import Console
 
-from raysim.config.schema import Config
 from raysim.config.loading import dump
+from raysim.config.schema import Config
+from raysim.experiments.preparation import PreparedRun, prepare
 from raysim.federation.client_batches import cut
-from raysim.experiments.preparation import Prepared, prepare
-from raysim.workers.resources import usable_cpus
+from raysim.workers.cluster import usable_cpus
 
 STEPS = 3
 ACTOR_BYTES = 500e6  # of a process that has torch and timm
@@ -60,7 +60,7 @@ class Estimate:
     """The most memory of an actor."""
 
     @classmethod
-    def of(cls, run: Prepared) -> Estimate:
+    def of(cls, run: PreparedRun) -> Estimate:
         """Try a few steps of the largest client batch, in this process."""
         from raysim.models.build import build_model
         from raysim.training.engine import ClientEngine
@@ -96,7 +96,7 @@ class Estimate:
         )
         return cls(actors, per_sample * padded / actors, ACTOR_BYTES + most)
 
-    def text(self, run: Prepared) -> str:
+    def text(self, run: PreparedRun) -> str:
         config, layout = run.config, run.layout
         state = 4 * sum(
             vector.numel()

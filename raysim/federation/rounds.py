@@ -120,7 +120,9 @@ class FederatedRun:
         down = down_bytes(self._server.sent, messages)
         tasks = self._tasks(round, cohort, messages)
         completed, late = yield from self._run_tasks(round, tasks)
-        if completed.results and round == max(0, self.config.rounds - 2):  # one like all others: the last evaluates more
+        if completed.results and round == max(
+            0, self.config.rounds - 2
+        ):  # one like all others: the last evaluates more
             self.timeline = timeline(completed.results)
         trained = trained_in(completed.results)
         sums = combine(completed.sums, round, {task.index for task, _ in trained})
@@ -179,7 +181,9 @@ class FederatedRun:
             return {}
         return self._server.messages(self.states.named(addresses))
 
-    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress, None, tuple[Completed, list[TaskResult]]]:
+    def _run_tasks(
+        self, round: int, tasks: list[Task]
+    ) -> Generator[Progress, None, tuple[Completed, list[TaskResult]]]:
         """Run tasks, and those that the round before waits for, whose results are returned apart."""
 
         def place(task: Task, node: int) -> Task:
@@ -190,9 +194,7 @@ class FederatedRun:
 
         waited_for = self._pending.evaluations if self._pending is not None else []
         server = self._server
-        done = yield from Dispatch(
-            self._pool, round, tasks + waited_for, server.version, server.broadcast, place
-        ).run()
+        done = yield from Dispatch(self._pool, round, tasks + waited_for, server.version, server.broadcast, place).run()
         keys = {task.key for task in waited_for}
         own = [result for result in done.results if result.task.key not in keys]
         return replace(done, results=own), [result for result in done.results if result.task.key in keys]

@@ -8,9 +8,9 @@ import timm
 import torch
 from torch import nn
 
+from algorithms.base import FederatedAlgorithm
 from raysim import seeds
 from raysim.config.paths import local_path
-from algorithms.base import FederatedAlgorithm
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights

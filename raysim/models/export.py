@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
 from raysim.data.partition import Partition
-from raysim.training.transforms import to_model_input
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
-from raysim.plugins.folding import fold, rebuild
 from raysim.models.saved import SavedRun
+from raysim.plugins.folding import fold, rebuild
 from raysim.training.engine import ClientEngine
+from raysim.training.transforms import to_model_input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +76,7 @@ def _engine(run: SavedRun) -> ClientEngine:
     """With the run's data only if a client adapts to it before it is evaluated."""
     config = run.config
     if config.algorithm.adapt_steps():
-        from raysim.experiments.preparation import load_data
+        from raysim.data.loading import load_data
 
         data, partition = load_data(config)
         images, labels = data.images, data.labels

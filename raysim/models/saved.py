@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from torch import nn
 
-from raysim.config.schema import Config
 from raysim.config.loading import config_of
+from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout

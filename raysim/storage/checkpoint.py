@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from raysim.errors import CheckpointError
-from raysim.storage.records import Records, RoundRecord
 from raysim.storage.folder import Folder
+from raysim.storage.records import Records, RoundRecord
 
 Ints = NDArray[np.int64]
 FORMAT = 1

@@ -26,8 +26,8 @@ from raysim.storage.checkpoint import (
     manifest_name,
     rounds_in,
 )
-from raysim.storage.records import Records
 from raysim.storage.folder import Folder
+from raysim.storage.records import Records
 
 Ints = NDArray[np.int64]
 SEGMENT_BYTES = 64 * 2**20

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raysim.storage.checkpoint import manifest_name, newest, rounds_in
-from raysim.config.schema import Config
-from raysim.config.loading import children
 from raysim.config.dotted import flatten
+from raysim.config.loading import children
+from raysim.config.schema import Config
 from raysim.errors import CheckpointError, ConfigError
+from raysim.storage.checkpoint import manifest_name, newest, rounds_in
 from raysim.storage.folder import Folder
 
 FORMAT = 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raysim.config.schema import Config
 from raysim.config.dotted import flatten
+from raysim.config.schema import Config
 
 WHEN = {"paper": "before", "aggregated": "after"}
 """Aggregation, clients are evaluated, by ``evaluate.protocol``."""

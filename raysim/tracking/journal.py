@@ -15,6 +15,7 @@ from raysim.storage.records import RoundRecord
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
 
+
 class RunJournal:
     """The rounds of one run on their way to MLflow, each sent once.
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
-from raysim.training.transforms import augment, draw_augmentation, to_model_input
 from raysim.functional.loss_and_gradient import Batch
+from raysim.training.transforms import augment, draw_augmentation, to_model_input
 
 Ints = NDArray[np.int64]
 

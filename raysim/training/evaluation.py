@@ -42,7 +42,12 @@ class Evaluator:
     """
 
     def __init__(
-        self, algorithm: FederatedAlgorithm, model: FunctionalModel, samples: ClientSamples, device: torch.device, seed: int
+        self,
+        algorithm: FederatedAlgorithm,
+        model: FunctionalModel,
+        samples: ClientSamples,
+        device: torch.device,
+        seed: int,
     ) -> None:
         self._algorithm, self._model, self._samples, self._device = algorithm, model, samples, device
         self._seed = seed
@@ -66,7 +71,9 @@ class Evaluator:
         vectorised = len(clients) > 1
         for_each = for_each_client(len(clients))
         with self._model.mode(training=False, vectorised=vectorised):
-            theta: Tensor = for_each(lambda shared, state: self._algorithm.personalize(shared, state, context))(shared, state)
+            theta: Tensor = for_each(lambda shared, state: self._algorithm.personalize(shared, state, context))(
+                shared, state
+            )
         if not self._algorithm.adapt_steps():
             return theta
         with self._model.mode(training=True, vectorised=vectorised):

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysim.training.aggregation import float64_sum
 from raysim.functional.parameters import ParameterLayout
+from raysim.training.aggregation import float64_sum
 
 DIRECTIONS = "sensitivity.directions"  # beside the algorithm's own uploads
 SCALE_BITS = 52  # entries of unit vectors

@@ -1,7 +1,8 @@
 """Every ``auto`` of ``resources:``, resolved once, before round 0.
 
 ``resources.num_actors``, ``num_gpus_per_actor``, ``device`` and ``concurrent_runs`` follow from what the cluster has
-(``resolve_resources``); ``clients_per_batch`` on a CPU from the configuration alone, on a GPU from a trial step (``gpu_trial.py``).
+(``resolve_resources``); ``clients_per_batch`` on a CPU from the configuration alone, on a GPU from a trial step
+(``gpu_trial.py``).
 ``experiments/launch.py`` calls these in turn and writes what comes out into the run's configuration.
 """
 

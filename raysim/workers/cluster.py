@@ -103,9 +103,9 @@ def check_room(resources: ResourcesConfig, device: str, actors: int, share: floa
     if actors > (have := room(resources, device, share, 1)):
         each = f"{share:g} of a GPU and " if share else ""
         raise ConfigError(
-            f"resources: {actors} actors with {each}{resources.num_cpus_per_actor:g} CPUs each do not fit on {len(have_nodes)} "
-            f"nodes with {gpus} GPUs and {cpus:g} CPUs, which have room for {have}. Lower resources.num_actors or an actor's "
-            "share"
+            f"resources: {actors} actors with {each}{resources.num_cpus_per_actor:g} CPUs each do not fit on "
+            f"{len(have_nodes)} nodes with {gpus} GPUs and {cpus:g} CPUs, which have room for {have}. Lower "
+            "resources.num_actors or an actor's share"
         )
 
 

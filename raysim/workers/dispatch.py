@@ -185,7 +185,9 @@ class Dispatch:
         suspect = worker.running[0] if worker.running else None  # an actor runs one task after another
         drop = suspect is not None and self._kills_actors(suspect, worker, error)
         again = self._pool.replace(worker)
-        log.warning("client actor %d was lost (%s); %d tasks run again", worker.number, type(error).__name__, len(again))
+        log.warning(
+            "client actor %d was lost (%s); %d tasks run again", worker.number, type(error).__name__, len(again)
+        )
         for task in again:
             self._results.pop(task.key, None)
         if drop:

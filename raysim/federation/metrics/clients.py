@@ -1,4 +1,4 @@
-"""``personalized/...``, ``global/...`` and ``new_clients/...``: from each client's test samples, reduced in client-id order."""
+"""``personalized/...``, ``global/...``, ``new_clients/...``: from each client's test samples, reduced in client-id order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``raysim export`` and ``predict``: the models of a finished run."""
+"""``raysim export``, and how a client's model is found"""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from raysim.models.export import ClientModel
 
 
-def _model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
+def model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
     """The model of a client of an MLflow run."""
     from tempfile import TemporaryDirectory
 
+    from raysim.config.locations import resolve_uri
     from raysim.config.schema import TrackingConfig
     from raysim.models.export import client_model
     from raysim.models.saved import FOLDER, SavedRun
-    from raysim.tracking.mlflow_store import artifacts, resolve_uri
+    from raysim.tracking.mlflow_reader import artifacts
 
     sys.path.append(os.getcwd())
     with TemporaryDirectory() as folder:
@@ -45,24 +46,5 @@ def export(run: str, client: int | None, to: Path, uri: str | None) -> None:
 
     if to.suffix != ".safetensors":
         raise click.UsageError(f"--to {to} should end in .safetensors")
-    readme = write(_model_of(run, client, uri), to)
+    readme = write(model_of(run, client, uri), to)
     console.print(f"{to}, and how to load it: {readme}", highlight=False, soft_wrap=True)
-
-
-@main.command()
-@click.argument("run", metavar="RUN_ID")
-@click.argument("images", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="IMAGE...")
-@click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
-@click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
-def predict(run: str, images: tuple[Path, ...], client: int | None, uri: str | None) -> None:
-    """Classify image files with a client's final model, as a check.
-
-    Images are resized to those that it was trained on, and turned to grey if those are.
-    """
-    from raysim.models.export import predict as classify
-    from raysim.models.export import read_images
-
-    model = _model_of(run, client, uri)
-    for path, classes in zip(images, classify(model, read_images(images, model.run.about.in_channels)), strict=True):
-        shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in classes)
-        console.print(f"{path}: {shown}", highlight=False, soft_wrap=True)

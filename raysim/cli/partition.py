@@ -1,0 +1,42 @@
+"""``raysim partition``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from raysim.cli.base import OVERRIDES, console, load, main
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@OVERRIDES
+@click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Draw the classes of every client.")
+def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
+    """Show how FILE divides its data over clients, and what of its model is shared."""
+    config = load(file, overrides)
+    from raysim.analysis.client_tables import partition_table
+    from raysim.analysis.table_formats import as_rich
+    from raysim.experiments.preparation import prepare
+    from raysim.plots.partition import plot_partition
+    from raysim.plots.style import check_picture
+
+    check_picture(Path(plot) if plot else None)
+    runs = prepare(config)
+    first = runs[0]
+    data = first.config.data
+    title = f"{data.name}, {data.partition.name}: {first.partition.num_clients} clients"
+    if first.config.evaluate.new_clients:
+        title += f", of which the last {first.config.evaluate.new_clients} never take part"
+    if len(runs) > 1:
+        title += (
+            f" (of {first.config.name!r}, the first of {len(runs)} runs; study=null for the file without its study)"
+        )
+    console.print(as_rich(partition_table(first.partition, first.dataset), title))
+    console.print(first.layout.table(), highlight=False)
+    if plot:
+        counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)
+        name = f"{data.name}, {data.partition.name}: samples per client and class"
+        plot_partition(counts, first.dataset.class_names, name).savefig(plot)
+        console.print(f"picture: {plot}")

@@ -1,0 +1,203 @@
+"""Places the runs of a configuration on the cluster: starts actors, shares the data with them, leaves nothing ``auto``.
+
+``workers/auto.py`` has the rules; here they are applied in the order in which what they need becomes known.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from raysim.config.fingerprint import algorithm_digest
+from raysim.config.loading import children
+from raysim.config.schema import Config, ResourcesConfig
+from raysim.errors import Stopped
+from raysim.experiments.preparation import PreparedRun
+from raysim.functional.parameters import ParameterLayout
+from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
+from raysim.workers.auto import CUDA_ENVIRONMENT, resolve_resources, same_resources, with_clients_per_batch
+from raysim.workers.cluster import room
+from raysim.workers.gpu_trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
+from raysim.workers.setup import RunSetup
+
+
+@dataclass(frozen=True)
+class PlacedRun:
+    """A run that is ready for its first round: a ``PreparedRun`` whose arrays are in the object store.
+
+    Attributes:
+        setup: what actors get; its ``config`` has nothing left ``auto``.
+        class_counts: (N, classes) samples of every client.
+        domains: (N,) names.
+    """
+
+    entry: str
+    setup: RunSetup
+    layout: ParameterLayout
+    dataset_digest: str
+    class_names: tuple[str, ...]
+    class_counts: NDArray[np.int64]
+    domains: NDArray[np.str_]
+    auto_batches: bool
+
+    @property
+    def config(self) -> Config:
+        return self.setup.config
+
+    @property
+    def state_size(self) -> int:
+        """Float32 numbers of a client's state."""
+        from torch import zeros
+
+        state = self.config.algorithm.client_state(zeros(self.layout.num_parameters), self.layout)
+        return sum(vector.numel() for vector in state.values())
+
+    def with_config(self, config: Config) -> PlacedRun:
+        """The same run with other values that change nothing of its data or model."""
+        return replace(self, setup=replace(self.setup, config=config))
+
+    def with_batches_of(self, size: int) -> PlacedRun:
+        """The same run with another ``clients_per_batch``, if that is raysim's choice."""
+        return self.with_config(with_clients_per_batch(self.config, size)) if self.auto_batches else self
+
+
+class Launch:
+    """Starts the actors of a configuration's runs, while the runs are prepared unless a GPU must be tried first.
+
+    Args:
+        uri: of the MLflow store, written into the configurations.
+        stop, notify: see ``ActorPool``.
+        patient: a cluster that does not have all that ``resources`` asks for is waited for.
+
+    Raises:
+        ConfigError: the cluster can't give what ``resources`` asks for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        import_path: list[str],
+        uri: str,
+        stop: threading.Event,
+        notify: Callable[[str], None],
+        patient: bool = False,
+    ) -> None:
+        self._config, self._import_path, self._uri, self._stop, self._notify = config, import_path, uri, stop, notify
+        self._patient = patient
+        configs = [child for _, child in children(config)]
+        self._resources = same_resources(configs)
+        self._runs = len(configs)
+        most = max(_most_batches(child) for child in configs)
+        self._placement = resolve_resources(self._resources, most, patient=patient, runs=self._runs)
+        self._concurrent_runs = 1
+        self.pool: ActorPool | None = None
+        if self._placement.resources.device == "cpu":
+            self.pool = self._start_pool()
+
+    def _start_pool(self) -> ActorPool:
+        options = self._placement.actor_options
+        return ActorPool(self._num_actors, options, self._import_path, self._stop, self._notify)
+
+    def _num_actors(self) -> int:
+        """Asked again when nodes join."""
+        if self._resources.num_actors != "auto":
+            return self._resources.num_actors
+        own = self._placement.resources
+        have = room(own, own.device, own.num_gpus_per_actor, self._placement.actors_per_gpu)
+        return max(1, min(self._placement.most_batches, have // self._concurrent_runs))
+
+    def place(self, runs: list[PreparedRun]) -> tuple[Config, list[PlacedRun], list[ActorPool]]:
+        """Put the runs' data into the object store; the configurations come back with nothing ``auto``.
+
+        There is a pool of actors for each run that is under way at a time.
+
+        Raises:
+            ConfigError: an actor's share of a GPU does not fit.
+        """
+        placed, per_gpu, resources = _in_object_store(runs), 1, self._resources
+        packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
+        if self.pool is None and (packs or any(run.auto_batches for run in placed)):
+            placed, per_gpu = self._after_trials(placed)
+        most = max(_most_batches(run.config) for run in placed)
+        self._placement = resolve_resources(resources, most, per_gpu, self._patient, self._runs)
+        own = self._placement.resources
+        placed = [run.with_config(_resolved(run.config, own, self._uri)) for run in placed]
+        assert own.concurrent_runs != "auto"
+        self._concurrent_runs = own.concurrent_runs
+        if self.pool is None:
+            self.pool = self._start_pool()
+        pools = self.pool.split(self._concurrent_runs)  # it was started before the size of client batches was known
+        return _resolved(self._config, own, self._uri), placed, pools
+
+    def _after_trials(self, runs: list[PlacedRun]) -> tuple[list[PlacedRun], int]:
+        """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors share one."""
+        actor_class: Any = TrialActor  # Ray's decorator adds `options`
+        sized, per_gpu = [], MOST_ACTORS_PER_GPU
+        for run in runs:
+            actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(self._import_path)
+            share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
+            resources = run.config.resources.model_copy(update=share)
+            setup = run.with_config(run.config.model_copy(update={"resources": resources})).setup
+            asked = None if run.auto_batches else int(run.config.resources.clients_per_batch)
+            choice = self._answer(actor.choose.remote(setup, asked))
+            ray.kill(actor)
+            sized.append(run.with_config(with_clients_per_batch(run.config, choice.clients_per_batch)))
+            per_gpu = min(per_gpu, choice.actors_per_gpu)
+        return sized, per_gpu
+
+    def _answer(self, ref: ray.ObjectRef) -> Choice:
+        """Of a trial actor, for which there may be no free GPU for a while."""
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while not ray.wait([ref], timeout=0.5)[0]:
+            if self._stop.is_set():
+                raise Stopped
+            if time.monotonic() > patience:
+                self._notify("waiting for a GPU on which to try a step: is the cluster busy?")
+                patience = time.monotonic() + PATIENCE_SECONDS
+        choice: Choice = ray.get(ref)
+        return choice
+
+
+def _most_batches(config: Config) -> int:
+    """Client batches of a round, of training or of evaluation, whichever are more; their upper bound if it is not known."""
+    asked = config.evaluate.clients
+    evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
+    size = config.resources.clients_per_batch
+    return -(-max(config.cohort_size, evaluated) // (1 if size == "auto" else size))
+
+
+def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
+    """With the actors' resources and the store written in; ``clients_per_batch`` as the run itself has it."""
+    own = resources.model_copy(update={"clients_per_batch": config.resources.clients_per_batch})
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"resources": own, "tracking": tracking})
+
+
+def _in_object_store(runs: list[PreparedRun]) -> list[PlacedRun]:
+    """Put every array that actors read into the object store, each only once."""
+    refs: dict[int, ray.ObjectRef] = {}
+
+    def put(value: Any) -> ray.ObjectRef:
+        if id(value) not in refs:
+            refs[id(value)] = ray.put(value)
+        return refs[id(value)]
+
+    placed = []
+    for run in runs:
+        data, partition = run.dataset, run.partition
+        arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
+        digest, channels = algorithm_digest(run.config), data.images.shape[3]
+        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digest)
+        counts = partition.class_counts(data.labels, data.num_classes)
+        domains = partition.client_domains(data.domains, data.domain_names)
+        placed.append(
+            PlacedRun(run.entry, setup, run.layout, data.digest, data.class_names, counts, domains, run.auto_batches)
+        )
+    return placed

@@ -1,0 +1,100 @@
+"""Checkpoints: every so many rounds, written beside the rounds that follow, and one at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raysim.experiments.events import ActiveRun, RunListener
+from raysim.experiments.resumption import facts
+from raysim.federation.rounds import FederatedRun
+from raysim.storage.checkpoint import Checkpoint
+from raysim.storage.checkpoint_writer import CheckpointWriter
+from raysim.storage.folder import Folder
+
+
+class CheckpointListener(RunListener):
+    """Starts checkpoints and takes note of their end; ``storage/checkpoint_writer.py`` writes them.
+
+    Args:
+        folder: of the run's checkpoints.
+        name: of the run, for messages.
+        notify: shows the user a message: a checkpoint could not be written.
+        on_written: called when a checkpoint is complete.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        notify: Callable[[str], None],
+        on_written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder, self._notify, self._on_written = folder, notify, on_written
+        self._where = f"{name}: a checkpoint can't be written to {folder.uri}"
+        self._facts: dict[str, str] = {}
+        self._writer: CheckpointWriter | None = None
+        self._last = 0  # the round before which the last checkpoint was begun
+
+    def started(self, run: ActiveRun) -> None:
+        self._facts = facts(run.placed, run.machine)
+
+    def rounds_begin(self, run: FederatedRun, since: Checkpoint | None) -> None:
+        config = run.config
+        self._last = run.next_round
+        self._writer = CheckpointWriter(
+            self._folder,
+            config.checkpoint.keep,
+            config.model_dump(mode="json"),
+            self._facts,
+            run.states.read,
+            config.data.num_clients,
+            run.states.layout.size,
+            since,
+        )
+
+    def between_rounds(self, run: FederatedRun) -> None:
+        """Start a checkpoint if one is due and the one before is written; nothing is waited for."""
+        assert self._writer is not None
+        every = run.config.checkpoint.every
+        assert every is not None
+        self._settle(run, wait=False)
+        due = run.next_round - self._last >= every and run.next_round < run.config.rounds
+        if due and not self._writer.pending:
+            self._begin(run)
+
+    def rounds_done(self, run: FederatedRun) -> None:
+        """Write the last one, of the finished run; the only one that is kept."""
+        assert self._writer is not None
+        self._settle(run, wait=True)
+        self._writer.keep = 1
+        for _ in range(2):  # a disk that was full may have room again
+            self._begin(run)
+            if self._settle(run, wait=True):
+                return
+
+    def rounds_end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _begin(self, run: FederatedRun) -> None:
+        assert self._writer is not None
+        run.states.index.hold()
+        self._last = run.next_round
+        self._writer.write(run.snapshot())
+
+    def _settle(self, run: FederatedRun, wait: bool) -> bool:
+        """Whether a checkpoint has become complete."""
+        assert self._writer is not None
+        every = run.config.checkpoint.every
+        assert every is not None
+        begun = self._writer.pending
+        try:
+            done = self._writer.finished(wait)
+        except OSError as error:
+            done, self._last = False, -every  # due again after the next round
+            self._notify(f"{self._where}: {error}. The one before is as it was; the run goes on and tries again")
+        if begun and not self._writer.pending:
+            run.states.index.release()
+        if done:
+            self._on_written()
+        return done

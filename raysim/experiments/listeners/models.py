@@ -1,0 +1,58 @@
+"""The trained models among a run's artifacts, as far as ``tracking.models`` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ray
+
+from raysim.experiments.events import ActiveRun, RunListener
+from raysim.experiments.launch import PlacedRun
+from raysim.experiments.results import RunResult
+from raysim.federation.rounds import FederatedRun
+from raysim.models import saved
+from raysim.tracking.mlflow_store import MLflowStore
+from raysim.tracking.outbox import Outbox
+
+
+class ModelListener(RunListener):
+    """Saves the shared parameters and the clients' states at the end of a run.
+
+    Args:
+        outbox: of the run.
+        notify: shows the user a message: the states are too large to be saved unasked.
+    """
+
+    def __init__(self, store: MLflowStore, outbox: Outbox, notify: Callable[[str], None]) -> None:
+        self._store, self._outbox, self._notify = store, outbox, notify
+        self._placed: PlacedRun | None = None
+        self._name = ""
+
+    def started(self, run: ActiveRun) -> None:
+        self._placed, self._name = run.placed, run.state.name
+
+    def finished(self, run: FederatedRun, result: RunResult) -> None:
+        if files := self._files(run):
+            self._outbox.put(lambda: self._store.log_files(result.run_id, files, saved.FOLDER))
+
+    def _files(self, run: FederatedRun) -> dict[str, bytes]:
+        asked, placed, states = run.config.tracking.models, self._placed, run.states
+        assert placed is not None
+        if asked == "none":
+            return {}
+        size = 4 * len(states.trained) * states.layout.size
+        with_states = asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES)
+        files = {
+            "about.json": saved.about_file(run.config, placed.class_names, placed.setup.in_channels),
+            "shared.safetensors": saved.shared_file(run.sent(), placed.layout, ray.get(placed.setup.frozen)),
+        }
+        if with_states:
+            clients = states.trained
+            rows = {name: value.numpy() for name, value in states.named(states.index.addresses[clients]).items()}
+            files["personal.safetensors"] = saved.personal_file(clients, rows, states.initial())
+        elif asked == "auto":
+            self._notify(
+                f"{self._name}: the states of {len(states.trained):,} clients are {size / 1e9:.1f} GB: they are not among "
+                "the artifacts, unless tracking.models=all"
+            )
+        return files

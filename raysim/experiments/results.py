@@ -1,0 +1,102 @@
+"""What a run leaves: its result, or a message about what went wrong."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+
+from raysim.analysis.client_tables import client_table
+from raysim.analysis.comparison import compare
+from raysim.errors import ClientError, ConfigError
+from raysim.experiments.launch import PlacedRun
+from raysim.storage.records import Records
+from raysim.storage.study_folder import RunState
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    entry: str
+    seed: int
+    run_id: str
+    history: pd.DataFrame
+    clients: pd.DataFrame
+    """A row per client after the last round: accuracy, AUC, samples, label entropy, domain."""
+    new_clients: pd.DataFrame | None
+    """The same of clients that never took part, ``before`` and ``after`` they adapted; None if there are none."""
+    shared: NDArray[np.float32]
+    checksums: dict[str, str]
+
+    @classmethod
+    def of(cls, placed: PlacedRun, state: RunState, records: Records, shared: NDArray[np.float32]) -> RunResult:
+        """From what a run or its last checkpoint has."""
+        entry, seed, run_id = placed.entry, placed.config.seed, str(state.run_id)
+        tables = ray.get(placed.setup.partition), placed.class_counts, placed.domains
+        return cls(
+            entry,
+            seed,
+            run_id,
+            records.history(entry, seed, run_id),
+            client_table(records.final, *tables),
+            client_table(records.new, *tables) if records.new else None,
+            shared,
+            dict(state.checksums),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, or all runs of a study.
+
+    Attributes:
+        runs: each with its history, table of clients, final shared parameters and checksums.
+        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
+        tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
+        has_models: whether trained models are among the artifacts (``tracking.models``).
+    """
+
+    runs: list[RunResult]
+    history: pd.DataFrame
+    tracking_uri: str
+    experiment: str
+    parent_run_id: str | None
+    has_models: bool
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
+        return compare(self.history)
+
+
+class StudyFailed(ClientError):
+    """Some runs of a study failed; the others are finished."""
+
+    def __init__(self, runs: int, failures: dict[str, Exception]) -> None:
+        lines = [f"  {name}: {_in_a_line(error)}" for name, error in failures.items()]
+        others = "the others are finished; " if len(failures) < runs else ""
+        super().__init__(
+            "\n".join([f"{len(failures)} of {runs} runs failed:", *lines, f"{others}the same command tries again"])
+        )
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first line of its message; of a traceback the last, which says what was wrong."""
+    lines = error_message(error).strip().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def error_message(error: Exception) -> str:
+    """What a user needs to know of an error: its message, or of a bug the traceback."""
+    if isinstance(error, RayTaskError):
+        # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
+        return str(error.cause if isinstance(error.cause, ClientError) else error)
+    if isinstance(error, ConfigError | ClientError):
+        return str(error)
+    return "".join(traceback.format_exception(error))

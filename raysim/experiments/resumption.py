@@ -1,0 +1,94 @@
+"""What is left of a run that was started before: may it go on from there, is it finished already?
+
+A run goes on only if what its results depend on is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from raysim.errors import ConfigError
+from raysim.experiments.launch import PlacedRun
+from raysim.experiments.results import RunResult
+from raysim.storage.checkpoint import Checkpoint, newest
+from raysim.storage.folder import Folder
+from raysim.storage.study_folder import RunState, differences
+from raysim.tracking.tags import versions
+from raysim.workers.setup import Machine
+
+SOURCES = {"data": "the data set", "algorithm": "the code of the algorithm"}
+"""What results depend on besides the configuration, as far as the user decides it."""
+
+
+def sources(placed: PlacedRun) -> dict[str, str]:
+    """The digest of each of ``SOURCES``."""
+    return {"data": placed.dataset_digest, "algorithm": placed.setup.algorithm_digest}
+
+
+def facts_at_start(placed: PlacedRun) -> dict[str, str]:
+    """What ``study.json`` keeps of a run that has started: it may be interrupted before its first checkpoint."""
+    return {**sources(placed), "clients_per_batch": str(placed.config.resources.clients_per_batch)}
+
+
+def facts(placed: PlacedRun, machine: Machine) -> dict[str, str]:
+    """What checkpoints keep: sources, kind of device, versions."""
+    return {**sources(placed), "device": machine.device_name, **versions()}
+
+
+def newest_checkpoint(folder: Folder, name: str, notify: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint of a run; the user is told of damaged ones."""
+    checkpoint, problems = newest(folder)
+    for problem in problems:
+        notify(f"{name}: a checkpoint is not used: {problem}")
+    return checkpoint
+
+
+def changed_sources(placed: PlacedRun, began: Mapping[str, str]) -> list[str]:
+    """In words, the sources that are not what they were when the run started with the facts ``began``."""
+    now = sources(placed)
+    return [what for key, what in SOURCES.items() if began.get(key) != now[key]]
+
+
+def as_checkpointed(placed: PlacedRun, checkpoint: Checkpoint) -> PlacedRun:
+    """The run with the ``clients_per_batch`` of its checkpoint.
+
+    Raises:
+        ConfigError: it would go on with another configuration, other data or another algorithm.
+    """
+    size = checkpoint.manifest.config.get("resources", {}).get("clients_per_batch")
+    placed = placed.with_batches_of(size)
+    found = differences(checkpoint.manifest.config, placed.config.model_dump(mode="json"))
+    found += [f"{what} is not what it was" for what in changed_sources(placed, checkpoint.manifest.facts)]
+    if found:
+        raise ConfigError(
+            *(f"{checkpoint.folder.uri}/{checkpoint.name}: {line}" for line in found),
+            "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
+        )
+    return placed
+
+
+def finished_before(
+    placed: PlacedRun, state: RunState, folder: Folder | None, notify: Callable[[str], None]
+) -> RunResult | None:
+    """The result of a run that an earlier command finished, from its last checkpoint; None if there is more to do.
+
+    Raises:
+        ConfigError: it finished with another configuration, other data or another algorithm.
+    """
+    if not state.finished or folder is None:
+        return None
+    checkpoint = newest_checkpoint(folder, state.name, notify)
+    if checkpoint is None or checkpoint.manifest.round != placed.config.rounds:
+        return None
+    placed = as_checkpointed(placed, checkpoint)
+    notify(f"{state.name}: finished before")
+    return RunResult.of(placed, state, checkpoint.records, checkpoint.shared)
+
+
+def changed_environment(old: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A line for each version or device that is not what it was: bits may differ from here on."""
+    return [
+        f"{key} was {old.get(key)}, is {now[key]}: bits may differ from here on"
+        for key in now.keys() - SOURCES.keys()
+        if old.get(key) != now[key]
+    ]

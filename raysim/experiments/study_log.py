@@ -1,0 +1,134 @@
+"""What all runs of a study have in common in MLflow: the store, the parent run, and how a run is opened and ended there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+
+from raysim.analysis.comparison import compare
+from raysim.analysis.table_formats import formatted
+from raysim.config.loading import children, dump
+from raysim.config.schema import Config
+from raysim.errors import ConfigError
+from raysim.experiments.events import RunStatus
+from raysim.experiments.listeners.pictures import draw_or_notify
+from raysim.experiments.results import RunResult
+from raysim.plots.palette import COLOURS
+from raysim.storage.study_folder import StudyState
+from raysim.tracking.dashboard import saved_view
+from raysim.tracking.description import describe_study, differing, title
+from raysim.tracking.mlflow_store import MLflowStore
+from raysim.tracking.outbox import Outbox
+from raysim.tracking.tags import CHECKPOINT_TAG, DESCRIPTION_TAG, study_tags
+
+END_SECONDS = 10  # in which MLflow is told of a run that is ended, before it is left open
+
+
+class StudyLog:
+    """A study in MLflow.
+
+    Args:
+        outbox: of the study; its runs have their own (``Outbox.for_run``).
+        state: ``study.json``; the id of the parent run is written into it.
+        notify: shows the user a message.
+    """
+
+    def __init__(self, store: MLflowStore, outbox: Outbox, state: StudyState, notify: Callable[[str], None]) -> None:
+        self.store, self.outbox, self._state, self.notify = store, outbox, state, notify
+        self._entries = list(dict.fromkeys(row.entry for row in state.runs))
+
+    @property
+    def commit(self) -> str | None:
+        """Of the repository in which the command was given."""
+        return self._state.git_commit
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the parent run."""
+        return self._state.parent
+
+    def colour(self, entry: str) -> str:
+        """One for all seeds of an entry, in MLflow's charts."""
+        return COLOURS[self._entries.index(entry) % len(COLOURS)]
+
+    # Any run.
+
+    def open_run(
+        self,
+        outbox: Outbox,
+        run_id: str | None,
+        name: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        checkpoints: str | None,
+        parent: str | None = None,
+    ) -> str:
+        """Reopen the run of an id, or start one; returns its id, however long the server is away.
+
+        Raises:
+            Stopped: the runs are to end.
+        """
+        if checkpoints is not None:
+            tags = {**tags, CHECKPOINT_TAG: checkpoints}
+
+        def reopen_or_start() -> str:
+            if run_id is not None:
+                self.store.reopen(run_id)
+                return run_id
+            return self.store.start(name, parameters, tags, parent)
+
+        answer: str = outbox.ask(reopen_or_start)
+        return answer
+
+    def end_run(self, outbox: Outbox, run_id: str, status: RunStatus) -> None:
+        """Close a run; one that is finished, but of which MLflow refused something, as FAILED."""
+        if status == "FINISHED":
+            outbox.put(lambda: self.store.end(run_id, "FAILED" if outbox.refused else "FINISHED"), in_any_case=True)
+            return
+        outbox.put(lambda: self.store.end(run_id, status), in_any_case=True)
+        with suppress(ConfigError):  # what MLflow refuses is not why the run ended, or was raised already
+            outbox.flush(END_SECONDS)
+
+    # The parent run.
+
+    def open_study(self, config: Config, runs: Sequence[Config], checkpoints: str | None) -> None:
+        """Open the parent run, and save the view of the experiment that compares the study's runs."""
+        parameters, tags = {"study.runs": len(runs)}, study_tags(config, self.commit)
+        parent = self.open_run(self.outbox, self._state.parent, config.name, parameters, tags, checkpoints)
+        self._state.parent = parent
+        self.outbox.put(lambda: self.store.log_text(parent, dump(config), "config.yaml"))
+        self._describe(describe_study(config, len(runs), self.commit, parent))
+        view = saved_view(parent, f"latest study: {config.name}", differing(list(runs)))
+        self.outbox.put(lambda: self.store.set_view(view))
+
+    def log_comparison(self, config: Config, results: Sequence[RunResult]) -> None:
+        """The comparison of the runs that are finished, as a table and as pictures."""
+        parent = self._state.parent
+        assert parent is not None
+        history = pd.concat([r.history for r in results], ignore_index=True)
+        clients = {(r.entry, r.seed): r.clients for r in results}
+        runs = dict(children(config))
+        algorithms = {entry: child.algorithm.name for entry, child in runs.items()}
+        data = {e: child.data.model_dump_json() + child.evaluate.model_dump_json() for e, child in runs.items()}
+        table = formatted(compare(history), "markdown")
+        self._describe(describe_study(config, len(self._state.runs), self.commit, parent, table))
+
+        def draw() -> dict[str, bytes]:
+            from raysim.analysis.study_files import study_files  # not at the top: it imports matplotlib
+
+            return study_files(history, clients, algorithms, data, title(config))
+
+        self.outbox.put(lambda: self.store.log_files(parent, draw_or_notify(draw, self.notify)))
+
+    def end_study(self, status: RunStatus) -> None:
+        """Close the parent run."""
+        if self._state.parent is not None:
+            self.end_run(self.outbox, self._state.parent, status)
+
+    def _describe(self, text: str) -> None:
+        parent = self._state.parent
+        assert parent is not None
+        self.outbox.put(lambda: self.store.set_tags(parent, {DESCRIPTION_TAG: text}))
