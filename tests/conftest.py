@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny configuration, and one Ray cluster for the whole session."""
+"""Shared by all tests: one Ray cluster for the whole session, and a store that a short quickstart filled."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-
-from raysim.config.schema import Config
-from raysim.config.loading import _merge
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,25 +32,3 @@ def quickstart(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("quickstart")
     file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
     return folder, raysim.run(raysim.load_config(file, ["rounds=3", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
-
-
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "rounds": 2,
-    "data": {
-        "name": "digits",
-        "subset": 400,
-        "num_clients": 8,
-        "partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 12},
-    },
-    "model": {"image_size": 8, "kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}},
-    "algorithm": {"name": "fedperfix", "mid_dim": 4},
-    "train": {"local_epochs": 2, "batch_size": 8, "optimizer": {"lr": 0.1}},
-    "cohort": {"fraction": 0.5},
-    "resources": {"num_actors": 2, "clients_per_batch": 2},
-}
-
-
-def tiny(**changes: Any) -> Config:
-    """A configuration that trains in a second; ``changes`` are merged into it as a study entry would be."""
-    return Config.model_validate(_merge(TINY, changes, entry=True))

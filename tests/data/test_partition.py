@@ -1,0 +1,28 @@
+import numpy as np
+
+from raysim.data.dataset import Dataset
+from raysim.data.partition import Partition
+
+
+def test_the_training_samples_of_all_clients():
+    partition = Partition(np.array([7, 8, 9, 3, 4, 5, 6]), np.array([0, 3, 7]), np.array([2, 1]))
+    assert partition.all_train.tolist() == [7, 8, 3]
+
+
+def test_what_many_clients_have_is_found_at_once():
+    dataset = Dataset(
+        np.zeros((6, 2, 2, 1), np.uint8), np.zeros(6, np.int64), ("a",), np.array([0, 0, 1, 1, 0, 1]), ("x", "y")
+    )
+    partition = Partition(np.array([1, 0, 2, 3, 4, 5]), np.array([0, 2, 4, 6]), np.array([1, 1, 1]))
+    assert partition.client_domains(dataset.domains, dataset.domain_names).tolist() == ["x", "y", "mixed"]
+    assert partition.tests(np.array([2, 0])).tolist() == [5, 0]
+    each = [partition.test(c) for c in (0, 1, 2)]
+    assert partition.tests(np.arange(3)).tolist() == np.concatenate(each).tolist()
+
+
+def test_reordered_clients_keep_their_samples():
+    partition = Partition(np.array([5, 6, 1, 2, 3, 9]), np.array([0, 2, 5, 6]), np.array([1, 2, 1]))
+    other = partition.reordered(np.array([2, 0, 1]))
+    assert other.offsets.tolist() == [0, 1, 3, 6]
+    assert (other.train(1).tolist(), other.test(1).tolist()) == ([5], [6])
+    assert (other.train(2).tolist(), other.test(2).tolist()) == ([1, 2], [3])

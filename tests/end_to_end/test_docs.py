@@ -1,0 +1,141 @@
+"""The code of the documentation, run as it stands there; and the studies that it speaks of."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from raysim.config.loading import children, load_config
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def blocks(page, language):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return [text for kind, text in fenced if kind == language]
+
+
+def test_write_your_own(tmp_path):
+    (code,), (configuration,), (commands,) = (blocks("docs/write_your_own.md", kind) for kind in ("python", "yaml", ""))
+    body = code[code.index("class ") :]
+    assert len([line for line in code.splitlines() if line.strip()]) < 25
+    assert "ProxHead" in body
+    (tmp_path / "my_methods.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(configuration)
+    outputs = []
+    for command in commands.strip().splitlines():
+        program, *arguments = command.split()
+        assert program == "raysim"
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "raysim", *arguments]
+            if sys.version_info >= (3, 11)
+            else [program, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+    for output in outputs:
+        for name in ("fedper", "mu 0.1", "mu 1"):
+            assert re.search(rf"^ +{name} +1 ", output, re.MULTILINE), output
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "yaml").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_repository_is_valid(path):
+    config = load_config(path)
+    runs = children(config)
+    assert len(runs) > 2
+    for _, run in runs:
+        assert run.algorithm.name
+    if path.parent.name == "fedperfix" and not path.stem.endswith("_small"):
+        for _, run in runs:
+            assert run.model.name in ("vit_small_patch16_224", "resnet50")
+            assert run.model.image_size == 224
+            assert (run.rounds, run.train.local_epochs, run.train.batch_size) == (50, 10, 64)
+            slow = run.algorithm.name == "perfedavg"
+            assert run.train.optimizer.model_dump() == {
+                "name": "sgd",
+                "lr": 0.001 if slow else 0.01,
+                "momentum": 0.0,
+                "weight_decay": 0.0,
+                "clip_norm": None,
+            }
+            assert run.resources.num_gpus_per_actor == 0.25
+    if path.stem in ("cifar100", "organamnist", "office_home"):
+        assert {entry for entry, _ in runs} == METHODS
+        assert all(run.cohort_size == run.data.num_clients // 8 for _, run in runs)
+        assert {run.seed for _, run in runs} == {0, 1, 2}
+
+
+def test_every_command_of_the_docs_is_one_that_raysim_has():
+    """Those of ``build.py``'s pages are run by it, and others by other tests; here each is at least understood."""
+    from raysim.cli import main
+
+    pages = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+    lines = [(page, line) for page in pages for line in docs_build().commands(page) if line.startswith("raysim ")]
+    assert len(lines) > 30
+    for page, line in lines:
+        _, name, *arguments = shlex.split(line)
+        command = main.commands[name]
+        try:
+            command.make_context(name, [a for a in arguments if "…" not in a], resilient_parsing=False)
+        except click.exceptions.Exit:
+            pass
+        except click.UsageError as error:
+            raise AssertionError(f"{page}: {line}: {error.message}") from error
+
+
+@pytest.mark.slow  # docs/build.py runs them, too
+def test_getting_started(quickstart, tmp_path, monkeypatch):
+    """Its commands as they stand there, on the store that a shorter quickstart filled; ``docs/build.py`` runs the whole."""
+    build, (store, _) = docs_build(), quickstart
+    monkeypatch.setattr(build, "PAGES", ("docs/getting_started.md",))
+    for item in store.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    seen = {"raysim run yaml/quickstart.yaml": "done by the fixture"}
+    monkeypatch.setattr(build, "run_id", lambda _: quickstart[1].runs[0].run_id)
+    seen |= build.check(tmp_path, seen)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} >= {"comparison.png", "clients.png"}
+    assert (tmp_path / "client7.md").is_file()
+    assert "optimistic" in seen["raysim compare quickstart --best"]
+    assert re.search(r"digit.png: \d [\d.]+ %", seen["raysim predict RUN_ID --client 7 docs/images/digit.png"])
+
+
+def docs_build():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+METHODS = {
+    *(
+        "local",
+        "centralized",
+        "fedavg",
+        "fedbn",
+        "fedper",
+        "fedrep",
+        "fedbabu",
+        "perfedavg",
+        "apfl",
+        "vanilla",
+        "fedperfix",
+    )
+}
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from raysim.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        result = CliRunner().invoke(main, list(arguments))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+def test_a_dry_run_shows_everything_and_starts_nothing(invoke, tmp_path):
+    result = invoke("run", str(ROOT / "yaml" / "quickstart.yaml"), "--dry-run", "rounds=3")
+    assert result.exit_code == 0, result.output
+    assert "rounds: 3" in result.output
+    assert "shared 101,568 · personal 25,610 · 406,272 bytes down" in result.output
+    assert "a round: 3.25 MB down" in result.output  # 8 clients with 406,272 bytes each
+    assert "102.4 kB per client that has trained, 0.00 GB for 16" in result.output
+    assert "9 runs one after another: about" in result.output
+    assert list(tmp_path.iterdir()) == []

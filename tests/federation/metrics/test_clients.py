@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from raysim.data.partition import Partition
+from raysim.federation.metrics.clients import ClientResults, auc_micro
+from raysim.training.evaluation import Evaluation
+
+
+def evaluation(clients, correct, probabilities):
+    counts = [len(p) for p in probabilities]
+    return Evaluation(
+        np.array(clients), np.array(correct), np.array(counts), np.concatenate(probabilities).astype(np.float32)
+    )
+
+
+# Client 0 trains on sample 0 and tests on 1, 2; client 1 trains on 3 and tests on 4.
+PARTITION = Partition(np.array([0, 1, 2, 3, 4]), np.array([0, 3, 5]), np.array([1, 1]))
+LABELS = np.array([0, 0, 1, 0, 1])
+P0 = np.array([[0.9, 0.1], [0.6, 0.4]])  # right, wrong
+P1 = np.array([[0.2, 0.8]])  # right
+
+
+def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
+    parts = [evaluation([1], [1], [P1]), evaluation([0], [1], [P0])]
+    for arrived in (parts, parts[::-1]):
+        results = ClientResults.merge(arrived)
+        assert results.clients.tolist() == [0, 1]
+        metrics = results.metrics(LABELS, PARTITION)
+        assert metrics["personalized/accuracy_mean"] == 0.75
+        assert metrics["personalized/accuracy_std"] == 0.25
+        assert metrics["personalized/accuracy_weighted"] == pytest.approx(2 / 3)
+        assert metrics["personalized/accuracy_worst_decile"] == 0.5
+        # Positives score .9 .4 .8, negatives .1 .6 .2: of nine pairs only (.4, .6) is the wrong way round.
+        assert metrics["personalized/auc_micro"] == pytest.approx(8 / 9)
+    assert results.client_auc(LABELS, PARTITION).tolist() == [0.75, 1.0]
+
+
+def test_the_worst_decile_of_twenty_clients_is_two():
+    parts = [evaluation([c], [c % 11], [np.full((10, 2), 0.5)]) for c in range(20)]
+    partition = Partition(np.arange(220), np.arange(0, 221, 11), np.ones(20, int))
+    labels = np.zeros(220, int)
+    accuracies = sorted((c % 11) / 10 for c in range(20))
+    assert ClientResults.merge(parts).metrics(labels, partition)["personalized/accuracy_worst_decile"] == pytest.approx(
+        np.mean(accuracies[:2])
+    )
+
+
+def test_only_keeps_those_that_were_asked_for():
+    results = ClientResults.merge([evaluation([0, 1], [1, 1], [P0, P1])]).only(np.array([1]))
+    assert (results.clients.tolist(), results.correct.tolist(), results.probabilities.tolist()) == (
+        [1],
+        [1],
+        np.float32(P1).tolist(),
+    )
+
+
+def test_a_client_twice_is_an_error():
+    with pytest.raises(AssertionError, match="twice"):
+        ClientResults.merge([evaluation([0], [1], [P0]), evaluation([0], [1], [P0])])
+
+
+def test_auc_of_constant_scores_is_one_half():
+    assert auc_micro(np.full((4, 3), 1 / 3, np.float32), np.array([0, 1, 2, 0])) == 0.5
+
+
+def test_auc_of_many_clients_at_once_is_that_of_each():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 6, 30)
+    probabilities = [np.round(rng.dirichlet(np.ones(4), n), 1) for n in counts]  # rounded: ties
+    parts = [evaluation([c], [0], [p]) for c, p in enumerate(probabilities)]
+    offsets = np.concatenate([[0], np.cumsum(counts + 1)])
+    partition = Partition(np.arange(offsets[-1]), offsets, np.ones(30, int))
+    labels = rng.integers(0, 4, offsets[-1])
+    each = [auc_micro(p.astype(np.float32), labels[partition.test(c)]) for c, p in enumerate(probabilities)]
+    np.testing.assert_allclose(ClientResults.merge(parts).client_auc(labels, partition), each, atol=1e-12)

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raysim.federation.metrics.sensitivity import sensitivity_metrics
+from raysim.functional.parameters import ParameterLayout
+from raysim.training.sensitivity import directions
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 1, bias=False)
+        self.norm = nn.LayerNorm(1)
+
+
+def measure(updates, weights):
+    layout = ParameterLayout.of(Two())
+    updates, weights = torch.tensor(updates), np.array(weights) / sum(weights)
+    direction, squares = directions(updates, weights, np.ones(len(weights), bool), layout)
+    mean = sum(w * u.double() for w, u in zip(weights, updates, strict=True))
+    return sensitivity_metrics(
+        mean, direction, {k: float((v.double().numpy() * weights).sum()) for k, v in squares.items()}, layout
+    )
+
+
+def test_by_hand():
+    # head: (1, 0) and (0, 1) at right angles; norm: (2, 2) and (1, 1) in one direction
+    result = measure([[1.0, 0.0, 2.0, 2.0], [0.0, 1.0, 1.0, 1.0]], [1, 1])
+    assert result["sensitivity/head"] == pytest.approx(1 - np.sqrt(0.5))
+    assert result["sensitivity/head_spread"] == pytest.approx(1.0)  # both are as far from the mean as it is long
+    assert result["sensitivity/norm"] == pytest.approx(0.0, abs=1e-6)
+    assert result["sensitivity/norm_spread"] == pytest.approx(1 / 3)
+
+
+def test_weights_are_samples_and_what_did_not_move_is_left_out():
+    result = measure([[1.0, 0.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0]], [3, 1])
+    assert result["sensitivity/head"] == pytest.approx(1 - (0.75 - 0.25))
+    assert result["sensitivity/head_spread"] == pytest.approx(np.sqrt(1 - 0.25) / 0.5)
+    assert not any("norm" in name for name in result)

@@ -1,0 +1,151 @@
+"""The rounds of a run, on an engine in this process that does its tasks in any order."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from raysim.federation.rounds import FederatedRun
+from raysim.storage.records import RoundRecord
+from raysim.training.aggregation import PartialSum
+from raysim.training.engine import LocalTraining
+from raysim.training.tasks import TaskResult, Train, TrainingReport
+from raysim.workers.dispatch import Completed, Progress
+from raysim.workers.node_states import StateNodes
+from raysim.workers.setup import RunSetup
+
+from simulation import Simulation
+
+
+class ShuffledPool:
+    """Three workers in this process, and what they did: (round, kind of task, round of the task, version sent)."""
+
+    def __init__(self, engine, states, seed):
+        self.engine, self.rng, self.slots = engine, np.random.default_rng(seed), states.own
+        self.workers, self.log = [None] * 3, []
+
+
+class ShuffledDispatch:
+    """Tasks complete in a random order, on a random one of three partial sums."""
+
+    def __init__(self, pool, round_, tasks, version, broadcast, place):
+        self.pool, self.round, self.tasks, self.version, self.place = pool, round_, tasks, version, place
+        self.broadcast = {name: torch.from_numpy(v.copy()) for name, v in ray.get(broadcast).items()}
+
+    def run(self):
+        sums, results = [PartialSum(self.round) for _ in self.pool.workers], {}
+        for task in self.pool.rng.permutation(np.array(self.tasks, object)):
+            self.pool.log.append((self.round, task.kind, task.round, self.version))
+            results[task.key] = self.do(self.place(task, 0), sums[self.pool.rng.integers(3)])
+            yield Progress(len(results), len(self.tasks), ())
+        return Completed([results[task.key] for task in self.tasks], sums, [])
+
+    def do(self, task, partial):
+        engine = self.pool.engine
+        computed = task.compute(engine, self.broadcast, self.pool.slots.read(task.read, engine.initial_state))
+        if not isinstance(task, Train):
+            return TaskResult(task, computed)
+        self.pool.slots.write(task.write, computed.states)
+        partial.add(task.index, computed.sums)
+        return TaskResult(task, TrainingReport.of(computed))
+
+
+@pytest.fixture
+def run(cluster, monkeypatch):
+    """Takes a run to its end; returns it, the rounds that were complete with each call, the pool, and all records."""
+    monkeypatch.setattr("raysim.federation.rounds.Dispatch", ShuffledDispatch)
+
+    def to_the_end(seed, **changes):
+        simulation = Simulation(**{"rounds": 4, **changes})
+        config, engine = simulation.config, simulation.engine
+        data = engine.samples.data
+        arrays = (data._images.numpy(), data._labels.numpy(), engine.partition, simulation.initial.numpy(), {})
+        setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1, "")
+        states = StateNodes(engine.state_layout.size)
+        pool, records = ShuffledPool(engine, states, seed), []
+        rounds = FederatedRun(setup, engine.layout, pool, states)
+        done = []
+        for events in [*(rounds.round for _ in range(config.rounds)), rounds.finish]:
+            complete = [event for event in events() if isinstance(event, RoundRecord)]
+            records += complete
+            done.append([record.round for record in complete])
+        return rounds, done, pool, records
+
+    return to_the_end
+
+
+def history(rounds):
+    return [{"round": r.round, **r.metrics} for r in rounds.records.rounds]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"optimizer": {"name": "adamw", "lr": 0.01}}},
+        {"algorithm": {"name": "fedavg"}, "evaluate": {"every": 2}},
+        {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 1}, "evaluate": {"protocol": "aggregated"}},
+        {"algorithm": {"name": "methods:Scaffold"}, "evaluate": {"clients": "cohort"}},
+        {"algorithm": {"name": "centralized"}, "evaluate": {"new_clients": 2}},
+        {"evaluate": {"new_clients": 3, "adapt_epochs": 2}},
+    ],
+    ids=str,
+)
+def test_no_bit_depends_on_the_order_in_which_tasks_complete(run, changes):
+    runs = [run(seed, **changes)[0] for seed in range(3)]
+    assert len({str(r.checksums()) for r in runs}) == 1
+    results = [{k: v for k, v in row.items() if not k.startswith("system/")} for row in history(runs[0])]
+    assert [row["round"] for row in results] == [0, 1, 2, 3]
+
+
+def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run):
+    rounds, done, pool, records = run(0, algorithm={"name": "fedavg"}, evaluate={"every": 2})
+    # rounds 1 and 3 are evaluated; the shared model that they end with is the one that the next round starts from
+    assert done == [[0], [], [1, 2], [], [3]]
+    late = {(at, of, version) for at, kind, of, version in pool.log if kind == "global"}
+    assert late == {(2, 1, 3), (3, 3, 5)}
+    trained_with = {at: version for at, kind, _, version in pool.log if kind == "train"}
+    assert trained_with == {0: 1, 1: 2, 2: 3, 3: 4}
+    assert [r.round for r in records] == [0, 1, 2, 3]
+    evaluated = [sorted(row) for row in history(rounds) if "global/accuracy" in row]
+    assert len(evaluated) == 2
+    assert [r["round"] for r in history(rounds)] == [0, 1, 2, 3]
+
+
+def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(run):
+    new = {"new_clients": 3, "adapt_epochs": 2}
+    changes = {"train": {"local_epochs": 1}, "cohort": {"fraction": 1.0}, "resources": {"clients_per_batch": 2}}
+    rounds, done, pool, _ = run(0, evaluate=new, **changes)
+    assert done == [[0], [1], [2], [], [3]]
+    kinds = [kind for _, kind, _, version in pool.log if version == 5]
+    assert sorted(set(kinds)) == ["adapted", "unadapted"]
+    assert rounds.states.index.addresses.shape == (8,)
+    engine, ids = pool.engine, np.arange(8, 11)
+    broadcast = {"shared": rounds.shared}
+    initial = np.tile(engine.initial_state, (3, 1))
+    before = engine.evaluate(3, ids, broadcast, initial)
+    ones = {"samples": np.ones(3), "uniform": np.ones(3)}
+    one_epoch = engine.train(LocalTraining(3, ids, ones, 1), broadcast, initial).evaluation
+    after = engine.train(LocalTraining(3, ids, ones, 2), broadcast, initial).evaluation
+    found = rounds.records.new
+    assert found["clients"].tolist() == [8, 9, 10]
+    assert found["before"].tolist() == (before.correct / before.num_test).tolist()
+    assert found["after"].tolist() == (after.correct / after.num_test).tolist()
+    assert after.correct.tolist() != one_epoch.correct.tolist()
+    last = history(rounds)[-1]
+    assert last["new_clients/accuracy_after_mean"] == pytest.approx(found["after"].mean())
+    assert last["new_clients/accuracy_before_std"] == pytest.approx(found["before"].std())
+    assert not any(key.startswith("new_clients/") for row in history(rounds)[:-1] for key in row)
+
+
+def test_nothing_is_late_when_all_is_evaluated_beside_the_training(run):
+    _, done, pool, _ = run(0)
+    assert done == [[0], [1], [2], [3], []]
+    assert all(at == of for at, _, of, _ in pool.log)
+
+
+def test_padding_is_what_clients_of_unequal_size_cost(run):
+    rounds, _, pool, _ = run(0, resources={"clients_per_batch": 1})
+    assert all(row["system/padding_fraction"] == 0 for row in history(rounds))
+    rounds, _, pool, _ = run(1, resources={"clients_per_batch": 8}, cohort={"fraction": 1.0}, rounds=1)
+    sizes = pool.engine.partition.num_train
+    assert history(rounds)[0]["system/padding_fraction"] == pytest.approx(1 - sizes.sum() / (8 * sizes.max()))

@@ -1,0 +1,181 @@
+"""Exported models give raysim's own logits, in a process that has torch and timm only."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from raysim.config.schema import Config
+from raysim.errors import ConfigError
+from raysim.experiments.preparation import prepare
+from raysim.models.build import build_model
+from raysim.models.export import client_model, export, predict, read_images
+from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
+from raysim.training.engine import ClientEngine, LocalTraining
+from raysim.training.transforms import to_model_input
+
+from configs import TINY, tiny
+
+CLIENT = 3
+
+
+def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, torch.Tensor], np.ndarray]:
+    """A client trains a round; its files are written; returns engine, broadcast and its state (1, n)."""
+    (run,) = prepare(config)
+    data = run.dataset
+    model = build_model(config.model, config.algorithm, data.num_classes, data.images.shape[3], config.seed)
+    engine = ClientEngine(
+        run.config, model, torch.from_numpy(run.initial), data.images, data.labels, run.partition, "cpu"
+    )
+    shared, _ = run.layout.split(torch.from_numpy(run.initial).clone())
+    broadcast = config.algorithm.broadcast(shared + 0.01, config.algorithm.server_init(shared))
+    one = np.ones(1)
+    states = engine.initial_state[None].copy()
+    messages = {}
+    if config.algorithm.reads_cohort_states:
+        messages = config.algorithm.server_messages(engine.state_layout.unpack(torch.from_numpy(states)))
+    weights, epochs = {"samples": one, "uniform": one}, config.train.local_epochs
+    trained = engine.train(LocalTraining(0, np.array([CLIENT]), weights, epochs, messages), broadcast, states)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "about.json").write_bytes(about_file(run.config, data.class_names, data.images.shape[3]))
+    (folder / "shared.safetensors").write_bytes(shared_file(broadcast, run.layout, run.frozen))
+    unpack = engine.state_layout.unpack
+    rows = {name: value.numpy() for name, value in unpack(torch.from_numpy(trained.states)).items()}
+    initial = unpack(torch.from_numpy(engine.initial_state))
+    (folder / "personal.safetensors").write_bytes(personal_file(np.array([CLIENT]), rows, initial))
+    return engine, broadcast, trained.states
+
+
+def inside(
+    engine: ClientEngine, broadcast: dict[str, torch.Tensor], state: np.ndarray, images: np.ndarray
+) -> torch.Tensor:
+    """The logits with which raysim evaluates the client, and its next round's number is that of the export."""
+    state = engine.state_layout.unpack(torch.from_numpy(state))
+    theta = engine.personalized(engine.config.rounds - 1, np.array([CLIENT]), broadcast, state)[0]
+    context = engine._context(0, broadcast)
+    with torch.no_grad(), context.model.mode(training=False, vectorised=False):
+        return context.logits(theta, to_model_input(torch.from_numpy(images), engine.config.model.image_size))
+
+
+def outside(readmes: list[Path], images: np.ndarray) -> list[torch.Tensor]:
+    """What the READMEs' code gives where raysim can't be imported."""
+    folder = readmes[0].parent
+    save_file({"x": to_model_input(torch.from_numpy(images), 8)}, folder / "input.safetensors")
+    lines = ["import sys; sys.modules['raysim'] = sys.modules['algorithms'] = sys.modules['ray'] = None"]
+    lines += ["from safetensors.torch import load_file, save_file", "logits = {}"]
+    for i, readme in enumerate(readmes):
+        code = re.search(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+        assert code is not None
+        assert len(code[1].splitlines()) <= 16
+        lines += [code[1], f"logits['{i}'] = model(load_file('input.safetensors')['x']).detach()"]
+    lines += ["save_file(logits, 'output.safetensors')"]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, check=True)
+    logits = load_file(folder / "output.safetensors")
+    return [logits[str(i)] for i in range(len(readmes))]
+
+
+ALGORITHMS = [
+    {"name": "fedperfix", "mid_dim": 4},
+    {"name": "fedperfix", "plugin": "lora", "mid_dim": 2},
+    {"name": "fedperfix", "plugin": "prefix_random"},
+    {"name": "fedperfix", "plugin": "adapter", "mid_dim": 4},
+    {"name": "fedperfix", "plugin": "prompt", "mid_dim": 3},
+    {"name": "fedperfix", "plugin": "prefix_zero"},  # beside a projection without a bias, see below
+    {"name": "apfl", "alpha": 0.5, "mixture": "step"},
+    {"name": "perfedavg"},
+]
+
+
+def test_exported_models_give_the_same_logits_without_raysim(tmp_path):
+    """To 1e-6, all loaded by their READMEs' code in one process that has torch and timm only."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    readmes, expected = [], []
+    for i, algorithm in enumerate(ALGORITHMS):
+        no_bias = {"qkv_bias": False} if algorithm.get("plugin") == "prefix_zero" else {}
+        config = tiny(algorithm=algorithm, model={"kwargs": TINY["model"]["kwargs"] | no_bias})
+        engine, broadcast, state = train_one(config, tmp_path / f"run{i}")
+        expected.append(inside(engine, broadcast, state, images))
+        assert expected[-1].std() > 0.01
+        model = client_model(SavedRun.open(tmp_path / f"run{i}"), CLIENT)
+        torch.testing.assert_close(model.logits(images), expected[-1], atol=1e-6, rtol=0, msg=str(algorithm))
+        readmes.append(export(model, tmp_path / f"client{i}.safetensors"))
+    for algorithm, own, mine in zip(ALGORITHMS, outside(readmes, images), expected, strict=True):
+        torch.testing.assert_close(own, mine, atol=1e-6, rtol=0, msg=str(algorithm))
+
+
+def test_a_convolutional_model_takes_its_statistics_along(tmp_path):
+    model = {"name": "resnet10t", "image_size": 32, "kwargs": {}}
+    config = tiny(algorithm={"name": "fedbn", "personal": ["bn*"]}, model=model, resources={"clients_per_batch": 1})
+    engine, broadcast, state = train_one(config, tmp_path / "run")
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), dtype=np.uint8)
+    mine = client_model(SavedRun.open(tmp_path / "run"), CLIENT)
+    torch.testing.assert_close(mine.logits(images), inside(engine, broadcast, state, images), atol=1e-5, rtol=0)
+    readme = export(mine, tmp_path / "client.safetensors")
+    assert "img_size" not in readme.read_text()
+
+
+def test_who_never_trained_has_the_initial_state(tmp_path):
+    train_one(tiny(), tmp_path)
+    run = SavedRun.open(tmp_path)
+    assert run.clients.tolist() == [CLIENT]
+    personal, other = run.state(CLIENT)["personal"], run.state(0)["personal"]
+    assert personal.shape == other.shape == (run.layout.num_personal,)
+    assert not torch.equal(personal, other)
+    (prepared,) = prepare(tiny())
+    assert torch.equal(other, run.layout.split(torch.from_numpy(prepared.initial))[1])
+
+
+def test_what_can_not_be_exported_is_told(tmp_path):
+    train_one(tiny(), tmp_path)
+    with pytest.raises(ConfigError, match="--client is needed: with 'fedperfix' each client has a model"):
+        client_model(SavedRun.open(tmp_path), None)
+    with pytest.raises(ConfigError, match="--client 8: the run has clients 0 to 7"):
+        client_model(SavedRun.open(tmp_path), 8)
+    with pytest.raises(ConfigError, match="--to .*: can't be written"):
+        export(client_model(SavedRun.open(tmp_path), 1), tmp_path / "nowhere" / "a.safetensors")
+    (tmp_path / "personal.safetensors").unlink()
+    with pytest.raises(ConfigError, match="tracking.models=all"):
+        client_model(SavedRun.open(tmp_path), 1)
+    (tmp_path / "about.json").write_text("{")
+    with pytest.raises(ConfigError, match="about.json: is damaged"):
+        SavedRun.open(tmp_path)
+
+
+def test_the_shared_model_needs_no_client(tmp_path):
+    engine, broadcast, _ = train_one(tiny(algorithm={"name": "fedavg"}), tmp_path)
+    model = client_model(SavedRun.open(tmp_path), None)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    expected = inside(engine, broadcast, np.zeros((1, 0), np.float32), images)
+    torch.testing.assert_close(model.logits(images), expected, atol=1e-6, rtol=0)
+
+
+def test_a_model_that_is_put_together_from_a_state_needs_a_client(tmp_path):
+    train_one(tiny(algorithm={"name": "apfl"}), tmp_path)
+    with pytest.raises(ConfigError, match="--client is needed: with 'apfl' each client has a model"):
+        client_model(SavedRun.open(tmp_path), None)
+
+
+def test_an_image_file_is_classified(tmp_path):
+    engine, broadcast, state = train_one(tiny(), tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "image.png")
+    images = read_images([tmp_path / "image.png"], 1)
+    assert (images[0][0, :, :, 0] == pixels).all()
+    (top,) = predict(client_model(SavedRun.open(tmp_path), CLIENT), images, most=10)
+    expected = inside(engine, broadcast, state, images[0])[0].softmax(dim=-1)
+    assert dict(top) == pytest.approx({str(i): p for i, p in enumerate(expected.tolist())}, abs=1e-6)
+    assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
+    (tmp_path / "not.png").write_text("no image")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match="deep.png: has more than 8 bits per channel"):
+        read_images([tmp_path / "deep.png"], 1)
+    with pytest.raises(ConfigError, match="not.png: is no image"):
+        read_images([tmp_path / "not.png"], 1)
