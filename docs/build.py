@@ -19,7 +19,7 @@ ROOT = Path(__file__).absolute().parent.parent
 IMAGES = ROOT / "docs" / "images"
 PAGES = ("README.md", "docs/getting_started.md")
 # Commands that set up the environment in which this script runs, that wait for a person, or are elsewhere: CI runs the first
-# two, the others have tests of their own (test_dashboard, test_resume, test_job, test_bench).
+# two, the others have tests of their own (tests/tracking, tests/end_to_end, tests/bench).
 ELSEWHERE = re.compile(r"pip install|raysim (dashboard|attach|resume|bench)|ray job|pytest|eval ")
 
 
@@ -80,7 +80,7 @@ def draw(folder: Path) -> None:
 
 def photograph(folder: Path) -> None:
     """The dashboard as a browser shows it."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     import browser
 
     if reason := browser.missing():

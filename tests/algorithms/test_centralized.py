@@ -13,6 +13,7 @@ from configs import tiny
 from simulation import Simulation
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_one_model_on_pooled_data_seen_as_often_as_by_the_cohort(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(measure, "FEW_CLIENTS", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -40,6 +41,7 @@ def test_both_sides_arrive_at_the_same_model(cluster, overrides):
     assert figures["peak_private_mb"] > 100  # three processes with torch
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_figures(cluster, small, tmp_path):
     file = tmp_path / "figures.json"
     options = ["--rounds", "2", "--actors", "1", "--algorithm", "fedper", "--device", "cpu", "--json", str(file)]
@@ -64,6 +66,7 @@ def test_values_of_a_key_are_measured_in_turn_and_drawn(cluster, small, tmp_path
         assert CliRunner().invoke(main, ["bench", "many", *wrong]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_many_clients_beside_few(cluster, small, tmp_path):
     file = tmp_path / "figures.json"
     options = ["--rounds", "7", "--actors", "1", "--algorithm", "fedper", "--json", str(file)]

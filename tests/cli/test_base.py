@@ -38,6 +38,7 @@ def test_partition_prints_tables_and_draws(invoke, tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

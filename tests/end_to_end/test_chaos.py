@@ -5,6 +5,7 @@ import pytest
 from chaos import harness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 def test_faults_of_every_kind_change_no_bit_and_lose_no_round(seed, capsys):
     said = []

@@ -123,6 +123,7 @@ def test_only_an_empty_disk_is_formatted(tmp_path, labelled):
     assert formatted == ("" if labelled else "-q -L raysim /dev/new\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_mlflow_is_started_once_as_the_file_says(file):
     """The commands themselves, with another port and another folder."""

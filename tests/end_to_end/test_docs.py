@@ -20,6 +20,7 @@ def blocks(page, language):
     return [text for kind, text in fenced if kind == language]
 
 
+@pytest.mark.slow
 def test_write_your_own(tmp_path):
     (code,), (configuration,), (commands,) = (blocks("docs/write_your_own.md", kind) for kind in ("python", "yaml", ""))
     body = code[code.index("class ") :]

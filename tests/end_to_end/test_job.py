@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 
+import pytest
 from mlflow.tracking import MlflowClient
 
 from clusters import ROOT, Cluster, steps, until
@@ -14,6 +15,7 @@ ROUNDS = 12
 STUDY = "study=[{name: perfix}, {name: avg, algorithm: {name: fedavg}}]"
 
 
+@pytest.mark.slow
 def test_a_submitted_study_finishes_though_an_actor_is_killed(tmp_path):
     shutil.copy(ROOT / "yaml" / "quickstart.yaml", tmp_path)
     with Cluster() as cluster:

@@ -71,6 +71,7 @@ def cut(host: Host) -> Iterator[None]:
         ip("-n", name, "link", "set", "link0", "up")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_the_link_to_a_node_was_cut(hosts, tmp_path):
     """After a short cut with the same actors; after a long one with others, on the node that is left."""
     shutil.copy(ROOT / "yaml" / "quickstart.yaml", tmp_path)

@@ -84,6 +84,23 @@ def the_driver(folder):
     return ray.get_actor(f"driver of {studies(folder)[0]}", NAMESPACE)
 
 
+def test_an_interrupted_run_is_resumed(tmp_path, undisturbed):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def interrupt(status, *_):
+        if any(not isinstance(event, str) and event.record.round == 4 for event in status.events):
+            raise KeyboardInterrupt
+
+    with pytest.raises(raysim.RunKilled, match="closed as KILLED"):
+        raysim.run(tiny(**SLOW, tracking={"uri": uri}), interrupt)
+    (folder,) = studies(tmp_path)
+    notes = []
+    result = raysim.resume(folder, watch=lambda s, *_: notes.extend(e for e in s.events if isinstance(e, str)))
+    assert any(line.startswith("tiny: goes on after round") for line in notes)
+    check(result, undisturbed, uri)
+
+
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_by_itself(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     thread, results = in_background(tiny(**SLOW, tracking={"uri": uri}))
@@ -142,6 +159,7 @@ def start_command(folder, *arguments, env=()):
     )
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_with_all_its_processes_is_resumed(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, **SLOW}))
@@ -175,6 +193,7 @@ def killed_command(folder):
     return studies(folder)[0]
 
 
+@pytest.mark.slow
 def test_a_run_whose_command_was_killed_goes_on_in_the_cluster_and_is_attached_to(tmp_path, undisturbed):
     folder = killed_command(tmp_path)
     seen = []
@@ -220,6 +239,7 @@ def test_a_run_that_nobody_watches_can_be_stopped_and_resumed(tmp_path, undistur
     check(raysim.resume(run.info.run_id, uri=uri), undisturbed, uri)
 
 
+@pytest.mark.slow
 def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     finished = raysim.run(tiny(**{**SLOW, "rounds": 2}, tracking={"uri": uri})).runs[0]
@@ -277,6 +297,7 @@ class Mine(FederatedAlgorithm):
 """
 
 
+@pytest.mark.slow
 def test_a_bug_that_is_mended_before_the_first_checkpoint_starts_another_run(tmp_path, monkeypatch):
     """In MLflow no run has rounds of both."""
     uri, file = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mended_of_test.py"
@@ -336,6 +357,7 @@ def test_simulated_participants_are_the_same_in_every_run(tmp_path):
     assert (one.history["communication/up_bytes"] == reported * 4 * len(one.shared)).all()
 
 
+@pytest.mark.slow
 def test_what_lies_in_a_study_folder_is_json_and_safetensors(tmp_path):
     raysim.run(tiny(tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"}))
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]

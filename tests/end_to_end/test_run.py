@@ -175,6 +175,7 @@ def test_rejected_clients_are_counted_by_id_and_the_run_goes_on(study, store, tm
     assert len(listed) == rejected.sum()
 
 
+@pytest.mark.slow
 def test_the_configuration_that_mlflow_keeps_runs_again_with_the_same_bits(study, store, tmp_path):
     first = study.runs[0]
     path = tmp_path / "again.yaml"
@@ -186,7 +187,7 @@ def test_the_configuration_that_mlflow_keeps_runs_again_with_the_same_bits(study
     assert load_config(path, ["rounds=1"]).rounds == 1
 
 
-@pytest.mark.parametrize("num_actors", [1, 4])
+@pytest.mark.parametrize("num_actors", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_actors(study, store, num_actors):
     result = run(store, resources={"num_actors": num_actors}, **EVERYONE).runs[0]
     expected = study.runs[0]  # two actors
@@ -209,6 +210,7 @@ def test_a_killed_actor_is_replaced_and_no_bit_changes(store, tmp_path):
     assert killed.checksums == undisturbed.checksums
 
 
+@pytest.mark.slow
 def test_clients_that_always_kill_their_actor_end_the_run(store, tmp_path):
     for life in range(4):
         (tmp_path / str(life)).touch()
@@ -216,6 +218,7 @@ def test_clients_that_always_kill_their_actor_end_the_run(store, tmp_path):
         run(store, algorithm={"name": "methods:KillsItsActor", "folder": str(tmp_path)}, resources={"num_actors": 1})
 
 
+@pytest.mark.slow
 def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_ones(store):
     hungry = {"algorithm": {"name": "methods:OutOfMemory"}, **EVERYONE}
     with pytest.raises(raysim.RunFailed, match="out of memory: lower resources.clients_per_batch"):
@@ -234,6 +237,7 @@ def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_on
     assert chosen.checksums == same.checksums
 
 
+@pytest.mark.slow
 def test_a_bug_in_an_algorithm_surfaces_once_with_client_and_traceback(store):
     with pytest.raises(raysim.RunFailed) as caught:
         run(store, name="buggy", algorithm={"name": "methods:Buggy"})
@@ -262,9 +266,8 @@ def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store,
         run(store, resources=resources)
 
 
-@pytest.mark.parametrize(
-    "ending", ["SIGINT", *(pytest.param(e, marks=pytest.mark.slow) for e in ("SIGTERM", "closed pipe"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "closed pipe"])
 def test_a_run_that_is_ended_is_closed_as_killed(tmp_path, ending):
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 500, "algorithm": {"name": "methods:Slow"}}))
     path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("support")))}

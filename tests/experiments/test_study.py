@@ -21,6 +21,7 @@ def study(tmp_path, **changes):
     return tiny(**{"study": methods, "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, **changes})
 
 
+@pytest.mark.slow
 def test_runs_at_a_time_have_the_bits_of_runs_one_after_another(tmp_path):
     seen = []
 
@@ -53,7 +54,8 @@ def test_more_runs_at_a_time_than_there_is_room_for_are_refused(tmp_path):
         raysim.run(study(tmp_path, resources={"num_actors": 2, "concurrent_runs": 3}))
 
 
-@pytest.mark.parametrize("at_a_time", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_a_time", [1, 2])
 def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(tmp_path, at_a_time):
     entries = [
         {"name": "fine", "seeds": [0, 1], "algorithm": {"name": "fedavg"}},

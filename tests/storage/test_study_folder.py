@@ -43,7 +43,9 @@ def test_a_run_may_not_leave_the_folder(tmp_path):
 
 def test_one_process_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("raysim.storage.study_folder.LOCK_SECONDS", 0.5)
-    code = "import sys, raysim.study_folder as s; s.StudyFolder(sys.argv[1]).lock(); print(1, flush=True); input()"
+    code = (
+        "import sys, raysim.storage.study_folder as s; s.StudyFolder(sys.argv[1]).lock(); print(1, flush=True); input()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -16,6 +16,7 @@ import browser
 NAMES = [f"{name} · seed {seed}" for name in ("fedperfix", "fedavg", "local") for seed in range(3)]
 
 
+@pytest.mark.slow
 def test_a_study_leaves_a_view_with_its_runs_and_what_differs(quickstart):
     folder, result = quickstart
     tracker = MLflowStore(f"sqlite:///{folder}/mlflow.db", "quickstart", create=False)
@@ -38,6 +39,7 @@ def test_the_view_names_charts_and_parameters():
     assert page_of("7", view=False) == "#/experiments/7/runs"
 
 
+@pytest.mark.slow
 def test_it_serves_the_store_and_ends_with_ctrl_c(quickstart):
     folder, _ = quickstart
     with browser.dashboard(cwd=folder) as address:
@@ -53,6 +55,7 @@ def test_mistakes(tmp_path, monkeypatch):
     assert (result.exit_code, "there is no MLflow store sqlite:///" in result.output) == (2, True)
 
 
+@pytest.mark.slow
 def test_addresses_that_can_not_be_used(quickstart, monkeypatch):
     folder, _ = quickstart
     monkeypatch.chdir(folder)
@@ -68,6 +71,7 @@ def test_addresses_that_can_not_be_used(quickstart, monkeypatch):
             assert (result.exit_code, message in result.output) == (2, True), result.output
 
 
+@pytest.mark.slow
 def test_a_person_compares_the_runs_of_a_study(quickstart):
     """Opens the comparison, sees a line per run, selects all runs, compares them, and looks at one."""
     if reason := browser.missing():

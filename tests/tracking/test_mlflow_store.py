@@ -42,7 +42,7 @@ def test_a_store_that_can_not_be_used_is_said_soon(uri):
 
 
 def test_runs_that_start_at_once_in_an_empty_folder_share_one_new_store(tmp_path):
-    code = "import sys; from raysim.tracking import Tracker; print(MLflowStore(sys.argv[1], 'e').experiment_id)"
+    code = "import sys, raysim.tracking.mlflow_store as s; print(s.MLflowStore(sys.argv[1], 'e').experiment_id)"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     started = [subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outputs = [process.communicate(timeout=120)[0].strip() for process in started]
