@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,5 @@ def _block(
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:
-    import textwrap
-
     for line in textwrap.wrap(" ".join(text.replace("``", "`").split()), WIDTH - len(indent)):
         yield f"{indent}# {line}"

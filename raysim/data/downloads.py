@@ -1,7 +1,7 @@
 """Public data sets that are downloaded once: CIFAR and MedMNIST.
 
 torchvision and medmnist know where a file is to be had and its checksum. Archives are read in place, and pickles never
-unpickled.
+unpickled. Both libraries are imported where they are used, since they take seconds.
 """
 
 from __future__ import annotations

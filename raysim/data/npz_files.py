@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 
@@ -39,8 +40,6 @@ def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
 
 def check_memory(size: int) -> None:
     """Refuse what would not fit into this machine's memory, before reading it makes the machine slow or kills processes."""
-    import psutil
-
     free = psutil.virtual_memory().available
     if size > free:
         raise ValueError(f"it unpacks to {size / 2**30:,.1f} GiB, and this machine has {free / 2**30:,.1f} GiB free")

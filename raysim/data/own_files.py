@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from raysim.config.paths import local_path
 from raysim.config.schema import DataConfig
@@ -80,7 +82,7 @@ def federated_npz(config: DataConfig, image_size: int) -> Dataset:
 
 def image_folder(config: DataConfig, image_size: int) -> Dataset:
     """``root/<domain>/<class>/*.jpg|png``, the Office-Home layout; every domain must have the same classes."""
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets import ImageFolder  # not at the top: it takes seconds
 
     form = "a folder with <domain>/<class>/*.jpg or *.png"
     if config.root is None:
@@ -112,9 +114,6 @@ def image_folder(config: DataConfig, image_size: int) -> Dataset:
 
 def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
     """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from PIL import Image
 
     def size(path: Path) -> tuple[int, int]:
         try:

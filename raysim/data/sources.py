@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -30,8 +31,6 @@ def check_name(name: str) -> None:
     """Raises ConfigError if there is no data set of this name; suggests the nearest."""
     known = [*_LOADERS, *downloads.medmnist_names()]
     if name not in known:
-        from difflib import get_close_matches
-
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(f"data.name: there is no data set {name!r}; {hint}Known: {', '.join(known)}")
@@ -54,7 +53,7 @@ def _subset(dataset: Dataset, size: int) -> Dataset:
 
 def _digits(config: DataConfig, image_size: int) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # not at the top: it takes a second
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)

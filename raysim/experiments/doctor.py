@@ -1,4 +1,7 @@
-"""``raysim doctor``: is everything here that a run needs, and if not, what to do about it."""
+"""``raysim doctor``: is everything here that a run needs, and if not, what to do about it.
+
+A library is imported by the check that is about it, so that a broken one is a finding.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from raysim.config.loading import dump
 from raysim.config.schema import Config
 from raysim.experiments.preparation import PreparedRun, prepare
 from raysim.federation.client_batches import cut
+from raysim.models.build import build_model
+from raysim.training.engine import ClientEngine
 from raysim.workers.cluster import usable_cpus
+from raysim.workers.gpu_trial import trial_step
 
 STEPS = 3
 ACTOR_BYTES = 500e6  # of a process that has torch and timm
@@ -62,10 +65,6 @@ class Estimate:
     @classmethod
     def of(cls, run: PreparedRun) -> Estimate:
         """Try a few steps of the largest client batch, in this process."""
-        from raysim.models.build import build_model
-        from raysim.training.engine import ClientEngine
-        from raysim.workers.gpu_trial import trial_step
-
         torch.set_num_threads(1)
         data, config, sizes = run.dataset, run.config, run.partition.num_train
         size = config.resources.clients_per_batch

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from raysim.config.fingerprint import algorithm_digest
@@ -54,9 +55,7 @@ class PlacedRun:
     @property
     def state_size(self) -> int:
         """Float32 numbers of a client's state."""
-        from torch import zeros
-
-        state = self.config.algorithm.client_state(zeros(self.layout.num_parameters), self.layout)
+        state = self.config.algorithm.client_state(torch.zeros(self.layout.num_parameters), self.layout)
         return sum(vector.numel() for vector in state.values())
 
     def with_config(self, config: Config) -> PlacedRun:

@@ -18,6 +18,7 @@ from raysim.data.loading import load_data
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.functional.parameters import ParameterLayout
+from raysim.training.engine import layout_of
 from raysim.workers.auto import clients_per_batch, same_resources, with_clients_per_batch
 
 
@@ -68,9 +69,8 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     Raises:
         ConfigError: the model can't be built or doesn't fit the data or the algorithm.
     """
-    # Imported where they are used: timm takes two seconds, in which Ray is started.
+    # Not at the top: timm takes two seconds, in which the actors start.
     from raysim.models.build import build_model, has_batch_norm, tokens_per_image
-    from raysim.training.engine import layout_of
 
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()

@@ -25,7 +25,7 @@ from raysim.federation.cohort import sample_cohort
 from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.federation.metrics.communication import down_bytes
-from raysim.federation.metrics.of_round import RoundMetrics
+from raysim.federation.metrics.round_metrics import RoundMetrics
 from raysim.federation.metrics.system import timeline
 from raysim.federation.server import Server
 from raysim.functional.optimizers import Tensors

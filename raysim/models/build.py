@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -68,8 +69,6 @@ def _try_out(model: nn.Module, config: ModelConfig, in_channels: int, plugin: di
 
 def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
     if not timm.is_model(config.name):
-        from difflib import get_close_matches
-
         close = get_close_matches(config.name, timm.list_models(), n=3)
         raise ConfigError(
             f"model.name: timm has no model {config.name!r}; the nearest are {', '.join(close) or 'none'}"

@@ -6,14 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
+from raysim.data.loading import load_data
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
@@ -21,9 +24,6 @@ from raysim.models.saved import SavedRun
 from raysim.plugins.folding import fold, rebuild
 from raysim.training.engine import ClientEngine
 from raysim.training.transforms import to_model_input
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,6 @@ def _engine(run: SavedRun) -> ClientEngine:
     """With the run's data only if a client adapts to it before it is evaluated."""
     config = run.config
     if config.algorithm.adapt_steps():
-        from raysim.data.loading import load_data
-
         data, partition = load_data(config)
         images, labels = data.images, data.labels
     else:
@@ -153,8 +151,6 @@ def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]
     Raises:
         ConfigError: a file is no image, or has more than 8 bits per channel.
     """
-    from PIL import Image
-
     images = []
     for path in paths:
         try:

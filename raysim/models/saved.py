@@ -29,6 +29,7 @@ from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.training.engine import layout_of
 
 FOLDER = "model"
 MOST_BYTES = 25 * 10**7  # of personal states, beyond which `tracking.models: auto` leaves them to the checkpoint
@@ -92,8 +93,7 @@ class SavedRun:
         Raises:
             ConfigError: one is missing or damaged.
         """
-        from raysim.models.build import build_model
-        from raysim.training.engine import layout_of
+        from raysim.models.build import build_model  # not at the top: the driver only writes, and would wait for timm
 
         try:
             about = About.model_validate(json.loads((folder / "about.json").read_text()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -16,9 +18,6 @@ def plot_partition(counts: NDArray[np.int64], class_names: tuple[str, ...], titl
     num_clients, num_classes = counts.shape
     if num_clients > HEAT_MAP_FROM:
         return _partition_heat_map(counts, title)
-    from matplotlib import colormaps
-    from matplotlib.collections import PolyCollection
-
     figure = new_figure(min(16.0, max(6.0, 2 + 0.16 * num_clients)), 4.2)
     axes = figure.subplots()
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, num_classes))

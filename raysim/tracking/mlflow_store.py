@@ -1,6 +1,7 @@
 """An MLflow experiment, and what raysim writes to it: a run per ``Config``, a parent run per study, one call per round.
 
-Only the driver writes. ``outbox.py`` repeats calls that fail because the server is away.
+Only the driver writes. ``outbox.py`` repeats calls that fail because the server is away. mlflow and sqlalchemy are imported
+inside functions: they take two seconds, in which the driver starts its actors.
 """
 
 from __future__ import annotations

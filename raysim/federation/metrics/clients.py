@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from raysim.data.partition import Partition, ranges
@@ -66,8 +67,6 @@ class ClientResults:
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
         """(E,): micro-averaged AUC of each client's own test samples, from ranks, for all clients at once."""
-        import pandas as pd
-
         scores, num_classes = self.probabilities, self.probabilities.shape[1]
         true = labels[partition.tests(self.clients)]
         owner = np.repeat(np.arange(len(self.clients)), self.num_test)

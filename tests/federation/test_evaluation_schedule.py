@@ -1,0 +1,35 @@
+"""Which clients are evaluated when."""
+
+import pytest
+
+from raysim.federation.cohort import sample_cohort
+from raysim.federation.evaluation_schedule import EvaluationSchedule
+
+from configs import tiny
+
+
+def test_every_so_many_rounds_and_the_last():
+    schedule = EvaluationSchedule(tiny(rounds=5, evaluate={"every": 2}))
+    assert [schedule.is_due(r) for r in range(5)] == [False, True, False, True, True]
+    assert [schedule.is_last(r) for r in range(5)] == [False] * 4 + [True]
+    assert schedule.reported(0).tolist() == schedule.evaluated(0).tolist() == []
+
+
+@pytest.mark.parametrize("clients", ["all", "cohort", 3])
+def test_the_last_round_evaluates_all_and_reports_those_that_were_asked_for(clients):
+    config = tiny(rounds=2, evaluate={"clients": clients})
+    schedule = EvaluationSchedule(config)
+    expected = {"all": 8, "cohort": 4, 3: 3}[clients]
+    assert [len(schedule.reported(r)) for r in (0, 1)] == [expected] * 2
+    assert [len(schedule.evaluated(r)) for r in (0, 1)] == [expected, 8]
+    if clients == "cohort":
+        assert schedule.reported(0).tolist() == sample_cohort(config, 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "protocol", "before"),
+    [("fedavg", "paper", True), ("fedavg", "aggregated", False), ("centralized", "paper", False)],
+)
+def test_a_pooled_model_is_evaluated_after_the_server_step(algorithm, protocol, before):
+    schedule = EvaluationSchedule(tiny(algorithm={"name": algorithm}, evaluate={"protocol": protocol}))
+    assert schedule.before_step is before
