@@ -55,20 +55,21 @@ class FunctionalModel:
             training: dropout and BatchNorm behave as in training.
             vectorised: the block computes K clients under ``vmap``, which has no batching rule for fused attention.
         """
-        before = self._training
-        self._set_training(training)
-        if self._fused == vectorised or self._fused is None:
-            self._fused = not vectorised
-            set_fused_attention(self.model, self._fused)
+        before = self._training, self._fused
+        self._set_mode(training, not vectorised)
         try:
             yield
         finally:
-            self._set_training(before)
+            self._set_mode(*before)
 
-    def _set_training(self, training: bool) -> None:
-        if self._training != training:  # ``nn.Module.train`` visits every submodule
+    def _set_mode(self, training: bool, fused: bool | None) -> None:
+        """Both visit every submodule, so only what is different is set; ``fused`` None leaves it as it is."""
+        if self._training != training:
             self.model.train(training)
             self._training = training
+        if fused is not None and self._fused != fused:
+            set_fused_attention(self.model, fused)
+            self._fused = fused
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images: logits (B, classes), float32."""

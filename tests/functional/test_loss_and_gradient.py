@@ -2,10 +2,12 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from raysim.functional.context import ClientContext
 from raysim.functional.loss_and_gradient import Batch, FunctionalModel, set_fused_attention
 from raysim.functional.optimizers import Optimizer
+from raysim.functional.parameters import ParameterLayout
 from raysim.models.build import build_model
 from raysim.training.engine import layout_of
 
@@ -52,3 +54,18 @@ def test_compiled_gradients_are_the_same_for_many_and_for_one():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the whole loss, in one piece
     one = compiled.gradient(theta[0], Batch(*(part[0] for part in batch)))
     torch.testing.assert_close(one, (expected[0], losses[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_mode_is_that_of_the_block_and_then_what_it_was():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    model[0].fused_attn = True
+    functional = FunctionalModel(model.eval(), ParameterLayout.of(model))
+    with functional.mode(training=True, vectorised=True):
+        assert (model[1].training, model[0].fused_attn) == (True, False)
+        with functional.mode(training=False, vectorised=False):
+            assert (model[1].training, model[0].fused_attn) == (False, True)
+        assert (model[1].training, model[0].fused_attn) == (True, False)
+    assert not model.training
+    with pytest.raises(ValueError, match="inside"), functional.mode(training=True, vectorised=False):
+        raise ValueError("inside")
+    assert not model[1].training
