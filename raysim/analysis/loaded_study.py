@@ -19,10 +19,13 @@ from raysim.errors import ConfigError
 from raysim.plots.style import Theme
 from raysim.tracking.mlflow_reader import FinishedRuns
 
-PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset")
-"""Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples."""
-PAIRED = ("data.", "evaluate.", "dataset")
+PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset", "partition")
+"""Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples, ``partition`` that of
+their division among clients, which depends on the seed."""
+PAIRED = ("data.", "evaluate.", "dataset", "partition")
 """Those in which groups must agree for their clients to be paired."""
+CODE = "code"
+"""The digest of the algorithm's source, in which the runs of one group should agree."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,15 @@ class LoadedStudy:
 
     def pairable(self) -> dict[str, str]:
         """By group, the data and the evaluation of its runs; clients of groups in which it is equal can be paired."""
+        settings = {group: self._settings(group) for group in self.groups}
+        # The division of a seed is that of other groups only where these have the seed, too.
+        shared = set.intersection(*(set(own) for own in settings.values()))
         found = {}
-        for group in self.groups:
-            own = {key: sorted(values) for key, values in self._settings(group).items() if key.startswith(PAIRED)}
-            found[group] = str(sorted(own.items()))
+        for group, own in settings.items():
+            kept = {
+                k: v for k, v in own.items() if k.startswith(PAIRED) and (k in shared or not k.startswith("partition"))
+            }
+            found[group] = str(sorted((key, sorted(values)) for key, values in kept.items()))
         return found
 
     def differences(self, group: str, other: str) -> list[str]:
@@ -101,15 +109,19 @@ class LoadedStudy:
         own, its = self._settings(group), self._settings(other)
         if group == other:
             return sorted(key for key, values in own.items() if len(values) > 1)
-        return sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+        keys = {key for key in own.keys() | its.keys() if not key.startswith(("partition", CODE))}
+        keys |= {key for key in own.keys() & its.keys() if key.startswith("partition")}  # of seeds that both have
+        return sorted(key for key in keys if own.get(key) != its.get(key))
 
     def _settings(self, group: str) -> dict[str, set[str]]:
         """All values of the keys in which the runs of a group should agree."""
         found: dict[str, set[str]] = {}
-        for run_id in self.runs.loc[self.runs[self.options.by] == group, "run_id"]:
+        of_group = self.runs.loc[self.runs[self.options.by] == group, ["run_id", "seed"]]
+        for run_id, seed in of_group.itertuples(index=False):
             for key, value in self.parameters[run_id].items():
-                if key.startswith(PROTOCOL) and key != self.options.by:
-                    found.setdefault(key, set()).add(value)
+                if key.startswith((*PROTOCOL, CODE)) and key != self.options.by:
+                    name = f"partition of seed {seed}" if key == "partition" else key
+                    found.setdefault(name, set()).add(value)
         return found
 
 

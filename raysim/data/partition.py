@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,14 @@ class Partition:
     indices: Ints
     offsets: Ints
     num_train: Ints
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the three arrays."""
+        sha = hashlib.sha256()
+        for array in (self.indices, self.offsets, self.num_train):
+            sha.update(np.ascontiguousarray(array, np.int64).data)
+        return sha.hexdigest()[:16]
 
     @property
     def num_clients(self) -> int:

@@ -16,7 +16,6 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raysim.config.fingerprint import algorithm_digest
 from raysim.config.loading import children
 from raysim.config.schema import Config, ResourcesConfig
 from raysim.errors import Stopped
@@ -35,6 +34,7 @@ class PlacedRun:
 
     Attributes:
         setup: what actors get; its ``config`` has nothing left ``auto``.
+        digests: see ``PreparedRun.digests``.
         class_counts: (N, classes) samples of every client.
         domains: (N,) names.
     """
@@ -42,7 +42,7 @@ class PlacedRun:
     entry: str
     setup: RunSetup
     layout: ParameterLayout
-    dataset_digest: str
+    digests: dict[str, str]
     class_names: tuple[str, ...]
     class_counts: NDArray[np.int64]
     domains: NDArray[np.str_]
@@ -192,11 +192,11 @@ def _in_object_store(runs: list[PreparedRun]) -> list[PlacedRun]:
     for run in runs:
         data, partition = run.dataset, run.partition
         arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
-        digest, channels = algorithm_digest(run.config), data.images.shape[3]
-        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digest)
+        digests, channels = run.digests, data.images.shape[3]
+        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digests["algorithm"])
         counts = partition.class_counts(data.labels, data.num_classes)
         domains = partition.client_domains(data.domains, data.domain_names)
         placed.append(
-            PlacedRun(run.entry, setup, run.layout, data.digest, data.class_names, counts, domains, run.auto_batches)
+            PlacedRun(run.entry, setup, run.layout, digests, data.class_names, counts, domains, run.auto_batches)
         )
     return placed

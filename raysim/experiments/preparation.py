@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim.config.fingerprint import algorithm_digest, array_digest
 from raysim.config.loading import children
 from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
@@ -42,6 +43,17 @@ class PreparedRun:
     initial: NDArray[np.float32]
     frozen: dict[str, NDArray[np.float32]]
     auto_batches: bool
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of everything that results depend on besides the configuration's values; equal for equal runs."""
+        return {
+            "data": self.dataset.digest,
+            "partition": self.partition.digest,
+            "initial": array_digest([self.initial]),
+            "frozen": array_digest(self.frozen),
+            "algorithm": algorithm_digest(self.config),
+        }
 
 
 def prepare(config: Config) -> list[PreparedRun]:

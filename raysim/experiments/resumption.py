@@ -16,23 +16,24 @@ from raysim.storage.study_folder import RunState, differences
 from raysim.tracking.tags import versions
 from raysim.workers.setup import Machine
 
-SOURCES = {"data": "the data set", "algorithm": "the code of the algorithm"}
-"""What results depend on besides the configuration, as far as the user decides it."""
-
-
-def sources(placed: PlacedRun) -> dict[str, str]:
-    """The digest of each of ``SOURCES``."""
-    return {"data": placed.dataset_digest, "algorithm": placed.setup.algorithm_digest}
+SOURCES = {
+    "data": "the data set",
+    "partition": "the division of the data among clients, or into training and test samples,",
+    "initial": "the initial values of the parameters that train",
+    "frozen": "the values of the frozen parameters",
+    "algorithm": "the code of the algorithm",
+}
+"""What results depend on besides the configuration: the keys of ``PlacedRun.digests``, in words."""
 
 
 def facts_at_start(placed: PlacedRun) -> dict[str, str]:
     """What ``study.json`` keeps of a run that has started: it may be interrupted before its first checkpoint."""
-    return {**sources(placed), "clients_per_batch": str(placed.config.resources.clients_per_batch)}
+    return {**placed.digests, "clients_per_batch": str(placed.config.resources.clients_per_batch)}
 
 
 def facts(placed: PlacedRun, machine: Machine) -> dict[str, str]:
     """What checkpoints keep: sources, kind of device, versions."""
-    return {**sources(placed), "device": machine.device_name, **versions()}
+    return {**placed.digests, "device": machine.device_name, **versions()}
 
 
 def newest_checkpoint(folder: Folder, name: str, notify: Callable[[str], None]) -> Checkpoint | None:
@@ -45,8 +46,7 @@ def newest_checkpoint(folder: Folder, name: str, notify: Callable[[str], None]) 
 
 def changed_sources(placed: PlacedRun, began: Mapping[str, str]) -> list[str]:
     """In words, the sources that are not what they were when the run started with the facts ``began``."""
-    now = sources(placed)
-    return [what for key, what in SOURCES.items() if began.get(key) != now[key]]
+    return [what for key, what in SOURCES.items() if began.get(key) != placed.digests[key]]
 
 
 def as_checkpointed(placed: PlacedRun, checkpoint: Checkpoint) -> PlacedRun:

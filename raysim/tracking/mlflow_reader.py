@@ -97,9 +97,17 @@ class FinishedRuns(MLflowStore):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
 
     def parameters(self) -> dict[str, dict[str, str]]:
-        """Run id to dotted parameters, of the runs of ``latest_study``; ``dataset`` is the digest of the samples."""
+        """Run id to dotted parameters, of the runs of ``latest_study``.
+
+        ``dataset``, ``partition`` and ``code`` are the digests of the samples, of their division among clients, and of the
+        algorithm's source; empty for runs that have none.
+        """
+        digests = {"dataset": "dataset", "partition": "partition", "code": "algorithm"}
         return {
-            run.info.run_id: {**run.data.params, "dataset": run.data.tags.get("raysim.dataset_digest", "")}
+            run.info.run_id: {
+                **run.data.params,
+                **{key: run.data.tags.get(f"raysim.{name}_digest", "") for key, name in digests.items()},
+            }
             for run in self._latest_runs()
         }
 

@@ -28,15 +28,25 @@ def study_tags(config: Config, commit: str | None) -> dict[str, str]:
 
 
 def run_tags(
-    config: Config, commit: str | None, entry: str, colour: str, dataset_digest: str, device: str, device_name: str
+    config: Config,
+    commit: str | None,
+    entry: str,
+    colour: str,
+    digests: Mapping[str, str],
+    device: str,
+    device_name: str,
 ) -> dict[str, str]:
-    """Of a run when it starts; ``entry`` is the name of its study entry, the same for all seeds."""
+    """Of a run when it starts.
+
+    ``entry`` is the name of its study entry, the same for all seeds; ``digests`` are those of what its results depend on.
+    """
     return _tags(config, commit) | {
         "raysim.algorithm": config.algorithm.name,
         "raysim.device": device,
         "raysim.device_name": device_name,
         "raysim.entry": entry,
-        "raysim.dataset_digest": dataset_digest,
+        "raysim.dataset_digest": digests["data"],
+        **{f"raysim.{name}_digest": digest for name, digest in digests.items() if name != "data"},
         COLOUR_TAG: colour,
     }
 
@@ -64,6 +74,8 @@ def versions() -> dict[str, str]:
         "ray": version("ray"),
         "torch": torch.__version__,
         "timm": version("timm"),
+        "numpy": version("numpy"),
+        "safetensors": version("safetensors"),
         "python": platform.python_version(),
     }
 

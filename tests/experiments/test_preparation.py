@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from algorithms.fedavg import FedAvg
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
+from raysim.models.build import build_model
 
 from configs import tiny
 
@@ -34,3 +38,41 @@ def test_a_problem_of_one_entry_names_the_entry():
 def test_a_model_of_which_nothing_fits_is_found_before_anything_starts():
     with pytest.raises(ConfigError, match="model: "):
         prepare(tiny(model={"kwargs": {"patch_size": 16}}))
+
+
+@pytest.fixture
+def digests(tmp_path):
+    """The digests of a run on a split and on weights that lie under the same paths each time."""
+
+    def of(shift=0, scale=1.0, **changes):
+        split = {}
+        for i in range(8):
+            samples = (np.arange(10) + 10 * i + shift) % 390
+            split |= {f"train_{i}": samples[:7], f"test_{i}": samples[7:]}
+        np.savez(tmp_path / "split.npz", **split)
+        config = tiny(data={"partition": {"name": "file", "path": str(tmp_path / "split.npz")}}, **changes)
+        model = build_model(config.model, FedAvg(), 10, 1, 0)
+        save_file({name: scale * value for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+        weights = config.model.model_copy(update={"weights": str(tmp_path / "w.safetensors")})
+        (run,) = prepare(config.model_copy(update={"model": weights}))
+        return run.digests
+
+    return of
+
+
+def differing(one, other):
+    return {key for key in one if one[key] != other[key]}
+
+
+def test_another_file_under_the_same_path_is_another_run(digests):
+    first = digests()
+    assert first.keys() == {"data", "partition", "initial", "frozen", "algorithm"}
+    assert digests() == first
+    assert differing(digests(shift=3), first) == {"partition"}
+    assert differing(digests(scale=1.5), first) == {"initial"}
+    assert differing(digests(algorithm={"name": "fedavg"}), first) == {"initial", "algorithm"}
+
+
+def test_another_frozen_backbone_is_another_run(digests):
+    lora = {"algorithm": {"name": "fedperfix", "plugin": "lora", "personal": ["head"], "freeze_backbone": True}}
+    assert differing(digests(**lora, scale=1.5), digests(**lora)) == {"initial", "frozen"}  # the head trains

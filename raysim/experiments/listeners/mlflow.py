@@ -53,7 +53,7 @@ class MLflowListener(RunListener):
             log.commit,
             placed.entry,
             log.colour(placed.entry),
-            placed.dataset_digest,
+            placed.digests,
             machine.device,
             machine.device_name,
         )
@@ -74,7 +74,7 @@ class MLflowListener(RunListener):
         self._describe(run_id, describe_run(config, log.commit, run_id))
         source, profile, name = config.data.model_dump(mode="json"), _profile(placed), config.data.name
         for of in (run_id, *([log.parent] if log.parent is not None else [])):
-            self._outbox.put(partial(store.log_dataset, of, name, placed.dataset_digest, source, profile))
+            self._outbox.put(partial(store.log_dataset, of, name, placed.digests["data"], source, profile))
 
     def completed(self, record: RoundRecord) -> None:
         assert self._journal is not None
