@@ -12,7 +12,7 @@ FedPerfix paper does. With ``mixture: step`` it is the authors' Algorithm 1: wit
 
     v_i = v_i - lr a_i g(m_i),  a_i = a_i - lr <v_i - w_i, g(m_i)>, clipped to [0, 1]
 
-v_i is kept as it is, and m_i evaluated. Both take two gradients per batch: twice the cost of FedAvg.
+v_i is kept as it is, and m_i is evaluated. Both variants take two gradients per batch: twice the cost of FedAvg.
 """
 
 from __future__ import annotations

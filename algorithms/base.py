@@ -75,7 +75,7 @@ class FederatedAlgorithm(BaseModel):
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
         pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
-        reads_cohort_states: ``server_messages`` is called (costs the driver the states of the whole cohort).
+        reads_cohort_states: ``server_messages`` is called (the driver must then read the states of the whole cohort).
     """
 
     model_config = ConfigDict(
@@ -89,12 +89,12 @@ class FederatedAlgorithm(BaseModel):
     reads_cohort_states: ClassVar[bool] = False
 
     name: str = ""
-    """The name under which it was asked for: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
+    """The name in the configuration: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
 
     # What is shared, and the model itself.
 
     def personal_patterns(self) -> list[str]:
-        """Patterns of the parameters that stay with their client; matched as ``raysim.parameters.matches`` does."""
+        """Patterns of the parameters that stay with their client; see ``raysim.functional.parameters.matches``."""
         return []
 
     def trainable_patterns(self) -> list[str]:
@@ -130,18 +130,18 @@ class FederatedAlgorithm(BaseModel):
     # A client. Tensors on the actor's device.
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        """What a client keeps between rounds, by name, as it is before the client ever trained. Equal for all clients.
+        """The initial value of what a client keeps between rounds, by name; the same for all clients.
 
         ``theta`` (P,) are the model's initial parameters. Every entry is a float32 vector (n,), n may be 0.
         """
         return {"personal": layout.split(theta)[1]}
 
     def epochs(self, local_epochs: int) -> list[str]:
-        """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: say so."""
+        """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: document that."""
         return ["train"] * local_epochs
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
-        """What a client's steps hand on: any nested dict of tensors, of the same shapes from step to step."""
+        """The first carry, which each step passes to the next: a nested dict of tensors whose shapes never change."""
         theta = ctx.layout.join(ctx.broadcast["shared"], state["personal"])
         return {"theta": theta, "optimizer": ctx.optimizer.init(theta)}
 
@@ -164,19 +164,19 @@ class FederatedAlgorithm(BaseModel):
         return ctx.layout.join(shared, state["personal"])
 
     def adapt_steps(self) -> int:
-        """Training batches on which ``adapt`` is called, once each, before a client is evaluated."""
+        """How many training batches ``adapt`` is called on, once each, before a client is evaluated."""
         return 0
 
     def adapt(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensor:
-        """One step of adaptation before evaluation, on a training batch; what comes out is evaluated and forgotten."""
+        """One step of adaptation before evaluation, on a training batch; the result is evaluated, then discarded."""
         gradient, _ = ctx.gradient(theta, batch)
         return ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))[0]
 
 
 def masked_step(trains: Tensor, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-    """A ``client_step`` of the parameters that a boolean vector (P,) chooses.
+    """A ``client_step`` that trains only the parameters that a boolean vector (P,) chooses.
 
-    The others move neither now nor later: not by their gradient, nor by what the optimiser makes of it (decay, momentum).
+    The others never move: neither by their gradient, nor by what the optimiser adds (decay, momentum).
     """
     gradient, loss = ctx.gradient(carry["theta"], batch)
     theta, optimizer = ctx.optimizer.step(carry["theta"], gradient * trains, carry["optimizer"])

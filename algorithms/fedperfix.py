@@ -35,7 +35,7 @@ class FedPerfix(FederatedAlgorithm):
     scale: float | None = None
     """Factor on the plugin's output: default 1.5, lora 1.0; prompts have none."""
     plugin_depth: int | None = Field(None, ge=1)
-    """Only the last so many blocks get the plugin. null: all."""
+    """How many blocks get the plugin, counted from the last. null: all."""
     personal: list[str] = []
     """Patterns of the personal parameters. Default: the plugin and the head, ``[adapter, head]`` for the prefix. The paper
     adds the last block on CIFAR-100: ``blocks.11`` for depth 12. ``[]`` shares everything, the plugin too."""

@@ -24,8 +24,8 @@ class FedRep(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2102.07078"
 
     body_epochs: int = Field(1, ge=1)
-    """Local epochs that train the body; the others train the head. At least one for each: a single local epoch costs two, and
-    more body epochs than there is room for are cut."""
+    """Local epochs that train the body; the others train the head. Each gets at least one: a single local epoch costs
+    two, and surplus body epochs are cut."""
 
     def personal_patterns(self) -> list[str]:
         return ["head"]
@@ -36,7 +36,7 @@ class FedRep(FederatedAlgorithm):
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         carry = super().client_init(state, ctx)
-        # An optimiser each, as in the authors' code: what AdamW or momentum counts for one must not tell for the other.
+        # One optimiser each, as in the authors' code: AdamW's or momentum's state of one must not affect the other.
         return {"theta": carry["theta"], "head": carry["optimizer"], "body": carry["optimizer"]}
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:

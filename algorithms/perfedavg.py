@@ -22,7 +22,7 @@ from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Ten
 
 
 class PerFedAvg(FederatedAlgorithm):
-    """First-order meta-learning: an initial model that is good after one step of a client's own."""
+    """First-order meta-learning: an initial model that is good after one step on a client's own data."""
 
     paper = "https://arxiv.org/abs/2002.07948"
     batches_per_step = 2

@@ -1,4 +1,4 @@
-"""The errors of raysim: those that a user meets, and two by which rooms tell each other how a run ends."""
+"""The errors of raysim: those that a user sees, and two that rooms use to signal each other how a run ends."""
 
 from __future__ import annotations
 

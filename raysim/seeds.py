@@ -36,7 +36,7 @@ def torch_seed(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
 
 def seed_torch(device: torch.device, seed: int, purpose: str, round: int, client: int) -> None:
     """Seed torch's own generators, for what it draws on a device (dropout)."""
-    import torch  # not at the top: who draws with numpy only does without
+    import torch  # not at the top: code that draws only with numpy does not need it
 
     number = torch_seed(seed, purpose, round, client)
     if device.type == "cuda":

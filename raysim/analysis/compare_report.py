@@ -23,7 +23,7 @@ from raysim.tracking.description import WHEN
 
 
 def report(console: Console, experiments: Sequence[str], uri: str | None, options: Options) -> None:
-    """See the options of ``raysim compare``.
+    """Print and draw what the options of ``raysim compare`` ask for.
 
     Raises:
         ConfigError: there is no such store, experiment, run or group, or a picture can't be written.
@@ -63,11 +63,11 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
 
 
 def _warn(study: LoadedStudy) -> None:
-    """Groups side by side in one table look comparable; say it where they are not."""
+    """Warn where groups that stand side by side in a table are not comparable."""
     first, *others = study.groups
     for group in study.groups:
         if inside := study.differences(group, group):
-            text = f"warning: the runs of {group} differ in {', '.join(inside)}: they are no seeds of one experiment"
+            text = f"warning: the runs of {group} differ in {', '.join(inside)}: not seeds of one experiment"
             study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
     differing: dict[tuple[str, ...], list[str]] = {}
     for group in others:
@@ -80,7 +80,7 @@ def _warn(study: LoadedStudy) -> None:
 
 
 def _print_what_can_be_told(study: LoadedStudy) -> None:
-    """Fairness and the gains over the usual baselines, unasked: a reason in place of what these runs don't allow."""
+    """Print fairness and gains over the usual baselines without being asked, or why these runs don't allow it."""
     data = study.pairable()
     usual = baselines(study.algorithms(), data) if not study.options.baselines else []
     try:
@@ -92,11 +92,11 @@ def _print_what_can_be_told(study: LoadedStudy) -> None:
             ):  # a method alone on its data has no gain
                 _print_gains(study, baseline, None)
     except ConfigError as error:
-        study.notes.print(f"not told, client by client: {error}", highlight=False, soft_wrap=True)
+        study.notes.print(f"no client-by-client comparison: {error}", highlight=False, soft_wrap=True)
 
 
 def _show(study: LoadedStudy, shown: pd.DataFrame, exact: pd.DataFrame, title: str) -> None:
-    """A table under a title, in the format that is asked for; CSV has the numbers themselves."""
+    """Print a table under a title, in the requested format; CSV has the unrounded numbers."""
     if study.options.form == "table":
         study.console.print(as_rich(shown, title))
         return
@@ -189,7 +189,7 @@ def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
 
 
 def _numbered(path: Path | None, study: LoadedStudy, studies: Sequence[LoadedStudy]) -> Path | None:
-    """One picture per study: with several, the experiment's name goes into the file's."""
+    """The file of a study's picture: with several studies, its name includes that of the experiment."""
     return path.with_stem(f"{path.stem}_{_slug(study.experiment)}") if path and len(studies) > 1 else path
 
 

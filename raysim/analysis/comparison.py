@@ -19,11 +19,11 @@ COLUMNS = {
 }
 
 Last = int | Literal["best"]
-"""The mean of so many last evaluated rounds, or the best round of each run."""
+"""How many of the last evaluated rounds are averaged, or ``best``: the best round of each run."""
 
 
 def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataFrame:
-    """From a row per run and round to a row per group, at the mean of its ``last`` evaluated rounds, or at its best round.
+    """From a row per run and round to a row per group: the mean of its ``last`` evaluated rounds, or its best round.
 
     Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric as ``62.1 ± 0.8`` percent (sample standard
     deviation over the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the
@@ -46,14 +46,14 @@ def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataF
 
 
 def rounds_shown(last: Last) -> str:
-    """Which rounds the numbers are of."""
+    """Which rounds the numbers come from."""
     if last == "best":
         return "best round of each run, chosen on the test samples: optimistic"
     return "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
 
 
 def caption(experiment: str, history: pd.DataFrame, by: str = "name", last: Last = 1) -> str:
-    """What the numbers of ``compare`` are, in a line."""
+    """One line that says what the numbers of ``compare`` are."""
     spread = f", mean ± standard deviation over {'seeds' if by == 'name' else 'runs'}"
     several = (history.groupby(by)["run_id"].nunique() > 1).any()
     return f"{experiment}: {rounds_shown(last)}, percent{spread if several else ''}"
@@ -70,7 +70,7 @@ def last_rounds(runs: pd.DataFrame, last: Last) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean and, of several runs, a standard deviation; fractions, printed as percent."""
+    """A mean and, if there are several runs, a standard deviation: fractions, printed as percent."""
 
     mean: float
     std: float | None
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def is_known(self) -> bool:
-        """Whether any run has it."""
+        """Whether any run has this metric."""
         return not math.isnan(self.mean)
 
     def __str__(self) -> str:

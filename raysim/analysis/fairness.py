@@ -1,4 +1,4 @@
-"""How even a method is over its clients."""
+"""How evenly a method serves its clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysim.analysis.paired_tests import ClientAccuracy
 
 
 def fairness(accuracy: Mapping[str, ClientAccuracy]) -> pd.DataFrame:
-    """How even a method is over its clients: a row per method, means over seeds, accuracies in percent.
+    """How evenly a method serves its clients: a row per method, means over seeds, accuracies in percent.
 
     ``std`` is the standard deviation over clients, ``worst decile`` and ``best decile`` the mean of a tenth of them (at least
     one), ``gini`` is in [0, 1], 0 where all are equal.
@@ -36,7 +36,7 @@ def fairness(accuracy: Mapping[str, ClientAccuracy]) -> pd.DataFrame:
 
 
 def gini(values: NDArray[np.float64]) -> float:
-    """The Gini coefficient of values (n,) >= 0: the mean difference of two of them over twice their mean; 0 if all are 0."""
+    """The Gini coefficient of values (n,) >= 0: the mean difference of two values by twice the mean; 0 if all are 0."""
     ordered, n = np.sort(values), len(values)
     if not ordered.sum():
         return 0.0

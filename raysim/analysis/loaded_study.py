@@ -23,14 +23,14 @@ PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "da
 """Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples, ``partition`` that of
 their division among clients, which depends on the seed."""
 PAIRED = ("data.", "evaluate.", "dataset", "partition")
-"""Those in which groups must agree for their clients to be paired."""
+"""Settings in which groups must agree for their clients to be paired."""
 CODE = "code"
 """The digest of the algorithm's source, in which the runs of one group should agree."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``raysim compare``; see its help."""
+    """The options of ``raysim compare``; see its help."""
 
     by: str = "name"
     last: Last = 1
@@ -52,12 +52,12 @@ class LoadedStudy:
     experiment: str
     tracker: FinishedRuns
     history: pd.DataFrame
-    """A row per run and round, with a column named as what it is grouped by."""
+    """A row per run and round, with a column named after the key that runs are grouped by."""
     parameters: dict[str, dict[str, str]]
     options: Options
     console: Console
     notes: Console
-    """Warnings, and what was written; apart from a table that goes into a file."""
+    """For warnings and names of written files, kept apart from a table that may be redirected into a file."""
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -70,7 +70,7 @@ class LoadedStudy:
 
     @cached_property
     def accuracy(self) -> dict[str, dict[int, NDArray[np.float64]]]:
-        """Of every client, by group and seed."""
+        """The accuracy of every client, by group and seed."""
         by = self.options.by
         if self.runs.duplicated([by, "seed"]).any():
             raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
@@ -80,7 +80,7 @@ class LoadedStudy:
         return accuracy
 
     def algorithms(self) -> dict[str, str]:
-        """By group, that of its first run."""
+        """The algorithm of each group's first run, by group."""
         first = self.runs.drop_duplicates(self.options.by).set_index(self.options.by)["run_id"]
         return {group: self.parameters[run_id].get("algorithm.name", "") for group, run_id in first.items()}
 
@@ -92,7 +92,7 @@ class LoadedStudy:
             )
 
     def pairable(self) -> dict[str, str]:
-        """By group, the data and the evaluation of its runs; clients of groups in which it is equal can be paired."""
+        """The data and evaluation settings of each group, as a text; where it is equal, clients can be paired."""
         settings = {group: self._settings(group) for group in self.groups}
         # The division of a seed is that of other groups only where these have the seed, too.
         shared = set.intersection(*(set(own) for own in settings.values()))
@@ -105,7 +105,7 @@ class LoadedStudy:
         return found
 
     def differences(self, group: str, other: str) -> list[str]:
-        """What of the data and the protocol is not equal in the runs of two groups; of one, in its own runs."""
+        """The settings of data and protocol that differ between two groups, or between the runs of one group."""
         own, its = self._settings(group), self._settings(other)
         if group == other:
             return sorted(key for key, values in own.items() if len(values) > 1)
@@ -142,7 +142,7 @@ def load_study(experiment: str, uri: str | None, options: Options, console: Cons
 
 
 def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """``statistics.gains``, and the groups that can't be paired with the baseline, each with a reason."""
+    """``paired_tests.gains``, and the groups that can't be paired with the baseline, each with the reason."""
     groups, by = study.groups, study.options.by
     left_out = {}
     seeds = {group: set(study.runs.loc[study.runs[by] == group, "seed"]) for group in groups}
@@ -151,7 +151,7 @@ def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[
         if differ:
             left_out[group] = f"in {', '.join(differ)} it differs from {baseline}, so clients can't be paired"
         elif not seeds[group] & seeds[baseline]:
-            left_out[group] = f"it has no seed of {baseline}"
+            left_out[group] = f"it shares no seed with {baseline}"
     if left_out.keys() | {baseline} == set(groups):
         why = "; ".join(f"{group}: {reason}" for group, reason in left_out.items()) or "it has no other group"
         raise ConfigError(f"--baseline {baseline}: nothing in {study.experiment!r} to compare with it: {why}")

@@ -25,8 +25,8 @@ def gains(
     two: a bootstrap over seeds and the clients of a seed, which alone is too narrow when few seeds differ much, and
     Student's t over the means of the seeds, which alone is too narrow when they happen to agree. With one seed it covers
     clients only. ``p`` is that of Wilcoxon's signed-rank test (two-sided, scipy's) over all ``pairs`` of a seed and a
-    client, ties left out. Clients of a seed share one server: p speaks of the clients of these runs, the interval of other
-    seeds, too.
+    client, ties left out. Clients of a seed share one server, so p holds only for the clients of these runs; the
+    interval holds for other seeds, too.
 
     Args:
         accuracy: per method.
@@ -81,7 +81,7 @@ def interval(samples: list[NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def bootstrap(samples: list[NDArray[np.float64]], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """A 95 % interval of the mean over groups of their means: groups are resampled, and members inside each.
+    """A 95 % interval for the mean of the groups' means: groups are resampled, and the members of each.
 
     ``samples`` has one array per group (a seed), of any length (its clients).
     """
@@ -95,7 +95,7 @@ def bootstrap(samples: list[NDArray[np.float64]], resamples: int = RESAMPLES) ->
 
 
 def _resampled(rng: np.random.Generator, sample: NDArray[np.float64], resamples: int) -> NDArray[np.float64]:
-    """Means (resamples,) of as many members drawn with replacement; a few resamples at a time, for there may be 100,000."""
+    """Means (resamples,) of resamples as large as the sample; a few at a time, since it may have 100,000 members."""
     n = len(sample)
     at_a_time = max(1, MOST_DRAWN // n)
     sizes = [min(at_a_time, resamples - start) for start in range(0, resamples, at_a_time)]

@@ -13,11 +13,11 @@ from raysim.analysis.table_formats import captioned, format_rows
 def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form: str) -> str:
     """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
 
-    With how many runs each group has, and of which rounds the numbers are.
+    It also says how many runs each group has, and which rounds the numbers come from.
 
     Args:
         histories: per data set, a row per run and round.
-        form: ``markdown`` (bold, underlined), ``latex`` (the same; needs nothing but the kernel), or ``csv`` (numbers in
+        form: ``markdown`` (bold, underlined), ``latex`` (the same; needs no packages), or ``csv`` (numbers in
             percent, mean and standard deviation in columns of their own, nothing marked).
     """
     metrics = ["personalized/accuracy_mean", "personalized/auc_micro"]
@@ -38,7 +38,7 @@ def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form
 
 
 def _marks(cells: Mapping[str, Cell | int]) -> dict[str, str]:
-    """``best`` and ``second`` by mean as printed: groups that print the same share a place."""
+    """Which groups are ``best`` and ``second`` by the mean as printed: equal printed means share a place."""
     printed = {
         group: round(100 * cell.mean, 1) for group, cell in cells.items() if isinstance(cell, Cell) and cell.is_known
     }

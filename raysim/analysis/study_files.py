@@ -1,4 +1,4 @@
-"""The pictures and tables of a finished run or study, as files; from its results, or read back from MLflow."""
+"""The pictures and tables of a finished run or study as files, made from its results or from what MLflow has."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from raysim.plots.timeline import plot_timeline
 from raysim.tracking.description import what_is_evaluated
 
 BASELINES = ("local", "fedavg")
-"""Algorithms over which gains are told: what a client has without a federation, and with one model for all."""
+"""Algorithms that gains are reported over: no federation at all, and one model for all clients."""
 Clients = Mapping[tuple[str, int], pd.DataFrame]
-"""By entry of the study and seed, the table of clients after the last round."""
+"""The table of clients after the last round, by study entry and seed."""
 
 
 def run_files(config: Config, table: Mapping[str, NDArray[Any]], timeline: pd.DataFrame | None) -> dict[str, bytes]:
-    """Pictures of a run, from ``Records.accuracy_table`` and ``Run.timeline``."""
+    """Pictures of a run, from ``Records.accuracy_table`` and ``FederatedRun.timeline``."""
     rounds, accuracy = table["rounds"], table["accuracy"]
     title = f"{config.name}: {config.data.num_clients} clients, {what_is_evaluated(config)}"
     files = {
@@ -56,7 +56,7 @@ def study_files(
         algorithms: by entry.
         data: by entry, equal where clients and protocol are the same, so that clients can be paired.
         title: what was run and what is evaluated.
-        last: the rounds that the tables are of, and the accuracies of ``clients``.
+        last: which rounds the tables and the accuracies in ``clients`` are taken from.
         chosen: baselines in place of the usual ones.
     """
     accuracy, when = by_method(clients), rounds_shown(last)
@@ -92,7 +92,7 @@ def by_method(clients: Clients) -> dict[str, dict[int, NDArray[np.float64]]]:
 
 
 def baselines(algorithms: Mapping[str, str], data: Mapping[str, str]) -> list[str]:
-    """The entries that others are compared with: on each data the first of each algorithm in ``BASELINES``."""
+    """The entries that others are compared with: for each data set, the first of each algorithm in ``BASELINES``."""
     found = []
     for algorithm in BASELINES:
         of_data = {data[entry]: entry for entry, name in reversed(list(algorithms.items())) if name == algorithm}
@@ -101,7 +101,7 @@ def baselines(algorithms: Mapping[str, str], data: Mapping[str, str]) -> list[st
 
 
 def gain_rows(clients: Clients, baseline: str) -> dict[str, pd.DataFrame]:
-    """Per method the clients of the seeds that the baseline has, too: their table with ``gain``, in points."""
+    """The table of clients per method, with ``gain`` in points, for the seeds that the baseline has, too."""
     rows: dict[str, list[pd.DataFrame]] = {}
     for (entry, seed), table in clients.items():
         if entry != baseline and (other := clients.get((baseline, seed))) is not None:

@@ -1,4 +1,4 @@
-"""``raysim bench``: what a round costs, beside the same training in plain torch.
+"""``raysim bench``: what a round costs, compared with the same training in plain torch.
 
 May import everything but ``cli``. Begin with ``workloads.py``; ``plain.py`` is the loop in plain torch.
 """

@@ -1,4 +1,4 @@
-"""What figures were measured on, and the memory of processes."""
+"""The machine that figures were measured on, and the memory of processes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from raysim.workers.cluster import usable_cpus
 
 @dataclass
 class Memory:
-    """Private memory of groups of processes in MB after each round; client actors still hold most of what they used in it."""
+    """Private memory of groups of processes in MB after each round; actors then still hold most of what they used."""
 
     groups: dict[str, list[int]]
     peak: dict[str, float] = field(default_factory=dict)
 
     def look(self) -> float:
-        """All groups together."""
+        """Measure all groups, update their peaks, and return the sum."""
         now = {name: sum(private_mb(pid) for pid in pids) for name, pids in self.groups.items()}
         self.peak = {name: max(value, self.peak.get(name, 0.0)) for name, value in now.items()}
         return sum(now.values())
 
 
 def private_mb(pid: int) -> float:
-    """What a process alone occupies, without memory that it shares (the object store, libraries)."""
+    """Memory that only this process uses, without what it shares (the object store, libraries)."""
     return float(psutil.Process(pid).memory_full_info().uss) / 1e6
 
 
 def object_store_bytes() -> int:
-    """Bytes that were ever put into the object stores of the cluster, by whomever."""
+    """Total bytes that any process has ever put into the cluster's object stores."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     here = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine

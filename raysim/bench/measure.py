@@ -23,7 +23,7 @@ from raysim.workers.cluster import usable_cpus
 
 
 def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Both sides for ``rounds`` rounds after one to warm up; which of them is first changes from round to round.
+    """Measure both sides for ``rounds`` rounds after a warm-up round; they take turns going first.
 
     Raises:
         ConfigError: the plain loop can't do what is asked, an override is wrong, or the resources are not there.
@@ -77,11 +77,11 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
 
 
 FEW_CLIENTS = 2_000
-SETTLED = 5  # from this round on memory is expected to stay
+SETTLED = 5  # from this round on, memory is expected not to grow
 
 
 def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """All clients of the workload beside ``FEW_CLIENTS``, in turn, each with actors of its own.
+    """Measure the workload with all its clients and with ``FEW_CLIENTS``, in turn, each with actors of its own.
 
     Raises:
         ConfigError: an override is wrong, or the resources are not there.
@@ -132,7 +132,7 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
 
 
 def _half_of_each(overrides: Sequence[str]) -> list[str]:
-    """Two pools of actors at once: each has half of every CPU; only one of the two works at a time.
+    """Overrides that give each of two pools of actors half of every CPU; only one of the pools works at a time.
 
     Raises:
         ConfigError: a GPU is asked for, which the two pools could not share.

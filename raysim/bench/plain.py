@@ -28,7 +28,7 @@ from raysim.functional.parameters import ParameterLayout
 from raysim.models.build import build_model
 
 Ints = NDArray[np.int64]
-# A method that overrides one of these trains in another way than the loop below.
+# A method that overrides one of these trains differently from the loop below.
 OWN_TRAINING = (
     "broadcast",
     "server_step",
@@ -45,7 +45,7 @@ def check_is_plain(config: Config) -> None:
     """Refuse what the loop does not do.
 
     Raises:
-        ConfigError: the algorithm or a setting is more than local training of shared and personal parameters.
+        ConfigError: the algorithm or a setting needs more than local training of shared and personal parameters.
     """
     algorithm = config.algorithm
     own = [h for h in OWN_TRAINING if getattr(type(algorithm), h) is not getattr(FederatedAlgorithm, h)]

@@ -49,14 +49,14 @@ def run_bench(
         for label, text in lines(figures):
             console.print(f"{label:<34}", style="dim", end="")
             console.print(text, highlight=False)
-        if file is not None:  # after every variant: what is measured is not lost if the next one fails
+        if file is not None:  # after every variant, so that nothing measured is lost if the next one fails
             file.write_text(json.dumps(measured if vary else figures, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         plot_bench(key, values.split(","), measured).savefig(plot)
 
 
 def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is printed: (what, figure)."""
+    """The printed lines, as pairs of label and figure."""
     f, on = figures, figures["machine"]
     rows = [
         ("workload", f"{f['workload']}: {f['cohort']:,} clients per round, {f['algorithm']['name']}"),
@@ -73,7 +73,7 @@ def _beside_plain(f: dict[str, Any]) -> list[tuple[str, str]]:
         ("plain torch, seconds per round", f"{f['plain_seconds_per_round']:.3f}"),
         ("ratio, median over rounds", f"{f['ratio']:.2f}"),
         ("largest difference of parameters", f"{f['largest_difference']:.1e} after {f['rounds']} rounds"),
-        ("overhead per client", f"{f['overhead_ms_per_client']:.2f} ms of an actor's time in which it waits"),
+        ("overhead per client", f"{f['overhead_ms_per_client']:.2f} ms that actors spend waiting"),
         ("actors busy", f"{100 * f['actor_busy_fraction']:.0f} % of the time"),
         ("padding", f"{100 * f['padding_fraction']:.1f} % of the samples"),
         ("peak private memory", f"{driver:,.0f} MB driver, {actors:,.0f} MB actors"),
@@ -88,7 +88,7 @@ def _beside_few(f: dict[str, Any]) -> list[tuple[str, str]]:
         (f"  with {f['few_clients']:,} clients", f"{f['few_clients_seconds_per_round']:.3f}"),
         ("ratio, median over rounds", f"{f['ratio']:.2f}"),
         ("clients", f"{f['num_clients']:,}; {having:,} have a state of {f['state_bytes_per_client']:,} bytes"),
-        ("from command to rounds", f"{started:.1f} s; to the end of the first round {first:.1f} s"),
+        ("from the command to round 1", f"{started:.1f} s; to the end of the first round {first:.1f} s"),
         ("peak private memory", f"{f['peak_private_mb']:,.0f} MB of driver and actors"),
         ("  from round 5 to the end", f"{f['private_mb_growth']:+,.0f} MB"),
     ]

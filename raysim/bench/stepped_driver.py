@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @ray.remote(max_restarts=0)
 class SteppedDriver:
-    """What ``experiments/study.py`` does for one run, MLflow and checkpoints included, but one round for each call."""
+    """Does for one run what ``experiments/study.py`` does, with MLflow and checkpoints, but one round per call."""
 
     def __init__(self, prepared: list[ray.ObjectRef], uri: str, import_path: tuple[str, ...]) -> None:
         torch.set_num_threads(1)
@@ -73,7 +73,7 @@ class SteppedDriver:
         return [os.getpid(), *(machine.pid for machine in machines if machine is not None)]
 
     def round(self, round: int) -> list[tuple[int, dict[str, float]]]:
-        """One round; returns the metrics of those that are complete with it."""
+        """Run one round; returns (round, metrics) of each round that this completes."""
         assert round == self._run.next_round
         done = [event for event in self._run.round() if isinstance(event, RoundRecord)]
         for record in done:
@@ -82,7 +82,7 @@ class SteppedDriver:
         return [(record.round, record.metrics) for record in done]
 
     def close(self) -> None:
-        """Delete what lies in temporary folders."""
+        """Delete the temporary folders."""
         self._checkpoints.rounds_end()
         self._states.close()
 
@@ -136,7 +136,7 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
 
 @dataclass(frozen=True)
 class Driven:
-    """A ``SteppedDriver`` with what it was started from."""
+    """A ``SteppedDriver``, with its configuration and the run that it was started from."""
 
     config: Config
     """As the run has it, nothing left ``auto``."""
@@ -144,7 +144,7 @@ class Driven:
     actor: Any
 
     def round(self, round: int) -> tuple[float, list[dict[str, float]]]:
-        """Seconds that a round took, and the metrics of the rounds that are complete with it."""
+        """Run a round; returns the seconds it took, and the metrics of the rounds that it completes."""
         begin = perf_counter()
         done = ray.get(self.actor.round.remote(round))
         return perf_counter() - begin, [metrics for _, metrics in done]

@@ -1,4 +1,4 @@
-"""The workloads of ``raysim bench``, on images that they make themselves: only the shapes matter, not what is learned."""
+"""The workloads of ``raysim bench``, on made-up images: only the shapes matter, not what is learned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from raysim.data.dataset import Dataset
 from raysim.data.partition import Partition
 
 NUM_CLASSES = 10
-# Clients draw their samples from so many images, with repetition: memory is not what these workloads are about.
+# Clients draw their samples with repetition from this many images, since these workloads are not about memory.
 NUM_IMAGES = 20_000
 
 
 @dataclass(frozen=True)
 class Workload:
-    """So many clients of equal size, and the model that they train for one local epoch of SGD.
+    """A number of clients of equal size, and the model that they train for one local epoch of SGD.
 
     Attributes:
         cohort: clients that train in a round, and are then evaluated.

@@ -1,4 +1,4 @@
-"""What all commands have: the group, the console, how a mistake is shown."""
+"""What all commands share: the group, the console, how a user's mistake is shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(file: str, overrides: tuple[str, ...]) -> Config:
     """The configuration; a user's own algorithm module may lie beside its file or where the command is given."""
     from raysim.config.loading import load_config
 
-    # After raysim's own modules are loaded, and last: a folder `algorithms` of the user's must not take their place.
+    # Added last, after raysim's own modules are loaded: the user's folder `algorithms` must not shadow raysim's.
     sys.path += [os.getcwd(), str(Path(file).absolute().parent)]
     return load_config(file, overrides)
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def complete_keys(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Dotted keys for the shell."""
+    """Dotted keys that complete a word in the shell."""
     from raysim.config.json_schema import keys
 
     return [f"{key}=" for key in keys() if key.startswith(incomplete)] if "=" not in incomplete else []

@@ -13,7 +13,9 @@ from raysim.cli.base import console, main
 @main.command()
 @click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...")
 @click.option("--group-by", "by", default="name", help="name (entries of the study), algorithm, or any dotted key.")
-@click.option("--last", default=1, type=click.IntRange(1), help="Mean of so many last evaluated rounds; default 1.")
+@click.option(
+    "--last", default=1, type=click.IntRange(1), help="Average over this many last evaluated rounds; default 1."
+)
 @click.option("--best", is_flag=True, help="Best round of each run: optimistic, as it is chosen on the test samples.")
 @click.option(
     "--format",
@@ -26,9 +28,9 @@ from raysim.cli.base import console, main
     "--baseline",
     "baselines",
     multiple=True,
-    help="Gain over this group, paired by seed and client. Default in a table: local and fedavg, where there.",
+    help="Gain over this group, paired by seed and client. Default in a table: local and fedavg, if present.",
 )
-@click.option("--fairness", is_flag=True, help="Also in other formats than a table.")
+@click.option("--fairness", is_flag=True, help="Print fairness also in formats other than table.")
 @click.option("--target", type=click.FloatRange(0, 1), help="Rounds and megabytes to this mean accuracy, such as 0.6.")
 @click.option("--run", "runs", multiple=True, help="This run or study, by its MLflow id, in place of the latest study.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
@@ -39,7 +41,7 @@ from raysim.cli.base import console, main
 @click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="All pictures, into this folder.")
 @click.option("--dark", is_flag=True, help="Pictures for a dark background.")
 def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int, dark: bool, **options: Any) -> None:
-    """The tables and pictures of the latest study of each EXPERIMENT again, from MLflow.
+    """Show the tables and pictures of the latest study of each EXPERIMENT, from MLflow.
 
     Methods are paired by seed and client. In markdown, latex and csv several experiments (one per data set) stand side by
     side; in the first two the best and the second best are marked.

@@ -33,7 +33,7 @@ def model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
 
 @main.command()
 @click.argument("run", metavar="RUN_ID")
-@click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
+@click.option("--client", type=click.IntRange(0), help="Client whose model it is; omit it for a model that all share.")
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .safetensors file.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
 def export(run: str, client: int | None, to: Path, uri: str | None) -> None:

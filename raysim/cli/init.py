@@ -14,7 +14,7 @@ from raysim.cli.base import console, main
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--data", default="digits", help="Data set, such as cifar100, npz or organamnist. Default: digits.")
 @click.option("--method", default="fedperfix", help="See `raysim algorithms`. Default: fedperfix.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(file: Path, data: str, method: str, force: bool) -> None:
     """Write a YAML FILE to start from: every key, its default and what it means; and a JSON Schema for the editor."""
     from raysim.config.template import write_file

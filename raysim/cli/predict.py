@@ -13,12 +13,12 @@ from raysim.cli.export import model_of
 @main.command()
 @click.argument("run", metavar="RUN_ID")
 @click.argument("images", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="IMAGE...")
-@click.option("--client", type=click.IntRange(0), help="Whose model; none for one that all clients share.")
+@click.option("--client", type=click.IntRange(0), help="Client whose model it is; omit it for a model that all share.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
 def predict(run: str, images: tuple[Path, ...], client: int | None, uri: str | None) -> None:
     """Classify image files with a client's final model, as a check.
 
-    Images are resized to those that it was trained on, and turned to grey if those are.
+    Images are resized like the training images, and converted to greyscale if those are.
     """
     from raysim.models.export import predict as classify
     from raysim.models.export import read_images

@@ -39,7 +39,7 @@ class ProgressView:
         self._task = self._bars.add_task("")
         self._start = time.monotonic()
         self._rounds: dict[int, RoundRecord] = {}
-        """By run, the last round that is complete."""
+        """The last complete round of each run."""
         self._shown: set[tuple[int, int]] = set()
 
     def __enter__(self) -> ProgressView:
@@ -63,7 +63,7 @@ class ProgressView:
             self._live.update(self._view(status, names, rounds))
 
     def _completed(self, run: int, record: RoundRecord, names: list[str], rounds: list[int]) -> None:
-        """A round, once: those since a checkpoint may be played again."""
+        """Show a round once only: rounds since a checkpoint may be repeated."""
         if (run, record.round) in self._shown:
             return
         self._shown.add((run, record.round))
@@ -112,7 +112,7 @@ class ProgressView:
         return table
 
     def _done(self, run: int, status: Status, rounds: list[int]) -> int:
-        """Completed rounds; those of an earlier command were not told."""
+        """How many rounds are complete; of an earlier command's rounds no record was received."""
         if status.phases[run] == "finished":
             return rounds[run]
         if run in self._rounds:

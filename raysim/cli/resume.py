@@ -14,10 +14,10 @@ from raysim.cli.show_runs import show_runs
 @main.command()
 @click.argument("where", metavar="RUN_ID|DIR")
 @OVERRIDES
-@click.option("--round", "from_round", type=click.IntRange(0), help="Go back to the checkpoint of so many rounds.")
+@click.option("--round", "from_round", type=click.IntRange(0), help="Go back to the checkpoint after this many rounds.")
 @click.option("--uri", help="MLflow tracking URI; default as in `raysim run`.")
 def resume(where: str, overrides: tuple[str, ...], from_round: int | None, uri: str | None) -> None:
-    """Go on with a run or study that was interrupted, from its checkpoints, in the same MLflow run.
+    """Continue a run or study that was interrupted, from its checkpoints, in the same MLflow run.
 
     RUN_ID is an MLflow run, DIR a folder of checkpoints. Keys that change no result may be changed: resources.num_actors=2
     """

@@ -14,13 +14,13 @@ from raysim.cli.show_runs import show_runs
 @click.option(
     "--dry-run", is_flag=True, help="Only show what would run: configuration, parameters, memory, bytes, time."
 )
-@click.option("--fresh", is_flag=True, help="Start a study anew, whatever of it was left unfinished.")
+@click.option("--fresh", is_flag=True, help="Start the study over, even if an earlier start of it is unfinished.")
 def run(file: str, overrides: tuple[str, ...], fresh: bool, dry_run: bool) -> None:
     """Run the YAML FILE, a single run or a study, and log it to MLflow.
 
     Any key can be changed by its dotted path: train.optimizer.lr=0.1 data.num_clients=100
 
-    A study that was interrupted goes on: finished runs are skipped, the others continue from their checkpoints.
+    An interrupted study is continued: finished runs are skipped, the others continue from their checkpoints.
     """
     config = load(file, overrides)
     if dry_run:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_runs(work: Callable[[Watch], Result]) -> None:
-    """Do what a command is for, with progress, result and errors on the console."""
+    """Call a command's ``work``, and show its progress, result and errors on the console."""
     from raysim.cli.progress import ProgressView
     from raysim.experiments.watching import RunFailed, RunKilled
 
@@ -25,7 +25,7 @@ def show_runs(work: Callable[[Watch], Result]) -> None:
         with ProgressView(console) as view:
 
             def watch(status: Status, names: list[str], rounds: list[int]) -> None:
-                # Ends as Ctrl-C does, the run closed as KILLED. Here, since Ray puts a handler of its own in place.
+                # SIGTERM ends a run as Ctrl-C does: closed as KILLED. Set here, since Ray installs its own handler.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 view(status, names, rounds)
 

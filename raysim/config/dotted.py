@@ -1,4 +1,4 @@
-"""Dotted keys and nested mappings, one into the other."""
+"""Conversion between dotted keys and nested mappings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nested(given: Mapping[str, Any]) -> dict[str, Any]:
     """``{"a.b": 1}`` to ``{"a": {"b": 1}}``.
 
     Raises:
-        ValueError: a key goes through another that has a value.
+        ValueError: a key is set below another key that already has a value.
     """
     tree: dict[str, Any] = {}
     for dotted, value in given.items():

@@ -18,10 +18,10 @@ def expand(grid: Mapping[str, Any], algorithm: Any) -> list[dict[str, Any]]:
     Args:
         grid: ``grid`` has dotted keys with a list of values each; ``include`` and ``exclude`` are lists of mappings from
             dotted keys to a value: runs that are added, and combinations that are left out (that have all of its values).
-        algorithm: the file's own ``algorithm`` block; runs of the algorithm that it names have its keys, too.
+        algorithm: the file's own ``algorithm`` block; runs of that algorithm keep its other keys.
 
     Raises:
-        ValueError: what is given is none of this, or an exclusion matches nothing.
+        ValueError: ``grid`` does not have this form, or an exclusion matches nothing.
     """
     for key in grid:
         if key not in ("grid", "include", "exclude"):
@@ -67,12 +67,12 @@ def _product(axes: Mapping[str, list[Any]]) -> int:
 
 
 def _seeds(added: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """An added run has the seeds of the grid, unless it has one of its own."""
+    """The seeds of an added run: those of the grid, unless it has one of its own."""
     return [{"seed": seed} for seed in axes["seed"]] if "seed" in axes and "seed" not in added else [{}]
 
 
 def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[str, Any]]:
-    """One entry for all seeds of the same values; what is there twice is one run."""
+    """One entry for all seeds of the same values; a duplicate is run once."""
     entries: list[tuple[dict[str, Any], list[Any]]] = []
     for combination in combinations:
         values = {key: value for key, value in combination.items() if key != "seed"}
@@ -98,7 +98,7 @@ def _entries(combinations: list[dict[str, Any]], algorithm: Any) -> list[dict[st
         own = tree.get("algorithm")
         mine = algorithm if isinstance(algorithm, Mapping) else {}
         if isinstance(own, Mapping) and own.get("name", mine.get("name")) == mine.get("name"):
-            tree["algorithm"] = {**mine, **own}  # the file's, with what the file says of it
+            tree["algorithm"] = {**mine, **own}  # the file's algorithm keeps the file's keys
         entry = {"name": _name(values, varied) or mine.get("name", "run"), **tree}
         result.append(entry if seeds == [None] else {**entry, "seeds": seeds})
     return result

@@ -13,7 +13,7 @@ from raysim.config.schema import Config
 
 
 def json_schema() -> str:
-    """Of a YAML file, whose own checks find more: how keys depend on each other."""
+    """The JSON Schema of a YAML file; it does not check how keys depend on each other, as loading the file does."""
     schema = Config.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
     definitions.pop("FederatedAlgorithm", None)

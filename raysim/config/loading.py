@@ -59,7 +59,7 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
     """The runs of a study as (name of the entry, configuration), or the one run that the configuration is.
 
     Raises:
-        ConfigError: an entry has no name, or what it makes of the file is not valid.
+        ConfigError: an entry has no name, or its configuration is not valid.
     """
     if config.study is None:
         return [(config.name, config)]
@@ -90,7 +90,7 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
 
 
 def _validate(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
-    """``where`` it is from, but for the keys of ``overrides``."""
+    """Check a configuration; problems are attributed to ``where``, or to the command line for keys of ``overrides``."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -100,7 +100,7 @@ def _validate(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = ())
 
 
 def _source(problem: str, where: str, overrides: Sequence[str]) -> str:
-    """Whether a problem is of the command line or of the file."""
+    """Where a problem comes from: the command line or the file."""
     path = re.split("[: ]", problem, maxsplit=1)[0]
     for key in overrides:
         if f"{path}.".startswith((f"{key}.", f"{key}[")) or ("unknown key" in problem and key.startswith(f"{path}.")):

@@ -14,9 +14,9 @@ def in_ray_job() -> bool:
 
 
 def home() -> Path:
-    """Where runs are kept unless told otherwise: RAYSIM_HOME, else the current directory, but never that of a Ray job.
+    """Where runs are kept by default: RAYSIM_HOME, else the current directory, or ``~/raysim`` in a Ray job.
 
-    A job runs in a copy of its working directory that is deleted with it; there it is ``~/raysim``.
+    A job's current directory is a copy that is deleted with the job.
     """
     if os.environ.get("RAYSIM_HOME"):
         return Path(os.environ["RAYSIM_HOME"]).expanduser().absolute()

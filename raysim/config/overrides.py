@@ -11,14 +11,15 @@ from raysim.config.messages import shown
 from raysim.config.yaml_file import DEEPEST, parse_yaml
 from raysim.errors import ConfigError
 
-WHO_TRAINS = {"fraction", "size", "schedule"}  # keys of ``cohort``, of which a file has one
+WHO_TRAINS = {"fraction", "size", "schedule"}  # keys of ``cohort``; exactly one of them is set
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "", entry: bool = False) -> dict[str, Any]:
     """Mappings are merged key by key, except where keys of the old block would make no sense beside the new ones.
 
-    Of ``cohort`` the keys that say who trains replace each other. Replaced as a whole: ``algorithm`` and ``data.partition``
-    if the change names one; ``algorithm`` in a study entry always; ``model.kwargs`` if the change names a model or is empty.
+    In ``cohort``, the keys that say who trains replace each other. Replaced as a whole: ``algorithm`` and
+    ``data.partition`` if the change has a ``name``; ``algorithm`` in any study entry; ``model.kwargs`` if the change
+    names a model or is empty.
     """
     merged = copy.deepcopy(dict(base))
     for key, value in changes.items():
@@ -64,7 +65,7 @@ def refuse_varied(study: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) 
 
 
 def _replaced(key: str, entry: Mapping[str, Any]) -> list[str]:
-    """What of the file a study entry that sets ``key`` replaces, as ``merge`` does it."""
+    """The keys of the file that ``merge`` replaces when a study entry sets ``key``."""
     if key.startswith("algorithm."):
         return ["algorithm"]
     if key.startswith("cohort.") and key.split(".")[1] in WHO_TRAINS:

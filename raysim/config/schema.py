@@ -1,4 +1,4 @@
-"""The schema of a YAML file: one class per section, one docstring per key. Loading is in ``config_file.py``.
+"""The schema of a YAML file: one class per section, one docstring per key. Loading is in ``loading.py``.
 
 Every key is checked; none is ignored. ``auto`` values are resolved once, before round 0, and written into the run's
 ``config.yaml``, which ``raysim run`` accepts again.
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 def _allow_only(section: Section, owner: str, allowed: set[str], conditional: set[str]) -> None:
-    """Refuse keys that are set but that this choice of ``name`` does not use."""
+    """Refuse keys that are set although this choice of ``name`` does not use them."""
     for key in sorted(conditional - allowed):
         if getattr(section, key) is not None:
             raise ValueError(f"{key!r} is not used by {owner}, which takes {', '.join(sorted(allowed)) or 'no keys'}")
@@ -39,7 +39,7 @@ class PartitionConfig(Section):
 
     name: Literal["iid", "dirichlet", "pathological", "by_domain", "file", "own"] = "dirichlet"
     """``dirichlet``: label skew; ``pathological``: k classes per client; ``by_domain``: clients divided over domains,
-    Dirichlet inside each; ``file``: a split made elsewhere; ``own``: that of ``federated_npz``."""
+    Dirichlet inside each; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``."""
     alpha: float | None = Field(None, gt=0)
     """dirichlet, by_domain: concentration; smaller is more skewed. Default 0.5."""
     min_samples: int | None = Field(None, ge=2)
@@ -161,7 +161,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     """sgd: L2 term in the gradient. adamw: decoupled decay."""
     clip_norm: float | None = Field(None, gt=0)
-    """Scale a client's gradient down to this norm where it is longer, over all of its parameters. null: never."""
+    """Scale a client's gradient down to this norm if it is larger, taken over all parameters. null: never."""
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> OptimizerConfig:
@@ -183,18 +183,18 @@ class TrainConfig(Section):
 
 
 class CohortConfig(Section):
-    """Which clients train in a round: exactly one of ``fraction``, ``size`` and ``schedule``; and what befalls them."""
+    """Which clients train in a round (exactly one of ``fraction``, ``size``, ``schedule``), and how they may fail."""
 
     fraction: float | None = Field(None, gt=0, le=1)
     """Share of the clients, sampled without replacement, at least one."""
     size: int | None = Field(None, ge=1)
     """Number of clients, sampled without replacement."""
     schedule: list[list[int]] | None = None
-    """Client ids of every round, given."""
+    """A list of the client ids of every round."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Simulated: the chance of a client to train and never report. Its own state changes, the mean is that of the others."""
+    """Simulated: the chance that a client trains but never reports. Its state changes; the mean is over the others."""
     stragglers: float = Field(0.0, ge=0, le=1)
-    """Simulated: the chance of a client to be slow in a round: it does a random share of its local steps, at least one."""
+    """Simulated: the chance that a client is slow in a round: it does a random share of its steps, at least one."""
     on_failure: Literal["stop", "drop"] = "stop"
     """What to do about a client batch that kills its worker more than ``resources.max_retries`` times: stop the run, or go on
     without its clients, counted in ``cohort/dropped``. Such a result is not reproducible."""
@@ -216,14 +216,14 @@ class EvaluateConfig(Section):
     """Who is evaluated, when, with which parameters."""
 
     every: Positive = 1
-    """Evaluate in every so many rounds, and in the last."""
+    """Evaluate once in this many rounds, and in the last round."""
     clients: Literal["all", "cohort"] | Positive = "all"
     """All clients, the round's cohort, or a fixed random sample of this size. The last round evaluates all, for the table of
     clients; its metrics are still about those asked for here."""
     protocol: Literal["paper", "aggregated"] = "paper"
-    """``paper``: a client that has just trained with its own parameters before aggregation, any other with the round's
-    incoming shared parameters and its personal ones. ``aggregated``: everyone after the server step, with the new shared
-    parameters and their personal ones."""
+    """``paper``: a client that has just trained is evaluated with its own parameters before aggregation; any other with
+    the round's incoming shared parameters and its personal ones. ``aggregated``: everyone is evaluated after the server
+    step, with the new shared parameters and their personal ones."""
     new_clients: int = Field(0, ge=0)
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
@@ -240,7 +240,7 @@ class ResourcesConfig(Section):
     """Client actors (worker processes). auto: one per CPU core, or as many as the GPUs have room for; no more than client
     batches in a round."""
     num_cpus_per_actor: float = Field(1, gt=0)
-    """Ray's logical CPUs of an actor. An actor computes with one thread whatever it is."""
+    """Ray's logical CPUs per actor. An actor always computes with one thread, whatever this number is."""
     num_gpus_per_actor: Auto | Annotated[float, Field(ge=0)] = "auto"
     """Share of a GPU per actor, such as 0.25. auto: the GPUs divided among the actors, up to four on each by the memory of a
     trial step."""
@@ -248,32 +248,32 @@ class ResourcesConfig(Section):
     """Clients that an actor trains together as one vectorised computation; 1 trains them one by one. auto: from model and
     batch size on a CPU, from the memory of a trial step on a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is faster where the
-    CPU or GPU computes in it."""
+    """Precision of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is
+    faster where the CPU or GPU computes in it."""
     compile: bool = False
-    """Run forward and backward through ``torch.compile``: a minute at the start of every actor, and a C++ compiler (CPU) or
-    Triton (GPU)."""
+    """Run forward and backward through ``torch.compile``: takes a minute at the start of every actor, and needs a C++
+    compiler (CPU) or Triton (GPU)."""
     client_timeout: Auto | Annotated[float, Field(gt=0)] = "auto"
-    """Seconds after which a client batch is taken to hang and its actor is replaced. auto: twenty times what was measured for
-    its number of samples, at least a minute."""
+    """Seconds after which a client batch counts as hung and its actor is replaced. auto: twenty times what was measured
+    for its number of samples, at least a minute."""
     max_retries: int = Field(3, ge=0)
     """How often a client batch that killed its actor is tried again."""
     concurrent_runs: Auto | Positive = "auto"
-    """Runs of a study at a time, each with actors of its own. auto: on CPUs as many as have room with all the actors that a
-    run can use, unless ``num_actors`` is given; on GPUs one after another."""
+    """How many runs of a study run at a time, each with its own actors. auto: on CPUs, as many as fit with all the
+    actors that a run can use, unless ``num_actors`` is given; on GPUs one after another."""
     allow_mixed: bool = False
     """Use nodes with different CPUs or GPUs in one run; bits then depend on which client ran where."""
 
 
 class CheckpointConfig(Section):
-    """What a run goes on from when a node, the driver or the whole machine is lost. No key changes a result."""
+    """What a run continues from after a node, the driver or the whole machine is lost. No key changes a result."""
 
     dir: str | None = None
     """A folder or any fsspec URI (``s3://bucket/runs``); null: ``checkpoints`` beside the MLflow store."""
     every: Positive | None = 5
     """Rounds from one checkpoint to the next. null: none, and nothing can be resumed."""
     keep: Positive = 2
-    """Checkpoints of a run that are kept; one that is finished keeps its last."""
+    """How many checkpoints of a run are kept; a finished run keeps its last one."""
 
 
 class TrackingConfig(Section):
@@ -289,7 +289,7 @@ class TrackingConfig(Section):
 
 
 def _algorithm(value: Any) -> Any:
-    """A mapping to the algorithm that its ``name`` asks for; its errors are told under ``algorithm.``."""
+    """From a mapping to the algorithm that its ``name`` asks for; errors are reported under ``algorithm.``."""
     if not isinstance(value, Mapping):
         return value
     cls = algorithm_class(value)

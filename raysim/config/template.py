@@ -62,7 +62,7 @@ def write_file(path: Path, data: str, method: str, force: bool = False) -> list[
 
 
 def commented(data: str, method: str, name: str) -> str:
-    """The text of such a file."""
+    """The text of the commented file that ``write_file`` writes."""
     raw = {"name": name, **_PRESETS.get(data, _PAPER)}
     raw["data"] = {"name": data, **({"root": _ROOTS[data]} if data in _ROOTS else {}), **raw["data"]}
     if data == "federated_npz":
@@ -76,8 +76,8 @@ def commented(data: str, method: str, name: str) -> str:
     )  # what is written must be right
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        f"# {method} on {data}. Keys behind a # without a space have their defaults; any key can be changed on the command",
-        "# line, too: raysim run FILE train.optimizer.lr=0.1",
+        f"# {method} on {data}. Keys commented out without a space show their defaults; any key can be changed on the",
+        "# command line, too: raysim run FILE train.optimizer.lr=0.1",
         *_block(Config, raw, resolved, "", skip=("study", "algorithm")),
         "",
         "algorithm:",
@@ -96,7 +96,7 @@ def commented(data: str, method: str, name: str) -> str:
 def _block(
     model: type[BaseModel], given: Mapping[str, Any], resolved: Mapping[str, Any], indent: str, skip: Sequence[str] = ()
 ) -> Iterator[str]:
-    """The keys of a section; those that are not given are comments, with the value that they have."""
+    """The keys of a section; those that are not given are commented out, with their default value."""
     for key, field in model.model_fields.items():
         if key in skip:
             continue

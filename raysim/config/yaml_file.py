@@ -1,4 +1,4 @@
-"""YAML files: safe, of JSON's types only, with every mistake named by its line."""
+"""YAML files, read safely: only JSON's types, and every mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 from raysim.errors import ConfigError
 
 MOST_ALIASED = 100_000
-"""Values that aliases may repeat; a few lines of aliases of aliases would otherwise be billions."""
+"""How many values aliases may repeat in all; otherwise a few lines of nested aliases could expand to billions."""
 DEEPEST = 64
-"""Blocks inside each other."""
+"""How deep blocks may be nested."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,7 +72,7 @@ def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]]) -> tuple[
     if node in known:
         if known[node] == unfinished:
             raise yaml.MarkedYAMLError(
-                problem="an alias stands inside what it stands for", problem_mark=node.start_mark
+                problem="an alias is inside the block that it refers to", problem_mark=node.start_mark
             )
         return known[node]
     known[node] = unfinished

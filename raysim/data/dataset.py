@@ -50,7 +50,7 @@ class Dataset:
 
 
 def class_labels(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray[np.int64]:
-    """Integer class labels (n,) from 0, or an error that says what they are."""
+    """Check class labels and return them as integers (n,) from 0; the error says what they are instead."""
     if values.shape != (n,) or not np.issubdtype(values.dtype, np.integer):
         raise ConfigError(f"data.root: {what} of {path} are {values.dtype} {values.shape}, not integers ({n},)")
     if n == 0 or int(values.min()) < 0 or int(values.max()) >= 2**31:
@@ -60,7 +60,7 @@ def class_labels(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray
 
 
 def numbers_as_names(labels: NDArray[np.int64], path: Path) -> tuple[str, ...]:
-    """Numbers as names, if every class has a sample."""
+    """Class names for labels that have none: their numbers. Every class must have a sample."""
     present = np.unique(labels)
     if (last := int(present[-1])) >= len(present):
         gaps = ", ".join(map(str, np.setdiff1d(np.arange(min(last, 10 * len(present))), present)[:5]))

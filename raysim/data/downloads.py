@@ -1,6 +1,6 @@
 """Public data sets that are downloaded once: CIFAR and MedMNIST.
 
-torchvision and medmnist know where a file is to be had and its checksum. Archives are read in place, and pickles never
+torchvision and medmnist know each file's address and checksum. Archives are read in place, and pickles are never
 unpickled. Both libraries are imported where they are used, since they take seconds.
 """
 
@@ -67,8 +67,8 @@ def cifar(config: DataConfig, image_size: int) -> Dataset:
 def _cifar_files(kind: Any, root: Path) -> dict[str, bytes]:
     """The pickles of CIFAR by name, from torchvision's folder or out of the archive, each with the checksum it should have.
 
-    torchvision would unpack the archive and unpickle the files. Nothing is unpacked here, and so nothing can be written to
-    where an archive likes.
+    torchvision would unpack the archive and unpickle the files. Here nothing is unpacked, so an archive can't decide
+    where something is written.
     """
     from torchvision.datasets.utils import download_url
 
@@ -123,7 +123,7 @@ def medmnist(config: DataConfig) -> Dataset:
         try:
             download_url(info["url"], str(root), path.name, info["MD5"])
         except Exception as error:  # a download has many ways to fail
-            path.unlink(missing_ok=True)  # what came of it
+            path.unlink(missing_ok=True)  # a partial download
             raise ConfigError(
                 f"data.name: {path.name} is not in {root} and can't be downloaded ({error}). Get it from {info['url']} and "
                 f"put it there, or set data.root to the folder that has it"

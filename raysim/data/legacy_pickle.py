@@ -35,7 +35,7 @@ _CONSTANTS = {
 
 
 class _Global(NamedTuple):
-    """A name that numpy writes, as a word of ours: there is nothing in it to call."""
+    """A name that numpy writes, replaced by a word of our own, so that there is nothing to call."""
 
     word: str
 
@@ -55,7 +55,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array, or the place where one will be built; of objects: the list of them."""
+    """An array, or a placeholder until it is built; an array of objects is a list of them."""
 
     def __init__(self, value: NDArray[Any] | list[Any] | None = None) -> None:
         self.value = value
@@ -64,8 +64,8 @@ class _Array:
 def read_pickle(content: bytes) -> Any:
     """The one object of a pickle: arrays of numbers or strings, dicts, lists, tuples, numbers, strings.
 
-    An array of objects, or a list or tuple of numbers or of arrays of one shape, is an array; deeper nesting is not made
-    into one.
+    An array of objects, or a list or tuple of numbers or of arrays of one shape, becomes an array; deeper nesting is
+    left as it is.
 
     Raises:
         ValueError: it is damaged, or holds anything else.
@@ -205,7 +205,7 @@ class _Reader:
             or not isinstance(shape, tuple)
             or not all(type(n) is int and n >= 0 for n in shape)
         ):
-            raise ValueError("it holds an array whose shape or dtype is none")
+            raise ValueError("it holds an array whose shape or dtype is invalid")
         if dtype.plain.hasobject:
             if not isinstance(content, list) or len(content) != math.prod(shape) or len(shape) > 1:
                 raise ValueError("it holds an array of objects that is no list of them")
@@ -218,7 +218,7 @@ class _Reader:
         return np.frombuffer(content, dtype.plain).reshape(shape, order="F" if order == "F" else "C")
 
     def _finished(self, value: Any) -> Any:
-        """Arrays in the place of what they were built in, and of lists of numbers or arrays."""
+        """The arrays inside ``_Array`` placeholders; lists of numbers or arrays become arrays, too."""
         if isinstance(value, _Array):
             value = value.value
         if not isinstance(value, (list, tuple)) or not value:

@@ -12,7 +12,7 @@ from raysim.data.sources import load_dataset
 
 
 def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Dataset, Partition]:
-    """The data set of a run and its division; ``cache`` has those of earlier runs.
+    """The data set of a run and its partition; ``cache`` holds those of earlier runs.
 
     Raises:
         ConfigError: see its message.
@@ -32,6 +32,6 @@ def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Data
 
 def _source_key(data: DataConfig, image_size: int) -> str:
     """Equal for two runs that use the same samples."""
-    size = image_size if data.name == "image_folder" else None  # only there it may decide what is stored
+    size = image_size if data.name == "image_folder" else None  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
     return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"

@@ -30,7 +30,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
-    """A member of an npz, which gives no more bytes than its directory says."""
+    """Open a member of an npz; reading it gives no more bytes than the archive's directory says."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile unpacks other methods a whole block at a time, whatever it grows to.
         raise ValueError(f"{member.filename} is compressed by method {member.compress_type}, which numpy never uses")

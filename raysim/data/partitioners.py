@@ -20,12 +20,12 @@ MAX_ATTEMPTS = 200
 
 
 def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients: int = 0) -> Partition:
-    """Divide a data set as the configuration says, over ``new_clients`` more clients than take part; those are the last.
+    """Divide a data set as the configuration says, with ``new_clients`` more clients at the end, which never take part.
 
-    They are drawn at random, except from a split that is given: there they are the last ones of it.
+    Which clients these are is drawn at random, except that in a given split they are its last ones.
 
     Raises:
-        ConfigError: the data set can't be divided so; the message says what would work.
+        ConfigError: the data set can't be divided that way; the message says what would work.
     """
     config = config.model_copy(update={"num_clients": config.num_clients + new_clients})
     if config.partition.name == "file":
@@ -123,7 +123,7 @@ def _draw_dirichlet(labels: Ints, num_clients: int, alpha: float, rng: np.random
         members = rng.permutation(np.flatnonzero(labels == label))
         open_ = held < len(labels) / num_clients
         shares = rng.dirichlet(np.full(num_clients, alpha)) * open_
-        # With a tiny alpha all of the draw can lie on clients that are full.
+        # With a tiny alpha the whole draw can fall on clients that are already full.
         shares = shares / shares.sum() if shares.sum() > 0 else open_ / open_.sum()
         cuts = (np.cumsum(shares) * len(members)).astype(np.int64)
         cuts[-1] = len(members)

@@ -2,5 +2,5 @@
 
 May import everything but ``bench`` and ``cli``. Begin with ``command.py`` (run, resume, attach); it starts the driver actor
 (``driver.py``), which takes the runs of a study (``study.py``) to their end. ``run.py`` has the loop over the rounds of a
-run, ``events.py`` what may happen to it, ``listeners/`` what is done about that, a file each.
+run, ``events.py`` the events of a run, ``listeners/`` the reactions to them, one per file.
 """

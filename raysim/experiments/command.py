@@ -40,12 +40,12 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     """Run a configuration, alone or as a study, and return its results; blocks until the end.
 
     Uses the Ray cluster that this process is connected to, or that RAY_ADDRESS names; otherwise it starts a local one
-    and shuts it down at the end. A study that was asked for in the same words before and has not finished goes on: its
-    finished runs are skipped, and the others continue from their checkpoints.
+    and shuts it down at the end. If a study with the same configuration was started before and has not finished, it is
+    continued: its finished runs are skipped, and the others go on from their checkpoints.
 
     Args:
         watch: called about five times a second with the driver's status, the names of all runs, and their rounds.
-        fresh: start a study anew, whatever was left unfinished.
+        fresh: start a study over, even if an earlier start of it is unfinished.
 
     Raises:
         ConfigError: something is wrong with the configuration, the data or the resources; no run was started.
@@ -61,7 +61,7 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
         folder = unfinished(root, config, uri) if config.study is not None and not fresh else None
         is_new = folder is None
         if folder is not None:
-            print(f"going on with {folder}, which is not finished (--fresh starts anew)", file=sys.stderr)
+            print(f"continuing {folder}, which is not finished (--fresh starts over)", file=sys.stderr)
             _update_request(StudyFolder(folder), config)
         folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
     return _command(state, folder, watch, is_new)
@@ -80,7 +80,7 @@ def resume(
         where: an MLflow run id, of a study or of one of its runs, or the folder of its checkpoints.
         overrides: changes such as ``"resources.num_actors=2"``, of keys that change no result.
         uri: the MLflow store that has the run id.
-        from_round: go back to the newest checkpoint of at most so many rounds.
+        from_round: go back to the newest checkpoint after at most this many rounds.
 
     Raises:
         ConfigError: there is nothing to go on with, a checkpoint is damaged, or a change would change results.
@@ -97,7 +97,7 @@ def resume(
             "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
         )
     if config.checkpoint.every is None:
-        raise ConfigError("checkpoint.every: null: a run that goes on from its checkpoints goes on writing them")
+        raise ConfigError("checkpoint.every: must not be null for a run that continues from its checkpoints")
     state = _update_request(folder, config, check=True, from_round=from_round)
     return _command(state, folder.uri, watch, is_new=False)
 
@@ -105,7 +105,7 @@ def resume(
 def _update_request(
     folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None
 ) -> StudyState:
-    """Write what is asked for now into ``study.json``, unless another process works on the runs.
+    """Write the new configuration into ``study.json``, unless another process is working on the runs.
 
     ``check``: verify their checkpoints first.
     """
@@ -123,7 +123,7 @@ def _update_request(
 
 
 def find_folder(where: str, uri: str | None = None) -> StudyFolder:
-    """The folder of a command's runs, by its path, that of one of its runs, or an MLflow run id.
+    """The folder of a command's runs, found by its path, the path of one of its runs, or an MLflow run id.
 
     Raises:
         ConfigError: there is none.
@@ -165,7 +165,7 @@ def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch 
             driver = ray.get_actor(_actor_name(folder.uri), NAMESPACE)
         except ValueError as error:
             done = "they are finished" if state.finished else f"continue with `raysim resume {folder.uri}`"
-            raise ConfigError(f"nobody is at work on the runs of {folder.uri}: {done}") from error
+            raise ConfigError(f"no driver is working on the runs of {folder.uri}: {done}") from error
         if stop:
             driver.stop.remote()
         return results_of(driver, state, folder.uri, watch, ours=stop)
@@ -179,13 +179,13 @@ def _actor_name(folder: str) -> str:
 
 
 def _say_where(config: Config, uri: str) -> None:
-    """In a job nobody sees the folder that the command runs in."""
+    """In a Ray job, print where runs are kept: its user can't see the folder that the command runs in."""
     if not in_ray_job():
         return
     kept = checkpoint_root(config.checkpoint, uri) if config.checkpoint.every is not None else "nowhere"
     print(f"*** On {socket.gethostname()}: MLflow store {uri}, checkpoints in {kept}", file=sys.stderr)
     if not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("RAYSIM_HOME")):
-        print("*** MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment choose another place", file=sys.stderr)
+        print("*** set MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment to change that", file=sys.stderr)
 
 
 def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
@@ -204,7 +204,7 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
         actor_class: Any = Driver
         name = _actor_name(folder) if folder is not None else None
         try:
-            # Without checkpoints there is nothing that it could go on from.
+            # Without checkpoints a restarted driver would have nothing to continue from.
             lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
             driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
         except ValueError as error:  # the name is taken
@@ -216,6 +216,6 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
 
 
 def driver_options() -> dict[str, Any]:
-    """On this node, where SQLite stores and folders are, and for as long as the cluster lives, with or without us."""
+    """Ray's options: pinned to this node, where SQLite stores and folders are; lives on when this process ends."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {"scheduling_strategy": here, "lifetime": "detached", "namespace": NAMESPACE}

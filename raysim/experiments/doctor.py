@@ -58,13 +58,11 @@ def examine(config: Config | None, uri: str | None) -> Iterator[Finding]:
 
 
 def _careful(what: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """A check that fails itself is a finding, too: a library here may be broken in any way."""
+    """Run a check; if it crashes, that is a finding, too, since a library may be broken in any way."""
     try:
         return check()
     except Exception as error:
-        return [
-            Finding("wrong", what, f"{type(error).__name__}: {error}", "install raysim anew in a fresh environment")
-        ]
+        return [Finding("wrong", what, f"{type(error).__name__}: {error}", "reinstall raysim in a fresh environment")]
 
 
 def _python() -> list[Finding]:

@@ -1,7 +1,7 @@
 """The driver actor: it takes the runs of a command through their rounds and is the only one that writes.
 
-Its constructor starts the work in a thread, so that a driver that Ray starts again after it was killed goes on by itself,
-from the last checkpoint. It outlives the command that started it: whoever asks for its ``status`` sees how far it is.
+Its constructor starts the work in a thread, so that a driver that Ray restarts after it was killed continues by itself,
+from the last checkpoint. It outlives the command that started it; any command can ask for its ``status``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from raysim.experiments.status import Status, StatusBoard
 from raysim.experiments.study import Study, StudyRequest
 
 NAMESPACE = "raysim"
-UNATTENDED_SECONDS = 60  # after its end, in which nobody has asked for its status, until it ends itself
+UNATTENDED_SECONDS = 60  # after its runs, the driver ends itself when nobody has asked for its status for so long
 
 
-# Calls that were under way when the process was killed are made again: each of them may be.
+# Calls that were under way when the process was killed are repeated; every method allows that.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)
 class Driver:
     """Works on a request in a thread of its own; its methods answer at any time."""
 
     def __init__(self, request: StudyRequest) -> None:
-        # Last: a folder `algorithms` of the user's must not take the place of ours.
+        # Added last: the user's folder `algorithms` must not shadow ours.
         sys.path.extend(entry for entry in request.import_path if entry not in sys.path)
         torch.set_num_threads(1)  # as in the client actors: the server step is part of the result
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a bug is shown once, not once for every task in flight
@@ -38,7 +38,7 @@ class Driver:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self._stop, self._board = threading.Event(), StatusBoard()
         self._asked = time.monotonic()
-        with warnings.catch_warnings():  # of Ray, about what its own property calls
+        with warnings.catch_warnings():  # Ray's property warns about what it calls itself
             warnings.simplefilter("ignore")
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
         self._study = Study(request, self._board, self._stop)
@@ -46,7 +46,7 @@ class Driver:
         self._thread.start()
 
     def status(self, life: str, seen: int) -> Status:
-        """How far it is, with the events from the ``seen``-th of this ``life`` on."""
+        """How far the runs are, and the events of this ``life`` after the first ``seen``."""
         self._asked = time.monotonic()
         return self._board.since(life, seen)
 

@@ -24,7 +24,7 @@ ACTOR_BYTES = 500e6  # of a process that has torch and timm
 
 
 def dry_run(console: Console, config: Config) -> None:
-    """Print the resolved configuration, what is shared, and what a round will take; of a study, that of every entry.
+    """Print the resolved configuration, what is shared, and what a round will take, for every entry of a study.
 
     Raises:
         ConfigError: as ``raysim run`` would.
@@ -58,9 +58,9 @@ class Estimate:
 
     actors: int
     round_seconds: float
-    """Of training, if all actors are as fast as this process."""
+    """Seconds of training per round, if all actors are as fast as this process."""
     actor_bytes: float
-    """The most memory of an actor."""
+    """The peak memory of an actor."""
 
     @classmethod
     def of(cls, run: PreparedRun) -> Estimate:

@@ -1,4 +1,4 @@
-"""What happens to a run, and who is told.
+"""The events of a run, and the interface of the listeners that react to them.
 
 ``run.py`` calls the methods of every ``RunListener`` of a run; ``listeners/`` has the listeners, a file each. A listener does
 one thing. One that raises ends its run, and no other.
@@ -24,27 +24,27 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class ActiveRun:
-    """A run that is about to take its first round, or to go on."""
+    """A run that is about to start its first round, or to continue."""
 
     placed: PlacedRun
     state: RunState
     """Its row of ``study.json``. The MLflow listener writes the id of the MLflow run into it."""
     machine: Machine
     checkpoint: Checkpoint | None
-    """From which it goes on."""
+    """The checkpoint that the run continues from."""
     resumed: bool
     """Whether it was started before."""
 
 
 class RunListener:
-    """Told what happens to one run, in the driver, in the order of the methods here. Override what is of interest.
+    """Its methods are called in the driver as one run proceeds, in the order below. Override those that you need.
 
     A run that lost personal states goes back to its last checkpoint: then ``rounds_end`` and ``rounds_begin`` are called
     again, and rounds that were completed before are completed once more, with equal records.
     """
 
     def starts_over(self, state: RunState) -> None:
-        """What an earlier command left can't be used: the run starts from the beginning, as another run in MLflow."""
+        """What an earlier command left can't be used: the run starts over, as a new run in MLflow."""
 
     def started(self, run: ActiveRun) -> None:
         """The actors are ready, for the first time in this process."""
@@ -59,7 +59,7 @@ class RunListener:
         """A round is complete, with all of its metrics."""
 
     def between_rounds(self, run: FederatedRun) -> None:
-        """A round's training is committed: what the run is now can be kept."""
+        """A round's training is committed: the state of the run can be saved now."""
 
     def rounds_done(self, run: FederatedRun) -> None:
         """The last round is complete."""

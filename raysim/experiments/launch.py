@@ -1,6 +1,6 @@
 """Places the runs of a configuration on the cluster: starts actors, shares the data with them, leaves nothing ``auto``.
 
-``workers/auto.py`` has the rules; here they are applied in the order in which what they need becomes known.
+``workers/auto.py`` has the rules; this module applies each of them as soon as its inputs are known.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Launch:
     Args:
         uri: of the MLflow store, written into the configurations.
         stop, notify: see ``ActorPool``.
-        patient: a cluster that does not have all that ``resources`` asks for is waited for.
+        patient: wait for a cluster that does not have all that ``resources`` asks for.
 
     Raises:
         ConfigError: the cluster can't give what ``resources`` asks for.
@@ -105,7 +105,7 @@ class Launch:
         return ActorPool(self._num_actors, options, self._import_path, self._stop, self._notify)
 
     def _num_actors(self) -> int:
-        """Asked again when nodes join."""
+        """The size of a pool; called again when nodes join."""
         if self._resources.num_actors != "auto":
             return self._resources.num_actors
         own = self._placement.resources
@@ -152,7 +152,7 @@ class Launch:
         return sized, per_gpu
 
     def _answer(self, ref: ray.ObjectRef) -> Choice:
-        """Of a trial actor, for which there may be no free GPU for a while."""
+        """Wait for the answer of a trial actor, which may have to wait for a free GPU."""
         patience = time.monotonic() + PATIENCE_SECONDS
         while not ray.wait([ref], timeout=0.5)[0]:
             if self._stop.is_set():
@@ -165,7 +165,7 @@ class Launch:
 
 
 def _most_batches(config: Config) -> int:
-    """Client batches of a round, of training or of evaluation, whichever are more; their upper bound if it is not known."""
+    """The most client batches of a round, in training or evaluation; an upper bound while their size is not known."""
     asked = config.evaluate.clients
     evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)
     size = config.resources.clients_per_batch
@@ -173,7 +173,7 @@ def _most_batches(config: Config) -> int:
 
 
 def _resolved(config: Config, resources: ResourcesConfig, uri: str) -> Config:
-    """With the actors' resources and the store written in; ``clients_per_batch`` as the run itself has it."""
+    """The configuration with the actors' resources and the store written in; it keeps its own ``clients_per_batch``."""
     own = resources.model_copy(update={"clients_per_batch": config.resources.clients_per_batch})
     tracking = config.tracking.model_copy(update={"uri": uri})
     return config.model_copy(update={"resources": own, "tracking": tracking})

@@ -31,7 +31,7 @@ class PreparedRun:
         entry: name of the study entry, the same for all its seeds.
         config: with ``clients_per_batch`` as it would be on a CPU.
         initial: (P,) the initial parameters.
-        frozen: parameters that are not among them.
+        frozen: the frozen parameters, which are not in ``initial``.
         auto_batches: whether raysim chooses ``clients_per_batch``.
     """
 
@@ -76,7 +76,7 @@ def prepare(config: Config) -> list[PreparedRun]:
 
 
 def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partition) -> PreparedRun:
-    """Check a run on data that is already loaded, which ``config.data`` then only describes.
+    """Check a run on data that is already loaded; ``config.data`` is then only a description.
 
     Raises:
         ConfigError: the model can't be built or doesn't fit the data or the algorithm.
@@ -105,7 +105,7 @@ def _check_batch_norm(config: Config, partition: Partition) -> None:
     """A model with BatchNorm trains one client at a time: padding or other clients' samples would change its statistics.
 
     Raises:
-        ConfigError: it is to train several at a time, or a client would have a batch of one sample only.
+        ConfigError: the configuration asks for several at a time, or a client would have a batch of one sample.
     """
     if config.resources.clients_per_batch not in ("auto", 1):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a run leaves: its result, or a message about what went wrong."""
+"""The outcome of a run: its result, or a message about what went wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunResult:
 
     @classmethod
     def of(cls, placed: PlacedRun, state: RunState, records: Records, shared: NDArray[np.float32]) -> RunResult:
-        """From what a run or its last checkpoint has."""
+        """The result, built from the records and shared parameters of a run or of its last checkpoint."""
         entry, seed, run_id = placed.entry, placed.config.seed, str(state.run_id)
         tables = ray.get(placed.setup.partition), placed.class_counts, placed.domains
         return cls(
@@ -87,13 +87,13 @@ class StudyFailed(ClientError):
 
 
 def _in_a_line(error: Exception) -> str:
-    """The first line of its message; of a traceback the last, which says what was wrong."""
+    """The first line of an error's message, or the last line of a traceback, which says what was wrong."""
     lines = error_message(error).strip().splitlines()
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def error_message(error: Exception) -> str:
-    """What a user needs to know of an error: its message, or of a bug the traceback."""
+    """What a user needs to know about an error: its message, or the traceback if it is a bug."""
     if isinstance(error, RayTaskError):
         # Raised in an actor: its cause says what happened, Ray's own text would repeat it.
         return str(error.cause if isinstance(error.cause, ClientError) else error)

@@ -1,6 +1,6 @@
-"""What is left of a run that was started before: may it go on from there, is it finished already?
+"""A run that was started before: can it be continued from what it left, or has it finished already?
 
-A run goes on only if what its results depend on is what it was.
+A run is continued only if everything that its results depend on is unchanged.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def newest_checkpoint(folder: Folder, name: str, notify: Callable[[str], None]) 
 
 
 def changed_sources(placed: PlacedRun, began: Mapping[str, str]) -> list[str]:
-    """In words, the sources that are not what they were when the run started with the facts ``began``."""
+    """Names of the sources that have changed since the run started with the facts ``began``."""
     return [what for key, what in SOURCES.items() if began.get(key) != placed.digests[key]]
 
 
@@ -53,7 +53,7 @@ def as_checkpointed(placed: PlacedRun, checkpoint: Checkpoint) -> PlacedRun:
     """The run with the ``clients_per_batch`` of its checkpoint.
 
     Raises:
-        ConfigError: it would go on with another configuration, other data or another algorithm.
+        ConfigError: the configuration, the data or the algorithm has changed.
     """
     size = checkpoint.manifest.config.get("resources", {}).get("clients_per_batch")
     placed = placed.with_batches_of(size)
@@ -86,7 +86,7 @@ def finished_before(
 
 
 def changed_environment(old: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A line for each version or device that is not what it was: bits may differ from here on."""
+    """A warning for each version or device that has changed: bits may differ from here on."""
     return [
         f"{key} was {old.get(key)}, is {now[key]}: bits may differ from here on"
         for key in now.keys() - SOURCES.keys()

@@ -1,7 +1,7 @@
 """One run of a study: the loop over its rounds, from its start or its last checkpoint to its end.
 
-Whatever happens, the way back is the same: go to the last checkpoint and play the rounds since then again. They have the same
-bits, so nothing but time is lost.
+Whatever happens, recovery is the same: go back to the last checkpoint and repeat the rounds since then. They give the
+same bits, so nothing but time is lost.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Run:
         """All rounds that are left.
 
         Raises:
-            ConfigError: it would go on with a change that changes its results, or MLflow refuses what it logs.
+            ConfigError: something has changed that would change its results, or MLflow refuses what it logs.
             ClientError: an algorithm raised, or clients kill their actors.
-            Stopped: it is to end.
+            Stopped: the run was asked to stop.
         """
         try:
             result = None
@@ -105,12 +105,12 @@ class Run:
             nodes.close()
 
     def _again_from_the_start(self, began: Mapping[str, str]) -> None:
-        """Rounds that are in MLflow but in no checkpoint are played again: with the same bits, or as another run."""
+        """Repeat rounds that MLflow has but no checkpoint: with the same bits, or else as another run in MLflow."""
         self._placed = self._placed.with_batches_of(int(began["clients_per_batch"]))
         if changed := changed_sources(self._placed, began):
             self._notify(
                 f"{self._state.name}: {' and '.join(changed)} is not what it was, and there is no checkpoint yet: the run "
-                "starts anew, as another one in MLflow"
+                "starts over, as another run in MLflow"
             )
             self._tell(RunListener.starts_over, self._state)
 

@@ -1,4 +1,4 @@
-"""``study.json`` while the runs of a study are under way: what a command after this one goes on from."""
+"""``study.json`` while the runs of a study are under way: what a later command continues from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysim.errors import ClientError, ConfigError
 from raysim.storage.folder import Folder
 from raysim.storage.study_folder import RunState, StudyFolder, StudyState
 
-MOST_STARTS = 10  # of the driver without a checkpoint in between, after which it is not started again
+MOST_STARTS = 10  # starts of the driver without a checkpoint in between, after which the study fails
 
 
 class SavedStudy:
@@ -35,7 +35,7 @@ class SavedStudy:
 
     @property
     def uri(self) -> str | None:
-        """Of the folder."""
+        """The URI of the folder."""
         return self._folder.uri if self._folder is not None else None
 
     def folder_of(self, row: RunState) -> Folder | None:
@@ -76,7 +76,7 @@ class SavedStudy:
         self.write()
 
     def create(self) -> None:
-        """Everything about the configuration is checked: from now on the study can be resumed.
+        """Write the file for a new study once its configuration is checked: from now on it can be resumed.
 
         Raises:
             ConfigError: the folder can't be written.
@@ -110,13 +110,13 @@ class SavedStudy:
             self.write()
 
     def checkpoint_written(self) -> None:
-        """A driver that dies from now on has made progress."""
+        """Count the driver's starts from 1 again, since a checkpoint was reached."""
         if self.state.starts > 1:
             self.state.starts = 1
             self.write()
 
     def forget(self, row: RunState) -> None:
-        """A run starts anew, in another MLflow run: its checkpoints and its journal are deleted."""
+        """Delete a run's checkpoints and journal: it starts over, as another run in MLflow."""
         if (folder := self.folder_of(row)) is not None:
             folder.clear()
         if (journal := self.journal_of(row)) is not None:

@@ -35,11 +35,11 @@ class Status:
 
     state: DriverState = "starting"
     life: str = ""
-    """Another one after the driver was started again."""
+    """An id that changes when the driver is restarted."""
     phases: tuple[RunPhase, ...] = ()
-    """Of every run."""
+    """The phase of every run."""
     progress: dict[int, RoundProgress] = field(default_factory=dict)
-    """By the index of a run that is under way."""
+    """The progress of the runs that are under way, by their index."""
     events: tuple[RoundCompleted | str, ...] = ()
     """Since the caller last asked: rounds that are complete, and messages for the user."""
     error: str | None = None
@@ -73,7 +73,7 @@ class StatusBoard:
             self._status = replace(self._status, phases=phases, progress=progress)
 
     def progress(self, run: int, progress: RoundProgress) -> None:
-        """The run of an index is so far with a round."""
+        """Set the progress of a run, given by its index."""
         with self._lock:
             self._status = replace(self._status, state="running", progress={**self._status.progress, run: progress})
 

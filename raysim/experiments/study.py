@@ -40,7 +40,7 @@ CONNECT_PAUSE = 2.0  # seconds between attempts to reach the MLflow server
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a command asks of the driver, in words: no class of a user's own module is needed to read it.
+    """What a command asks of the driver, as plain text, so that no class of a user's own module is needed to read it.
 
     Attributes:
         state: JSON of a ``StudyState``: the configuration, and where it is logged.
@@ -73,7 +73,7 @@ class Study:
 
     @property
     def results(self) -> list[RunResult]:
-        """Of the runs that are finished, in their order."""
+        """The results of the finished runs, in the order of the runs."""
         return [self._results[i] for i in sorted(self._results)]
 
     @property
@@ -119,7 +119,7 @@ class Study:
             saved.close()
 
     def _connect(self, state: StudyState) -> MLflowStore:
-        """A study that is resumed waits for its server; for a new one, a wrong address is an error at once."""
+        """Connect to MLflow: a resumed study waits for its server; in a new one, a wrong address fails at once."""
         notified = False
         while True:
             try:
@@ -193,7 +193,7 @@ class Study:
     # One run.
 
     def _run(self, i: int, placed: PlacedRun, pool: ActorPool, log: StudyLog) -> None:
-        """A run; started again with smaller client batches as often as a GPU's memory does not suffice."""
+        """Take a run to its end; it is restarted with smaller client batches whenever a GPU runs out of memory."""
         self._board.enter(i, "running")
         row = self._saved.state.runs[i]
         tags: dict[str, str] = {}
@@ -217,7 +217,7 @@ class Study:
         self._board.enter(i, "finished")
 
     def _listeners(self, i: int, row: RunState, log: StudyLog, tags: dict[str, str]) -> list[RunListener]:
-        """Of a run, in the order in which they are called: MLflow gives the run its id, which the others use."""
+        """The listeners of a run, in calling order: MLflow gives the run its id, which later ones use."""
         saved, notify, outbox = self._saved, self._board.notify, log.outbox.for_run(row.name)
         folder = saved.folder_of(row)
         listeners: list[RunListener] = []

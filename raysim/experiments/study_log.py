@@ -24,7 +24,7 @@ from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.tags import CHECKPOINT_TAG, DESCRIPTION_TAG, study_tags
 
-END_SECONDS = 10  # in which MLflow is told of a run that is ended, before it is left open
+END_SECONDS = 10  # to report the end of a run to MLflow, after which the run is left open there
 
 
 class StudyLog:
@@ -42,7 +42,7 @@ class StudyLog:
 
     @property
     def commit(self) -> str | None:
-        """Of the repository in which the command was given."""
+        """The git commit of the repository in which the command was run."""
         return self._state.git_commit
 
     @property
@@ -51,7 +51,7 @@ class StudyLog:
         return self._state.parent
 
     def colour(self, entry: str) -> str:
-        """One for all seeds of an entry, in MLflow's charts."""
+        """The colour of an entry in MLflow's charts, the same for all its seeds."""
         return COLOURS[self._entries.index(entry) % len(COLOURS)]
 
     # Any run.
@@ -66,7 +66,7 @@ class StudyLog:
         checkpoints: str | None,
         parent: str | None = None,
     ) -> str:
-        """Reopen the run of an id, or start one; returns its id, however long the server is away.
+        """Reopen the run with this id, or start a new one; waits for an absent server, and returns the id.
 
         Raises:
             Stopped: the runs are to end.
@@ -84,7 +84,7 @@ class StudyLog:
         return answer
 
     def end_run(self, outbox: Outbox, run_id: str, status: RunStatus) -> None:
-        """Close a run; one that is finished, but of which MLflow refused something, as FAILED."""
+        """Close a run; if it is finished but MLflow refused some of its data, close it as FAILED."""
         if status == "FINISHED":
             outbox.put(lambda: self.store.end(run_id, "FAILED" if outbox.refused else "FINISHED"), in_any_case=True)
             return

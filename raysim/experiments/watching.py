@@ -1,4 +1,4 @@
-"""A command watches its driver: polls its status, stops it on Ctrl-C, and takes its results."""
+"""How a command watches its driver: it polls the status, stops the driver on Ctrl-C, and fetches its results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunKilled(RuntimeError):
 
 
 def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
-    """Watch a driver to its end and return its results; one that is ``ours`` ends with this process, whatever ends that.
+    """Watch a driver to its end and return its results. If it is ``ours``, it is stopped whenever this process ends.
 
     Raises:
         ConfigError: something is wrong with the configuration, the data or the resources.
@@ -61,7 +61,7 @@ def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch 
     ray.kill(driver)
     if status.problems is not None:
         raise ConfigError(*status.problems)
-    way = "Without the file" if state.config["study"] else "To go on from the last checkpoint"
+    way = "Without the YAML file" if state.config["study"] else "To continue from the last checkpoint"
     hint = f"\n{way}: raysim resume {folder}" if folder is not None else ""
     if status.state == "failed":
         raise RunFailed(f"{status.error}{hint}")

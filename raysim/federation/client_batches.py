@@ -30,7 +30,7 @@ def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
 class BatchPlanner:
     """Divides clients into batches and makes their tasks; reads from ``index`` where the clients' states are.
 
-    Every method takes ``first``, the index of its first task: tasks of a round are numbered on.
+    Methods take ``first``, the index of their first task, since all tasks of a round are numbered consecutively.
     """
 
     def __init__(self, config: Config, partition: Partition, index: SlotIndex) -> None:
@@ -68,7 +68,7 @@ class BatchPlanner:
         return tasks
 
     def _train_pooled(self, round: int, cohort: Ints) -> Task:
-        """As many training samples as the cohort has, drawn from those of all clients, in the name of client 0."""
+        """A task for client 0: as many training samples as the cohort has, drawn from those of all clients."""
         partition, client_0 = self._partition, np.zeros(1, np.int64)
         rng = seeds.stream(self._config.seed, "pooled", round)
         those_of_clients = int(partition.num_train[: self._config.data.num_clients].sum())  # not of new ones

@@ -19,7 +19,7 @@ ROWS_AT_A_TIME = 1024
 
 
 class ClientStates:
-    """The personal states of all clients of a run.
+    """The personal states of all clients of a run, as the driver sees them.
 
     Args:
         initial: the state of a client that never trained, by name.
@@ -27,8 +27,8 @@ class ClientStates:
         nodes: where the states are, all places still free.
 
     Attributes:
-        index: client to place.
-        layout: of a state in its row.
+        index: where each client's state is.
+        layout: how the entries of a state lie in its row.
     """
 
     def __init__(self, initial: Tensors, num_clients: int, nodes: StateNodes) -> None:
@@ -50,7 +50,7 @@ class ClientStates:
         return np.flatnonzero(self.index.addresses >= 0)
 
     def read(self, addresses: Ints) -> NDArray[np.float32]:
-        """(K, size) at addresses (K,).
+        """The states (K, size) at addresses (K,).
 
         Raises:
             StatesLost: a node that had one of them is gone.

@@ -1,4 +1,4 @@
-"""Which clients train in a round, who of them reports, and which clients are evaluated; drawn from the seed."""
+"""Which clients train in a round, which of those report, and which clients are evaluated; drawn from the seed."""
 
 from __future__ import annotations
 

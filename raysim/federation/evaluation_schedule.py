@@ -37,5 +37,5 @@ class EvaluationSchedule:
         return evaluated_clients(self._config, sample_cohort(self._config, round))
 
     def evaluated(self, round: int) -> Ints:
-        """The clients that are evaluated: those of ``reported``, in the last round all."""
+        """The clients that are evaluated: those of ``reported``, or all of them in the last round."""
         return np.arange(self._config.data.num_clients) if self.is_last(round) else self.reported(round)

@@ -1,7 +1,7 @@
 """``FederatedRun``: the rounds of a run. Sample a cohort, train it, aggregate, evaluate, commit.
 
-Runs inside the driver actor, on CPU tensors; everything that is trained is trained by the actors of the pool. It yields what
-it has to tell and knows nothing of who listens: ``experiments/run.py`` has the loop over rounds.
+Runs inside the driver actor, on CPU tensors; all training is done by the actors of the pool. It yields progress and
+records and does not know who uses them: ``experiments/run.py`` has the loop over rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PendingRound:
-    """A round whose server step is taken, with its metrics so far, and what it still waits for.
+    """A round after its server step, with its metrics so far, and the evaluations that it still waits for.
 
     ``evaluations`` need the parameters that the round ended with; they run beside the next round's training.
     """
@@ -63,9 +63,9 @@ class FederatedRun:
 
     Args:
         setup: as the actors get it; ``clients_per_batch`` must be resolved.
-        layout: of the run's model.
-        pool: configured for this run.
-        nodes: where the personal states of the run are, all places still free.
+        layout: the layout of the model's parameters.
+        pool: actors that are configured for this run.
+        nodes: where the personal states of the run go, all slots still free.
         checkpoint: to go on from.
 
     Attributes:
@@ -106,7 +106,7 @@ class FederatedRun:
         self._server.send()
 
     def round(self) -> Iterator[Progress | RoundRecord]:
-        """One round; yields how far its tasks are, and the record of each round that is complete with it.
+        """Run one round; yields the progress of its tasks, and the record of each round that it completes.
 
         What is evaluated with the parameters after the server step is evaluated beside the next round's training, which
         starts from those parameters. So a round may be complete one call later, the last one with ``finish``.
@@ -120,9 +120,7 @@ class FederatedRun:
         down = down_bytes(self._server.sent, messages)
         tasks = self._tasks(round, cohort, messages)
         completed, late = yield from self._run_tasks(round, tasks)
-        if completed.results and round == max(
-            0, self.config.rounds - 2
-        ):  # one like all others: the last evaluates more
+        if completed.results and round == max(0, self.config.rounds - 2):  # a typical round: the last evaluates more
             self.timeline = timeline(completed.results)
         trained = trained_in(completed.results)
         sums = combine(completed.sums, round, {task.index for task, _ in trained})
@@ -144,7 +142,7 @@ class FederatedRun:
         yield from self._complete(now, late)
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
-        """What the last round still waits for; yields as ``round`` does."""
+        """Run the evaluations that the last round still waits for; yields as ``round`` does."""
         if self._pending is not None:
             _, late = yield from self._run_tasks(self._pending.round, [])
             yield from self._complete(None, late)
@@ -184,7 +182,7 @@ class FederatedRun:
     def _run_tasks(
         self, round: int, tasks: list[Task]
     ) -> Generator[Progress, None, tuple[Completed, list[TaskResult]]]:
-        """Run tasks, and those that the round before waits for, whose results are returned apart."""
+        """Run tasks, and those that the previous round waits for; the latter's results are returned separately."""
 
         def place(task: Task, node: int) -> Task:
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.

@@ -28,7 +28,7 @@ class Server:
         shared: (S,) float32.
         state: what the algorithm's server keeps between rounds, by name.
         sent: what is sent to every client of the next round, by name.
-        version: of ``sent``; equal versions are equal broadcasts.
+        version: a number for ``sent``: equal versions mean equal broadcasts.
         broadcast: ``sent`` in the object store.
     """
 

@@ -26,7 +26,7 @@ class StateLayout:
 
     @property
     def size(self) -> int:
-        """Float32 numbers per client."""
+        """How many float32 numbers a client's state has."""
         return sum(self.sizes)
 
     def pack(self, state: dict[str, Tensor]) -> Tensor:

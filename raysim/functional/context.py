@@ -86,7 +86,7 @@ class ClientContext:
         """Two batches out of one of up to ``2 * batch_size`` samples.
 
         The first has ``batch_size`` samples and the second the rest; of no more than ``batch_size`` samples each gets half.
-        With BatchNorm neither is padded, and neither has one sample only: there are no statistics of that.
+        With BatchNorm neither is padded, and neither has only one sample, which would have no statistics.
         """
         return _unpadded_halves(batch, self.batch_size) if self.layout.statistics else halves(batch, self.batch_size)
 

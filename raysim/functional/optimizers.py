@@ -19,7 +19,7 @@ class Optimizer:
     """A client's optimiser. Its state is fresh in every round, as in the paper: it is never sent or kept.
 
     Attributes:
-        clip_norm: gradients longer than this are scaled to it, all parameters of a client together; None does not.
+        clip_norm: a gradient whose norm over all parameters is larger is scaled down to this; None: no clipping.
         statistics: a boolean vector (P,) of the entries that are running statistics of BatchNorm, or None. Their
             "gradient" is the change that the batch made, which is applied as it is.
     """
@@ -68,7 +68,7 @@ class Optimizer:
 
 
 class _AdamW(torch.autograd.Function):
-    """A step of AdamW in half the time of its formulas, by operations for which ``vmap`` has no rules of its own."""
+    """A step of AdamW in half the time of its plain formulas, by operations that ``vmap`` has no rules for."""
 
     @staticmethod
     def forward(*args: Any) -> Any:

@@ -40,8 +40,8 @@ class ParameterLayout:
     """Names, shapes and order of a model's parameters in its flat vector.
 
     Attributes:
-        names, shapes: of the tensors in ``theta``; the first ``num_shared_tensors`` are shared.
-        statistics: those of ``names`` that are running statistics of BatchNorm, which no gradient reaches.
+        names, shapes: names and shapes of the tensors in ``theta``; the first ``num_shared_tensors`` are shared.
+        statistics: those of ``names`` that are running statistics of BatchNorm, which get no gradient.
         frozen: parameters that keep their initial values and are not in ``theta``.
         heads: what a pattern ``head`` stands for: timm's classifiers (``fc`` in a ResNet, two in a distilled DeiT).
     """
@@ -158,7 +158,7 @@ def _running_statistics(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the classification heads, as timm tells them; ``head`` for a model that is not timm's."""
+    """The names of the classification heads according to timm; ``head`` for a model that is not timm's."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
     return tuple(names) if isinstance(names, (tuple, list)) else (names,)
 

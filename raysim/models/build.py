@@ -46,7 +46,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 def _try_out(model: nn.Module, config: ModelConfig, in_channels: int, plugin: dict[str, nn.Parameter]) -> None:
     """One grey image through the model and back: it must fit, and must reach every parameter that the plugin added.
 
-    Some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``: a plugin inside it would do nothing, unsaid.
+    Some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``: a plugin there would silently do nothing.
     """
     try:
         logits = model.eval()(torch.full((1, in_channels, config.image_size, config.image_size), 0.5))

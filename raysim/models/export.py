@@ -1,4 +1,4 @@
-"""``raysim export`` and ``raysim predict``: a client's model, out of a finished run, for anybody who has torch and timm."""
+"""``raysim export`` and ``raysim predict``: a client's model from a finished run, usable with torch and timm alone."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ClientModel:
     """The model that a client is evaluated with after the last round.
 
     Attributes:
-        run: that it is of.
-        client: whose it is; None for the shared model, where a method shares everything.
-        model: with its values and the algorithm's plugin, ready for use.
+        run: the run that the model comes from.
+        client: the client's id; None for the shared model of a method that shares everything.
+        model: the model with its values and the algorithm's plugin, ready for use.
     """
 
     run: SavedRun
@@ -73,7 +73,7 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
 
 
 def _engine(run: SavedRun) -> ClientEngine:
-    """With the run's data only if a client adapts to it before it is evaluated."""
+    """An engine for one client's model; the run's data are loaded only if the algorithm adapts before evaluation."""
     config = run.config
     if config.algorithm.adapt_steps():
         data, partition = load_data(config)
@@ -101,8 +101,8 @@ def export(of: ClientModel, to: Path) -> Path:
     more = sorted(tensors.keys() - plain.state_dict().keys())
     if more and not code:
         raise ConfigError(
-            f"{config.algorithm.name!r} adds {more[0]} to the model, a plugin that raysim does not know, so neither timm nor "
-            "a few lines of code can load it"
+            f"{config.algorithm.name!r} adds {more[0]} to the model, a plugin that raysim does not know, so it can't "
+            "be exported for timm"
         )
     readme = to.with_suffix(".md")
     try:
@@ -146,7 +146,7 @@ Input: {colours} images (B, {of.run.about.in_channels}, {size}, {size}), resized
 
 
 def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]:
-    """Each (1, H, W, C).
+    """Read image files, each as an array (1, H, W, C).
 
     Raises:
         ConfigError: a file is no image, or has more than 8 bits per channel.

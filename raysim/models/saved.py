@@ -32,7 +32,7 @@ from raysim.functional.parameters import ParameterLayout
 from raysim.training.engine import layout_of
 
 FOLDER = "model"
-MOST_BYTES = 25 * 10**7  # of personal states, beyond which `tracking.models: auto` leaves them to the checkpoint
+MOST_BYTES = 25 * 10**7  # larger personal states are not saved as artifacts with `tracking.models: auto`
 INITIAL, SENT = "initial.", "broadcast."
 
 
@@ -42,13 +42,13 @@ class About(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     format: int = 1
     config: dict[str, Any]
-    """As the run had it, nothing left ``auto``."""
+    """The run's configuration, with every ``auto`` resolved."""
     class_names: list[str]
     in_channels: int
 
 
 def shared_file(broadcast: Tensors, layout: ParameterLayout, frozen: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """What the server would send after the last round: ``shared`` (S,) by name, the rest as it is; and what is frozen."""
+    """What the server would send after the last round, ``shared`` (S,) cut into its tensors; and the frozen ones."""
     tensors: dict[str, NDArray[Any]] = {}
     pieces = broadcast["shared"].numpy()
     for name, shape in zip(layout.names[: layout.num_shared_tensors], layout.shapes, strict=False):
@@ -59,7 +59,7 @@ def shared_file(broadcast: Tensors, layout: ParameterLayout, frozen: Mapping[str
 
 
 def personal_file(clients: NDArray[np.int64], states: Mapping[str, NDArray[np.float32]], initial: Tensors) -> bytes:
-    """States, each (M, n), of clients (M,), and the one (n,) that all others still have."""
+    """The states, each (M, n), of clients (M,), and the initial state (n,) that all others still have."""
     tensors: dict[str, NDArray[Any]] = {"clients": clients}
     tensors |= {name: np.ascontiguousarray(rows) for name, rows in states.items()}
     tensors |= {f"{INITIAL}{name}": value.numpy().copy() for name, value in initial.items()}
@@ -76,7 +76,7 @@ class SavedRun:
     """The files of a run, opened.
 
     Attributes:
-        model: with the algorithm's plugin; its values are not those of anybody.
+        model: the architecture with the algorithm's plugin; its values belong to no client and are not used.
         about: configuration, classes, channels.
     """
 
@@ -107,7 +107,7 @@ class SavedRun:
 
     @property
     def clients(self) -> NDArray[np.int64]:
-        """Those that have a state of their own, ascending."""
+        """Ids of the clients that have a state of their own, ascending."""
         ids: NDArray[np.int64] = self._rows("clients")
         return ids
 
@@ -144,7 +144,7 @@ class SavedRun:
         path = self.folder / "personal.safetensors"
         if not path.exists():
             raise ConfigError(
-                "the states of the clients are not among the run's artifacts; they are with tracking.models=all"
+                "the clients' states are not among the run's artifacts; run with tracking.models=all to save them"
             )
         with _opened(path, lambda path: safe_open(path, "np")) as file:
             return file.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Initial weights from a safetensors file in timm's names, made to fit where that has one meaning."""
+"""Initial weights from a safetensors file with timm's names, adapted to the model where that is unambiguous."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_weights(model: nn.Module, path: Path, optional: set[str]) -> None:
     """Load a file into a model, in place.
 
     Position embeddings of another image size are resampled, the first layer is adapted to another number of channels
-    (both by timm), and a head for other classes or none in the file leaves the model's own. Parameters in ``optional``
+    (both by timm); without a head for these classes in the file, the model keeps its own. Parameters in ``optional``
     (a plugin's) may be missing in the file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a round costs."""
+"""The picture of ``raysim bench``: seconds per round."""
 
 from __future__ import annotations
 

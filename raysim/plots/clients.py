@@ -12,7 +12,7 @@ from scipy import stats
 
 from raysim.plots.style import MARKERS, SEQUENTIAL, colour, ink, new_figure, plain
 
-MOST_ROWS = 400  # of a heat map, beyond which neighbours are drawn as their mean
+MOST_ROWS = 400  # rows of a heat map; with more clients, neighbours are drawn as their mean
 
 
 def plot_client_accuracy(accuracy: Mapping[str, NDArray[np.float64]], title: str) -> Figure:

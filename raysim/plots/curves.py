@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raysim.plots.style import colour, line, new_figure, plain
 
-MOST_BANDS = 5  # groups, beyond which bands hide the lines
+MOST_BANDS = 5  # with more groups, bands would hide the lines
 
 
 def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figure:

@@ -10,8 +10,8 @@ from raysim.plots.style import colour, ink, new_figure, plain
 
 
 def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict[str, float] | None = None) -> Figure:
-    """Gain in accuracy over a baseline with its interval, from ``statistics.gains``; and, if it has ``per kB``, per kilobyte
-    that is kept personal.
+    """Gain in accuracy over a baseline with its interval, from ``paired_tests.gains``; and, if it has ``per kB``, per
+    kilobyte kept personal.
 
     Sorted by gain, or by gain per kilobyte, best on top. ``sensitivity``, per type of layer, is the mean over rounds of
     the measured disagreement between clients in the baseline's runs.

@@ -1,4 +1,4 @@
-"""Who has which classes."""
+"""The picture of a partition: which client has which classes."""
 
 from __future__ import annotations
 

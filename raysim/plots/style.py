@@ -33,13 +33,13 @@ THEMES: dict[str, dict[Any, Any]] = {"light": _theme("white", "black"), "dark": 
 
 @contextmanager
 def theme(name: Theme) -> Iterator[None]:
-    """What is drawn inside is drawn on this background."""
+    """Draw everything inside the ``with`` block on this background."""
     with rc_context(THEMES[name]):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Inches."""
+    """An empty figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
@@ -49,13 +49,13 @@ def ink() -> str:
 
 
 def colour(i: int) -> str:
-    """Of the i-th group; after seven colours the ink's, then again."""
+    """The colour of the i-th group: seven colours, then that of the ink, then from the start again."""
     palette = (*COLOURS, ink())
     return palette[i % len(palette)]
 
 
 def line(i: int) -> dict[str, Any]:
-    """Colour and line style of the i-th group, other styles when colours come again."""
+    """Colour and line style of the i-th group; when colours repeat, the styles differ."""
     return {"color": colour(i), "linestyle": STYLES[(i + i // (len(COLOURS) + 1)) % len(STYLES)]}
 
 
@@ -67,7 +67,7 @@ def plain(axes: Any, grid: Literal["x", "y", "both"] = "y") -> None:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture; drawn here and now, since matplotlib must not be used by two threads at once."""
+    """The figure as PNG, drawn at once in this thread, since matplotlib is not thread-safe."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -77,7 +77,7 @@ def check_picture(path: Path | None) -> None:
     """Refuse a picture that can't be written, before the work is done.
 
     Raises:
-        ConfigError: the suffix is of no picture, or there is no such folder.
+        ConfigError: the suffix is not a picture format, or there is no such folder.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""What ran where, when."""
+"""The timeline of a round: which actor ran which client batch when."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Prefix(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        # The scale goes to the weights, which are smaller than what they make.
+        # The scale is applied to the weights, which are smaller than their output.
         return F.linear(torch.tanh(self.down(x)), self.scale * self.up.weight, self.scale * self.up.bias)
 
 
@@ -96,7 +96,7 @@ class _AddToTail(torch.autograd.Function):
     """``output + concat(0, extra)`` along the last axis, without the zeros.
 
     Autograd's own ``split``, ``add`` and ``cat`` would copy the gradient of all of queries, keys and values once more on the
-    way back; here it is handed on as it is, and a view of it goes to the prefix.
+    way back; here the gradient is passed on without a copy, and a view of it goes to the prefix.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""All plugins by name, with what a configuration may set of them."""
+"""All plugins by name, with the defaults of the keys that a configuration may set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Plugin:
     Attributes:
         add: puts it into a model in place; takes the model, ``mid_dim``, ``scale`` and ``depth``.
         component: the dotted component of its parameters' names, for patterns.
-        mid_dim, scale: what they are if the configuration does not say; None where the plugin has no such thing.
+        mid_dim, scale: their defaults; None where the plugin has no such key.
     """
 
     add: Callable[[nn.Module, int | None, float | None, int | None], None]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside its rounds, verified file by file before anything of them is used.
+"""Checkpoints of a run: written while its rounds go on, and verified file by file before they are used.
 
 A run's folder holds, all of it safetensors or JSON:
 
@@ -46,7 +46,7 @@ class FileEntry(BaseModel):
 
 
 class OpenRound(BaseModel):
-    """The last round, when clients are still to be evaluated with the parameters that it ended with."""
+    """The last round, if some clients must still be evaluated with the parameters that it ended with."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     round: int = Field(ge=0)
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
     round: int = Field(ge=0)
     """The next round."""
     config: dict[str, Any]
-    """As the run has it, nothing left ``auto``."""
+    """The run's configuration, with every ``auto`` resolved."""
     facts: dict[str, str]
     """What results depend on besides the configuration: data, code, versions, kind of device."""
     num_clients: int = Field(ge=1)
@@ -104,11 +104,11 @@ class Checkpoint:
     server_state: dict[str, NDArray[Any]]
     records: Records
     clients: Ints
-    """(M,) that have a state of their own, ascending."""
+    """(M,): the clients that have a state of their own, ascending."""
     segment: Ints
-    """(M,): in which of ``manifest.states``."""
+    """(M,): the file of each one's state, as an index into ``manifest.states``."""
     row: Ints
-    """(M,): and in which row of it."""
+    """(M,): the row of each one's state in that file."""
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ class Checkpoint:
             _check(tensors["states"].shape[1] == self.manifest.state_size, entry.name, "its states have another size")
             _check(bool(((rows >= 0) & (rows < len(tensors["states"]))).all()), entry.name, "it has too few states")
             owners = tensors["clients"]
-            _check(len(owners) == len(tensors["states"]), entry.name, "it has not one client to each state")
+            _check(len(owners) == len(tensors["states"]), entry.name, "it does not have one client for each state")
             _check(bool((owners[rows] == self.clients[chosen]).all()), entry.name, "its states are of other clients")
             yield self.clients[chosen], tensors["states"][rows]
 
@@ -136,7 +136,7 @@ def manifest_name(round: int) -> str:
 
 
 def rounds_in(folder: Folder) -> list[int]:
-    """The rounds of which a folder has checkpoints, ascending; whether they are intact is another question."""
+    """The rounds that a folder has checkpoints of, ascending; they are not checked."""
     return sorted(int(match[1]) for name in folder.files() if (match := MANIFEST.fullmatch(name)))
 
 
@@ -221,7 +221,7 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
             elif kind == "new":
                 records.new[what] = values
             elif what == "accuracy":
-                _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} is of no round")
+                _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} does not name a round")
                 records.accuracy.append((int(kind), ids, values))
         _check(
             records.final.keys() in (set(), {"clients", "accuracy", "auc"}),
@@ -272,5 +272,5 @@ def _sha256(data: bytes) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with one spelling for equal values."""
+    """JSON in a canonical form: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -31,12 +31,12 @@ from raysim.storage.records import Records
 
 Ints = NDArray[np.int64]
 SEGMENT_BYTES = 64 * 2**20
-MOST_RECORD_FILES = 20  # then the next checkpoint has all rounds in one file again
+MOST_RECORD_FILES = 20  # when reached, the next checkpoint writes all rounds into one new file
 
 
 @dataclass
 class _Durable:
-    """What the last complete checkpoint has, so that only the rest is written."""
+    """What the last complete checkpoint already has on disk, so that only changes are written."""
 
     states: list[FileEntry] = field(default_factory=list)
     segment: Ints = field(default_factory=lambda: np.empty(0, np.int64))
@@ -44,7 +44,7 @@ class _Durable:
     row: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     versions: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     rows: list[int] = field(default_factory=list)
-    """States in each file."""
+    """How many states each file has."""
     rounds: list[FileEntry] = field(default_factory=list)
     clients: list[FileEntry] = field(default_factory=list)
     num_rounds: int = 0
@@ -100,14 +100,14 @@ class CheckpointWriter:
         self._kept[manifest.round] = {entry.name for entry in manifest.files}
 
     def _forget_after(self, since: Checkpoint | None) -> None:
-        """Rounds that are played again get checkpoints of their own; damaged ones are of no use."""
+        """Delete checkpoints later than ``since``: their rounds are repeated, or they are damaged."""
         for round in rounds_in(self._folder):
             if since is None or round > since.manifest.round:
                 self._folder.delete(manifest_name(round))
 
     @property
     def pending(self) -> bool:
-        """Whether a checkpoint was begun of which ``finished`` has not told the end."""
+        """Whether a checkpoint was started whose end ``finished`` has not reported yet."""
         return self._pending is not None
 
     def write(self, snapshot: Snapshot) -> None:
@@ -144,7 +144,7 @@ class CheckpointWriter:
         except BaseException:
             kept = set().union(*self._kept.values())
             with suppress(OSError):  # where nothing can be written, maybe nothing can be deleted either
-                if snapshot.round not in self._kept:  # it may be there: its answer may have been lost on the way
+                if snapshot.round not in self._kept:  # it may have been written although the answer was lost
                     self._folder.delete(manifest_name(snapshot.round))
                 for entry in written:
                     if entry.name not in kept:
@@ -152,7 +152,7 @@ class CheckpointWriter:
             raise
         self._durable = durable
         self._kept[snapshot.round] = {entry.name for entry in manifest.files}
-        with suppress(OSError):  # what is too much is deleted after the next one
+        with suppress(OSError):  # what can't be deleted now is deleted after the next checkpoint
             self._prune()
 
     def _files(self, snapshot: Snapshot, written: list[FileEntry]) -> tuple[_Durable, Manifest]:
@@ -190,7 +190,7 @@ class CheckpointWriter:
         return durable, manifest
 
     def _with_states(self, snapshot: Snapshot, put: Callable[[str, bytes], FileEntry]) -> _Durable:
-        """States that changed, and those of files of which more than half is out of date; such files are left out."""
+        """Write changed states, and the rest of files that are more than half out of date; those files are dropped."""
         old = self._durable
         has_state = snapshot.addresses >= 0
         again = has_state & ((old.versions != snapshot.versions) | (old.segment < 0))

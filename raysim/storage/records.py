@@ -1,4 +1,4 @@
-"""What is kept of a run's completed rounds: metrics, clients that were left out, the accuracy of every client."""
+"""The records of a run's completed rounds: metrics, clients that were left out, the accuracy of every client."""
 
 from __future__ import annotations
 

@@ -100,9 +100,9 @@ class SlotIndex:
         return np.concatenate(taken)
 
     def commit(self, clients: Ints, addresses: Ints, accepted: NDArray[np.bool_]) -> None:
-        """Adopt what clients (K,) wrote, except those that were not accepted, and free what is unused.
+        """Adopt what clients (K,) wrote, except those that were not accepted, and free the slots no longer used.
 
-        Addresses of attempts that failed are never handed in: a process that is not surely dead may still write to them.
+        Slots of failed attempts are never freed, since a process that may still be alive could write to them.
         """
         old = self.addresses[clients]
         self.addresses[clients] = np.where(accepted, addresses, old)
@@ -111,12 +111,12 @@ class SlotIndex:
         self._release(unused[unused != NEVER_TRAINED])
 
     def hold(self) -> None:
-        """From now on nothing is used again: a checkpoint is being copied."""
+        """Reuse no slots until ``release``, since a checkpoint is being copied."""
         assert self._held is None
         self._held = []
 
     def release(self) -> None:
-        """The copy is complete."""
+        """Reuse slots again: the copy is complete."""
         held, self._held = self._held or [], None
         for unused in held:
             self._release(unused)

@@ -1,4 +1,4 @@
-"""The folder of a command's runs: what was asked, which run is which in MLflow, what is finished.
+"""The folder of a command's runs: the requested configuration, the MLflow id of each run, and which runs are finished.
 
 quickstart-20261123-015959-3f9a1c/
     study.json           this module's
@@ -43,7 +43,7 @@ class RunState(BaseModel):
     name: str
     folder: str = Field(pattern=r"^[-\w.]+$")
     run_id: str | None = None
-    """In MLflow, once it was started."""
+    """The id in MLflow, once the run was started."""
     facts: dict[str, str] = {}
     """Data, code and client batches that it was started with."""
     finished: bool = False
@@ -56,7 +56,7 @@ class StudyState(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     format: Literal[1] = 1
     config: dict[str, Any]
-    """As it was asked for, with every ``auto``."""
+    """The configuration as given, with ``auto`` values unresolved."""
     tracking_uri: str
     experiment: str
     git_commit: str | None
@@ -65,11 +65,11 @@ class StudyState(BaseModel):
     runs: list[RunState]
     finished: bool = False
     starts: int = 0
-    """Of the driver since the last checkpoint."""
+    """How often the driver was started since the last checkpoint."""
 
 
 def new_name(config: Config) -> str:
-    """A name for the folder: what is run, since when, and something that nobody else has."""
+    """A name for the folder: the configuration's name, the time, and a random part that makes it unique."""
     return f"{_slug(config.name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
@@ -101,7 +101,7 @@ class StudyFolder:
         """None if nothing was written yet.
 
         Raises:
-            ConfigError: it is damaged, or of another program.
+            ConfigError: the file is damaged, or not from this version of raysim.
         """
         try:
             text = self.folder.read(NAME)
@@ -146,7 +146,7 @@ class StudyFolder:
                     os.close(handle)
                     raise ConfigError(
                         f"{self.uri}: another process is at work on these runs; `raysim attach {self.uri}` shows them, "
-                        "`raysim run --fresh` starts the same anew"
+                        "`raysim run --fresh` starts the same runs over"
                     ) from error
             time.sleep(0.2)
         self._lock = handle
@@ -170,7 +170,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def unfinished(root: str, config: Config, uri: str) -> str | None:
-    """The newest folder in ``root`` of a study that was asked for in the same words and has not finished."""
+    """The newest folder in ``root`` of an unfinished study with the same configuration."""
     asked = _results_of(config.model_dump(mode="json"))
     found: list[tuple[str, str]] = []
     for name in Folder(root).folders():
@@ -178,7 +178,7 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
         try:
             state = folder.read()
         except ConfigError:
-            continue  # of another version; it is named when it is asked for
+            continue  # from another version; it is reported only if the user names it
         if state is None or state.finished or state.tracking_uri != uri:
             continue
         if _results_of(state.config) == asked:
@@ -187,13 +187,13 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
 
 
 def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what may be another when its runs go on."""
+    """A configuration without the keys that may change when its runs are continued."""
     kept = {key: value for key, value in config["resources"].items() if FIXED.fullmatch(f"resources.{key}")}
     return {**config, "resources": kept, "checkpoint": None}
 
 
 def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None) -> list[str]:
-    """Verify the newest checkpoint of every unfinished run; says where each goes on.
+    """Verify the newest checkpoint of every unfinished run; returns a line for each that says where it continues.
 
     ``from_round``: forget the checkpoints of later rounds first.
 

@@ -95,7 +95,7 @@ _SECTIONS = {"rounds": "over rounds", "end": "after the last round"}
 
 
 def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bool, say: Callable[[str], None]) -> None:
-    """Serve a store until Ctrl-C, and open a page of it; a store that is a server's own is only opened.
+    """Serve a store until Ctrl-C, and open a page of it; if the store is already a server, only open the page.
 
     Raises:
         ConfigError: the server does not start.
@@ -114,14 +114,14 @@ def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # Ctrl-C comes to us, who end it
+        start_new_session=True,  # so that Ctrl-C reaches only this process, which ends the server
     ) as server:
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         address = f"http://{shown}:{port}"
         try:
             _wait(server, address)
             _show(f"{address}/{page}", browser, say)
-            say("Ctrl-C ends it")
+            say("press Ctrl-C to end it")
             for _ in server.stdout or ():
                 pass  # its log of requests; read, so that it never waits
             raise ConfigError(f"the MLflow server ended by itself, with exit status {server.wait()}")
@@ -148,7 +148,7 @@ def _wait(server: subprocess.Popen[str], address: str) -> None:
 
 
 def _end(server: subprocess.Popen[str]) -> None:
-    """It, and the worker that it started."""
+    """End the server, and the worker that it started."""
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGTERM)
         try:
@@ -164,7 +164,7 @@ def _show(address: str, browser: bool, say: Callable[[str], None]) -> None:
 
 
 def _free_port(host: str, asked: int | None) -> int:
-    """A port that nobody listens on: the one that is asked for, or any.
+    """A free port: the requested one, or any.
 
     Raises:
         ConfigError: it is taken, or this machine has no such address.

@@ -8,7 +8,7 @@ from raysim.config.dotted import flatten
 from raysim.config.schema import Config
 
 WHEN = {"paper": "before", "aggregated": "after"}
-"""Aggregation, clients are evaluated, by ``evaluate.protocol``."""
+"""Whether clients are evaluated before or after aggregation, by ``evaluate.protocol``."""
 
 
 def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mapping[str, float] | None = None) -> str:
@@ -26,7 +26,7 @@ def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mappi
 
 
 def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: str | None = None) -> str:
-    """The same of a study, with its comparison, a table in Markdown, once it is finished."""
+    """The same for a study; ``table``, once it is finished, is its comparison in Markdown."""
     lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
     if table is not None:
         lines += ["Last round, percent, mean ± standard deviation over seeds:", "", table, ""]
@@ -36,7 +36,7 @@ def describe_study(config: Config, runs: int, commit: str | None, run_id: str, t
 
 
 def _picture(artifact: str, run_id: str) -> str:
-    """An artifact inside MLflow's page; relative, so that it is asked of whatever server shows the page."""
+    """An artifact shown in MLflow's page; the link is relative, so that it works on whatever server shows the page."""
     return f"![{artifact}](get-artifact?path={artifact}&run_uuid={run_id})"
 
 
@@ -78,6 +78,6 @@ def what_is_evaluated(config: Config) -> str:
 
 
 def title(config: Config) -> str:
-    """What a comparison's picture says: the data, who trains, and what is evaluated."""
+    """The title of a comparison's picture: the name, who trains, and when clients are evaluated."""
     cohort, clients = config.cohort_size, config.data.num_clients
     return f"{config.name}: {cohort} of {clients} clients train per round, {what_is_evaluated(config)}"

@@ -20,7 +20,7 @@ class RunJournal:
     """The rounds of one run on their way to MLflow, each sent once.
 
     Args:
-        file: where they are written down, on a local disk; None if nothing is.
+        file: a file on a local disk that the rounds are written to; None: they are not written down.
         resumed: whether the run was logged to before.
         before: rounds that a checkpoint has.
         notify: shows the user a message: the file can't be written.
@@ -57,7 +57,7 @@ class RunJournal:
         self._write("w", "".join(self._lines))  # whole: a last line may have been cut
 
     def add(self, record: RoundRecord) -> None:
-        """Send a round; one that is played again has been sent, or waits already."""
+        """Send a round, unless it is a repeated one that was sent before or is waiting already."""
         if record.round in self._rounds:
             return
         self._lines.append(_line(record))
@@ -68,7 +68,7 @@ class RunJournal:
         self._enqueue(record)
 
     def _write(self, mode: Literal["a", "w"], text: str) -> None:
-        """A full disk does not stop the run: what is not in the file is in memory, and a lost round is played again."""
+        """Write to the file. A full disk does not stop the run: rounds are in memory, too, and lost ones are repeated."""
         if self._file is None:
             return
         try:

@@ -73,7 +73,7 @@ def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
 
 
 class FinishedRuns(MLflowStore):
-    """Those of the latest study of an experiment, unless others are chosen.
+    """The finished runs of an experiment's latest study, unless others are chosen.
 
     Raises:
         ConfigError: there is no such store or experiment.
@@ -92,7 +92,7 @@ class FinishedRuns(MLflowStore):
         return pd.concat([self._history(run) for run in self._latest_runs()], ignore_index=True)
 
     def started(self) -> str:
-        """When the first of these runs was, in words."""
+        """When the first of these runs was started, as a text."""
         millis = min(run.info.start_time for run in self._latest_runs())
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
 
@@ -158,7 +158,7 @@ class FinishedRuns(MLflowStore):
             yield path
 
     def choose(self, run_ids: Sequence[str]) -> None:
-        """These runs (of a study: all of its finished ones) in place of those of the latest study.
+        """Use these runs in place of the latest study; the id of a study stands for all its finished runs.
 
         Raises:
             ConfigError: one is not a finished run of the experiment.
@@ -185,7 +185,7 @@ class FinishedRuns(MLflowStore):
 
     def _find_latest_runs(self) -> list[Any]:
         found = self._finished()
-        # A single run after a study is a trial of something; who means it asks for it.
+        # A single run after a study was probably only a trial; it must be chosen explicitly.
         found = [run for run in found if "mlflow.parentRunId" in run.data.tags] or found
         groups: dict[str, list[Any]] = {}
         for run in found:

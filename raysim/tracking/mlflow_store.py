@@ -27,7 +27,7 @@ from raysim.tracking.dashboard import VIEW_TAG
 from raysim.tracking.tags import CHECKPOINT_TAG
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
-# Errors that no waiting helps against; all others are those of a server or a network that may come back.
+# Errors that waiting does not help against; all others come from a server or network that may come back.
 REFUSED = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "FEATURE_DISABLED", "NOT_IMPLEMENTED"),
@@ -36,7 +36,7 @@ LATER = {408, 425, 429}  # HTTP: timeout, too early, too many requests
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether an error of the store may be over in a while: it is not reachable, overloaded, locked or full."""
+    """Whether an error of the store may go away with time: the store is unreachable, overloaded, locked or full."""
     from mlflow.exceptions import MlflowException
     from requests import HTTPError
     from sqlalchemy.exc import SQLAlchemyError
@@ -53,7 +53,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def check_store(uri: str) -> None:
-    """Raises ConfigError if a store that is to be read is a file that is not there."""
+    """Raises ConfigError if the store to be read is a file that does not exist."""
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ConfigError(f"there is no MLflow store {uri}: run something first, or name another with --uri")
 
@@ -87,7 +87,7 @@ def few_retries() -> Iterator[None]:
 
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """One process after another with the same SQLite store; several users of a server are the server's own business."""
+    """Let only one process at a time use a SQLite store; a server handles several users itself."""
     if not uri.startswith("sqlite:////"):
         yield
         return
@@ -156,7 +156,7 @@ class MLflowStore:
     ) -> str:
         """Start a run, or complete one that was started with the same folder of checkpoints; returns its id.
 
-        The latter is one whose id nobody could write down: whoever started it was killed, or the answer was lost.
+        The latter is a run whose id was never written down: its process was killed, or MLflow's answer was lost.
         """
         from mlflow.entities import Param
 
@@ -183,7 +183,7 @@ class MLflowStore:
         return str(found[0]) if found else None
 
     def reopen(self, run_id: str) -> None:
-        """A run that was ended, or left open by a process that is gone, goes on."""
+        """Set a run to RUNNING again that was ended, or left open by a process that is gone."""
         self._client.update_run(run_id, status="RUNNING")
 
     def rounds_logged(self, run_id: str) -> set[int]:
@@ -235,5 +235,5 @@ class MLflowStore:
             self._client.set_tag(run_id, key, value)
 
     def end(self, run_id: str, status: str) -> None:
-        """``FINISHED``, ``FAILED`` or ``KILLED``."""
+        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
         self._client.set_terminated(run_id, status)

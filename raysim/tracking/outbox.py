@@ -22,11 +22,11 @@ NOTIFY_AFTER = 5.0  # seconds without the server, after which the user is told
 
 
 class Outbox:
-    """Calls to MLflow on their way, about a study; ``for_run`` makes one for each of its runs.
+    """The queue of a study's calls to MLflow; ``for_run`` makes a view of it for each run.
 
     Args:
         notify: shows the user a message: the server is away, or back.
-        stop: set when the runs are to end; who waits for an answer then stops waiting.
+        stop: set when the runs are to end; calls that wait for an answer then stop waiting.
     """
 
     def __init__(self, notify: Callable[[str], None], stop: threading.Event) -> None:
@@ -69,7 +69,7 @@ class Outbox:
                     raise Stopped from None
 
     def check(self) -> None:
-        """Raises the error of a call that the server refused; nothing more of this run is sent after it."""
+        """Raises the error of a call that the server refused; after such a call nothing more of this run is sent."""
         if self._failure is not None:
             raise self._failure
 
@@ -79,7 +79,7 @@ class Outbox:
         return self._failure is not None
 
     def refusals(self) -> dict[str, Exception]:
-        """By name of the run, the error of its refused call."""
+        """The error of each run's refused call, by the name of the run."""
         return {outbox.name: outbox._failure for outbox in self._all if outbox._failure is not None}
 
     def check_all(self) -> None:

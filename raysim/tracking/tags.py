@@ -23,7 +23,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 
 
 def study_tags(config: Config, commit: str | None) -> dict[str, str]:
-    """Of a study's parent run."""
+    """The tags of a study's parent run."""
     return {**_tags(config, commit), "raysim.kind": "study"}
 
 
@@ -52,7 +52,7 @@ def run_tags(
 
 
 def checksum_tags(checksums: Mapping[str, str]) -> dict[str, str]:
-    """Of a run when it is finished, by which two runs can be compared at a glance."""
+    """The tags of a finished run by which two runs can be compared at a glance."""
     return {f"checksum.{name}": value for name, value in checksums.items()}
 
 
@@ -68,7 +68,7 @@ def _tags(config: Config, commit: str | None) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """The versions of Python and of the libraries that results depend on."""
     return {
         "raysim": __version__,
         "ray": version("ray"),

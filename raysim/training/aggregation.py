@@ -19,7 +19,7 @@ from algorithms import Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
 WEIGHT_BITS = 40
-SUM_ELEMENTS = 2**18  # converted to float64 at a time: they stay in a CPU's cache
+SUM_ELEMENTS = 2**18  # how many are converted to float64 at a time, so that they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FixedPoint:
 
 
 def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declared: Mapping[str, Upload]) -> Tensor:
-    """(K,) bool: clients whose uploads fit into fixed point, and whose uploads and state are finite. Each is (K, n)."""
+    """(K,) bool: whether a client's uploads fit into fixed point and its uploads and state are finite. Each is (K, n)."""
     checks = []
     for name, values in uploads.items():
         assert values.dim() == 2, (

@@ -47,7 +47,7 @@ class Samples:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Without waiting: to a GPU through pinned memory, in line with what is computed there."""
+    """Move a tensor without waiting: to a GPU through pinned memory, in order with the computations there."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -92,7 +92,7 @@ class ClientSamples:
 
     Args:
         images, labels: the whole data set, read only (it may lie in shared memory).
-        has_batch_norm: of the model, which then can't be trained on a batch of one sample.
+        has_batch_norm: whether the model has BatchNorm and so can't be trained on a batch of one sample.
     """
 
     def __init__(

@@ -42,13 +42,13 @@ class LocalTraining:
     Attributes:
         clients: (K,) ids.
         weights: planned shares (K,) by weighting (``samples``, ``uniform``).
-        local_epochs: passes over a client's training samples, before the algorithm makes its phases of them.
+        local_epochs: passes over a client's training samples, as given to the algorithm's ``epochs``.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         evaluate: evaluate the clients afterwards, with what they trained.
         sensitivity: also sum up the clients' updates as unit vectors.
         pooled: samples to train on in place of the clients' own; then K is 1.
-        work: (K,) the share of all its local steps after which a client stops, at least one step. None: all of them.
-        steps_per_epoch: ends every local epoch after so many steps. None: all of them.
+        work: (K,) the share of its local steps that each client does, at least one step. None: all of them.
+        steps_per_epoch: the number of steps after which every local epoch ends. None: all of them.
         full_rate: train at the undecayed learning rate, whatever ``train.schedule`` says for the round.
     """
 
@@ -67,7 +67,7 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class Trained:
-    """What K clients bring back from a round."""
+    """The result of training K clients in a round."""
 
     clients: Ints
     sums: dict[str, FixedPoint]

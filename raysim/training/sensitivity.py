@@ -19,7 +19,7 @@ from raysim.training.aggregation import float64_sum
 DIRECTIONS = "sensitivity.directions"  # beside the algorithm's own uploads
 SCALE_BITS = 52  # entries of unit vectors
 
-# The first that matches a parameter's dotted name, enclosed in dots, is its type.
+# A parameter's type is the first whose pattern matches its dotted name, enclosed in dots.
 TYPES: dict[str, str] = {
     "plugin": r"\.(adapter|lora|prompt)\.",
     "patch_embedding": r"\.patch_embed\.",
@@ -46,7 +46,7 @@ def layer_type(name: str, heads: tuple[str, ...] = ("head",)) -> str:
 
 @lru_cache(maxsize=16)
 def shared_types(layout: ParameterLayout) -> list[str]:
-    """The type of each shared tensor, in the layout's order; statistics of BatchNorm are no update of a client."""
+    """The type of each shared tensor, in the layout's order; "" for BatchNorm statistics, which are not updates."""
     return [
         "" if name in layout.statistics else layer_type(name, layout.heads)
         for name in layout.names[: layout.num_shared_tensors]

@@ -33,13 +33,13 @@ class Task(ABC):
         index: position among the tasks of that round.
         clients: (K,) ids.
         read: (K,) addresses of the clients' states.
-        samples: that go through the model, padding included; by which its duration is estimated.
+        samples: how many go through the model, padding included; the task's duration is estimated from it.
     """
 
     kind: ClassVar[str]
-    """In messages and in ``timeline.csv``."""
+    """The name of this kind of task in messages and in ``timeline.csv``."""
     passes: ClassVar[float]
-    """Its cost per sample in forward passes, as long as none of its kind was measured."""
+    """The cost per sample in forward passes, used until a task of this kind has been measured."""
 
     round: int
     index: int
@@ -49,12 +49,12 @@ class Task(ABC):
 
     @property
     def key(self) -> tuple[int, int]:
-        """By which it is known among the tasks of several rounds."""
+        """Identifies the task among those of several rounds."""
         return self.round, self.index
 
     @abstractmethod
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained | Evaluation:
-        """Do it, without an effect on anything, for clients with states (K, size)."""
+        """Do the task for clients with states (K, size), without side effects."""
 
     def of_one(self, i: int) -> Task:
         """The same for the ``i``-th client alone."""
@@ -151,7 +151,7 @@ class EvaluateNewClients(Task):
 class AdaptNewClients(Task):
     """Train clients that never took part for ``evaluate.adapt_epochs``, evaluate them, and forget what they trained.
 
-    At the full learning rate: ``train.schedule`` is that of the federation.
+    They train at the full learning rate, since ``train.schedule`` applies only to the federation's rounds.
     """
 
     kind = "adapted"
@@ -185,7 +185,7 @@ def _on_device(messages: dict[str, Rows], engine: ClientEngine) -> Tensors:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What the driver learns of a ``Train`` task: a few numbers per client. Its sums stay with the worker."""
+    """What the driver gets back from a ``Train`` task: a few numbers per client. Its sums stay with the worker."""
 
     accepted: NDArray[np.bool_]
     metrics: dict[str, Floats]
@@ -199,14 +199,14 @@ class TrainingReport:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task that was done, what came of it, and when it ran where."""
+    """A completed task, its outcome, and when and where it ran."""
 
     task: Task
     outcome: TrainingReport | Evaluation
     started: float = 0.0
     """Seconds since 1970, by the clock of the actor's node."""
     seconds: float = 0.0
-    """For which the actor was busy with it."""
+    """How long the actor was busy with the task."""
     actor: int = -1
     """Number of the actor in its pool."""
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map
 
 
 def for_each_client(num_clients: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What makes a function of one client one of K clients, whose tensors have a first axis K.
+    """Returns a decorator that turns a function of one client into one of K clients, with a first axis K.
 
-    Through ``torch.func.vmap``; one client alone is computed directly, without the cost of a transform.
+    It uses ``torch.func.vmap``; for a single client it calls the function directly, without the cost of a transform.
     """
     if num_clients > 1:
         return lambda function: torch.func.vmap(function, randomness="different")
@@ -28,5 +28,5 @@ def for_each_client(num_clients: int) -> Callable[[Callable[..., Any]], Callable
 
 
 def select(active: Tensor, new: Any, old: Any) -> Any:
-    """Per client, where ``active`` (K,), the new or the old tensor (K, ...) of two equal trees of tensors."""
+    """For two equal trees of tensors (K, ...): the new values where ``active`` (K,) is true, else the old."""
     return tree_map(lambda n, o: torch.where(active.view(-1, *[1] * (n.dim() - 1)), n, o), new, old)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 CONFIGURE_SECONDS = 900.0  # for a placed actor to get the data and build the model, after which it is considered hung
 MAX_STARTS = 4  # failed starts of an actor in a row, after which the run ends
-PATIENCE_SECONDS = 60  # of waiting for Ray to place an actor, before the user is told
+PATIENCE_SECONDS = 60  # how long to wait for Ray to place an actor before telling the user
 
 
 class ActorPool:
@@ -36,7 +36,7 @@ class ActorPool:
         import_path: folders from which a user's own algorithm can be imported.
         stop: set by the driver to end a run; ``Stopped`` is raised then.
         notify: shows the user a message.
-        workers: that are already there, of ``split``.
+        workers: existing workers that ``split`` hands over.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ActorPool:
 
     @property
     def ready(self) -> list[Worker]:
-        """Those that can run tasks."""
+        """The workers that can run tasks."""
         return [worker for worker in self.workers if worker.machine is not None]
 
     @property
@@ -104,8 +104,8 @@ class ActorPool:
     def configure(self, setup: RunSetup, states: StateNodes) -> Machine:
         """Get every actor ready for a run; returns what they compute on.
 
-        Actors that Ray can't place yet, because others use the cluster, are waited for, with a message; after a minute the
-        run starts with those that are ready.
+        If Ray can't place some actors yet, because others use the cluster, it waits for them and says so; after a
+        minute the run starts with those that are ready.
 
         Raises:
             ConfigError: the actors compute on different kinds of machines, or imported another source of the algorithm.
@@ -136,7 +136,7 @@ class ActorPool:
 
     @property
     def pending_answers(self) -> list[ray.ObjectRef]:
-        """Of actors that are getting ready."""
+        """The pending answers of actors that are getting ready."""
         return [worker.answer for worker in self.workers if worker.answer is not None]
 
     def take_answer(self, ref: ray.ObjectRef) -> bool:
@@ -174,7 +174,7 @@ class ActorPool:
         self.replace(worker)
 
     def _announce(self, readers: dict[int, Any]) -> None:
-        """Tell all workers of all readers; calls of an actor run in order, so before its next task."""
+        """Tell all workers about all readers; an actor's calls run in order, so it knows them before its next task."""
         for worker in self.ready if readers else ():
             worker.handle.set_readers.remote(readers)
 
@@ -191,7 +191,7 @@ class ActorPool:
         if machine.algorithm_digest != self._digest:
             raise ConfigError(
                 "algorithm: its source was changed while the run is under way, and an actor that was started now would train "
-                "by the new one; put the old source back and resume the run, or start it anew"
+                "with the new source; restore the old one and resume the run, or start it over"
             )
 
     # While tasks run (dispatch.py).
@@ -209,7 +209,7 @@ class ActorPool:
         return self._states.log(worker.node, worker.machine.log) if worker.machine is not None else ""
 
     def wait(self, refs: list[ray.ObjectRef], timeout: float = 0.5) -> list[ray.ObjectRef]:
-        """Those that are ready, maybe none; raises ``Stopped`` when the run is to end."""
+        """The refs that are ready, maybe none; raises ``Stopped`` when the run is to end."""
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         if not ready:
             ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)

@@ -25,9 +25,9 @@ CUDA_ENVIRONMENT = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}  # deter
 
 
 def clients_per_batch(config: Config, num_parameters: int, tokens: int) -> int:
-    """``auto`` for a model of so many parameters and tokens per image: a function of the configuration alone.
+    """Resolve ``auto`` for a model with this many parameters and tokens per image, from the configuration alone.
 
-    At least eight batches per round where the cohort is large enough, and pairs from a cohort of four.
+    At least eight batches per round if the cohort is large enough; cohorts of four or more train at least in pairs.
     """
     asked = config.resources.clients_per_batch
     if asked != "auto":
@@ -46,7 +46,7 @@ def with_clients_per_batch(config: Config, size: int) -> Config:
 
 @dataclass(frozen=True)
 class Placement:
-    """What the driver starts: so many actors with these Ray options."""
+    """What the driver starts: how many actors, and with which Ray options."""
 
     resources: ResourcesConfig
     """With nothing left ``auto`` but ``clients_per_batch``."""
@@ -60,7 +60,7 @@ def resolve_resources(
 ) -> Placement:
     """Resolve ``auto`` against the cluster; ``most_batches`` is the largest number of tasks in a round.
 
-    ``patient``: what is asked for was there before, so a node that is missing now may come back. ``runs``: of the study.
+    ``patient``: the resources were there before, so a missing node may come back. ``runs``: how many the study has.
 
     Raises:
         ConfigError: the cluster can't satisfy what is asked, and starts no nodes by itself; says what was asked and what

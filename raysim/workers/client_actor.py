@@ -48,12 +48,12 @@ class ClientActor:
         self._broadcast: tuple[int, Tensors] | None = None
 
     def ping(self) -> None:
-        """Answered as soon as the actor runs."""
+        """Returns at once; the answer shows that Ray has placed the actor."""
 
     def configure(self, setup: RunSetup) -> Machine:
         """Get ready for a run; returns what this worker computes on."""
-        self._engine = self._broadcast = None  # of the run before: its model and data may lie on the GPU,
-        gc.collect()  # held by an error's traceback
+        self._engine = self._broadcast = None  # the previous run's model and data may still be on the GPU,
+        gc.collect()  # kept alive by an error's traceback
         self._engine = make_engine(setup)
         self._partial = PartialSum(-1)
         device = setup.config.resources.device
@@ -126,7 +126,7 @@ class ClientActor:
     def _client_error(self, task: Task, broadcast: Tensors, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
         culprits = task.clients.tolist()
-        # An error of the device says nothing of a client.
+        # An error of the device says nothing about a client.
         is_device_error = isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
         if len(culprits) > 1 and not isinstance(task, EvaluateGlobal) and not is_device_error:
             for i, client in enumerate(culprits):

@@ -28,7 +28,7 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     """
     if ray.is_initialized():
         return False, None
-    # It tells how to switch a protection off.
+    # This logger tells users how to switch a protection off, so it is silenced.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
@@ -52,12 +52,12 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
 
 
 def nodes() -> list[dict[str, float]]:
-    """What Ray has on each node of the cluster that is alive."""
+    """Ray's resources on each live node of the cluster."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def autoscales() -> bool:
-    """Whether the cluster may start nodes on demand, so that what is not there now may be there in a while.
+    """Whether the cluster may start nodes on demand, so that resources missing now may appear later.
 
     Ray has no public way to ask. Its newer autoscaler says what it could start; the older one names nodes by the types of its
     configuration, while a cluster without one has a type ``node_<id>`` for each node.
@@ -70,7 +70,7 @@ def autoscales() -> bool:
 
 
 def room(resources: ResourcesConfig, device: str, share: float | str, actors_per_gpu: int) -> int:
-    """How many actors the nodes have room for; an actor is on one node, so it is not the sum of the CPUs that counts."""
+    """How many actors fit, counted node by node: an actor is on one node, so the sum of all CPUs does not count."""
     total = 0
     for have in nodes():
         here = int(have.get("CPU", 0.0) / resources.num_cpus_per_actor + 1e-6)
@@ -81,14 +81,14 @@ def room(resources: ResourcesConfig, device: str, share: float | str, actors_per
 
 
 def _on_gpus(gpus: int, share: float | str, actors_per_gpu: int) -> int:
-    """How many actors have room on so many GPUs, each with a given share of one, or so many to each."""
+    """How many actors fit on these GPUs, with a given share of one each, or ``actors_per_gpu`` if the share is open."""
     if isinstance(share, str):
         return gpus * actors_per_gpu
     return int(gpus // share) if share > 1 else gpus * int(1 / share + 1e-6) if share else gpus
 
 
 def check_room(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
-    """Ray would wait for ever for what no node has."""
+    """Refuse actors that no node has room for: Ray would wait for them for ever."""
     have_nodes = nodes()
     cpus, gpus = sum(have.get("CPU", 0.0) for have in have_nodes), int(sum(have.get("GPU", 0.0) for have in have_nodes))
     where = "this node has" if len(have_nodes) == 1 else f"the {len(have_nodes)} nodes have"

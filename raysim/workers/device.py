@@ -11,14 +11,14 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.
 
 
 def device_name(device: str) -> str:
-    """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
+    """The GPU model or the CPU instruction set; where it is equal, results are bit-identical."""
     return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: every step frees and asks again for the same large tensors.
+    """Let glibc keep freed memory, since every step frees and allocates the same large tensors.
 
-    Given back to the system, each would come back as new pages, one fault per 4 kB; the more so with many processes.
+    Otherwise each comes back from the system as new pages, one fault per 4 kB; the more so with many processes.
     """
     if platform.libc_ver()[0] != "glibc":
         return

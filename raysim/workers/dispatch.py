@@ -26,7 +26,7 @@ from raysim.workers.worker import ACTOR_LOST, Worker
 
 log = logging.getLogger(__name__)
 
-NEARBY = 16  # tasks at the head of the queue among which a worker prefers one whose states are on its node
+NEARBY = 16  # among this many next tasks of the queue, a worker prefers one whose states are on its node
 IN_FLIGHT = 2  # tasks per actor, so that none waits for the driver
 
 
@@ -41,22 +41,22 @@ class Progress:
 
 @dataclass(frozen=True)
 class Completed:
-    """What came of the tasks of a round."""
+    """The outcome of the tasks of a round."""
 
     results: list[TaskResult]
     """In task order, without those of dropped tasks."""
     sums: list[PartialSum]
-    """Of the tasks that trained, one per actor."""
+    """The partial sums of the tasks that trained, one per actor."""
     dropped: list[Task]
-    """That killed their actor too often (``cohort.on_failure``)."""
+    """The tasks that killed their actor too often (``cohort.on_failure``)."""
 
 
 class Dispatch:
     """The tasks of one round on their way through a pool.
 
     Args:
-        round: whose clients train.
-        tasks: of this round, and evaluations that the round before left.
+        round: the round whose clients train.
+        tasks: the tasks of this round, and evaluations left over from the previous one.
         version, broadcast: what the server sends, in the object store; equal versions are equal broadcasts.
         place: prepares a task for a worker of a node, before every attempt.
     """
@@ -195,10 +195,10 @@ class Dispatch:
         self._queue.extendleft(reversed(again))  # the suspect first, so that it is identified soon
 
     def _kills_actors(self, task: Task, worker: Worker, error: Exception) -> bool:
-        """Count an actor that died with a task; whether it was one too many, and the round goes on without the task.
+        """Count an actor that died with a task; returns whether that is one too many, so that the task is dropped.
 
         Raises:
-            ClientError: it was, and the run is to stop then.
+            ClientError: it is one too many, and ``cohort.on_failure`` says ``stop``.
         """
         times = self._losses[task.key] = self._losses.get(task.key, 0) + 1
         if times <= self._resources.max_retries:

@@ -1,6 +1,6 @@
-"""``clients_per_batch: auto`` and ``num_gpus_per_actor: auto`` on a GPU: by the memory that a trial step takes there.
+"""Resolves ``clients_per_batch: auto`` and ``num_gpus_per_actor: auto`` on a GPU, by the memory of a trial step.
 
-The choice is made once, before round 0, and written into the resolved configuration: a rerun of that has the same bits.
+The choice is made once, before round 0, and written into the resolved configuration; rerunning that gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from raysim.workers.setup import RunSetup
 
 MOST_CLIENTS_PER_BATCH = 256
 MOST_ACTORS_PER_GPU = 4
-# Of a GPU's memory, for one client batch: so that four actors have room, and what torch keeps beside it.
+# The share of a GPU's memory for one client batch, which leaves room for four actors and for what torch keeps.
 BATCH_SHARE = 0.2
 USABLE_SHARE = 0.9
-CONTEXT_BYTES = 600 * 2**20  # of a process on a GPU, before it has computed anything
+CONTEXT_BYTES = 600 * 2**20  # that a process takes on a GPU before it has computed anything
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Choice:
 
 
 def choose(peak_bytes: Callable[[int], int | None], total_bytes: int, cohort: int, asked: int | None = None) -> Choice:
-    """The largest power of two of clients whose peak fits, at least eight batches per round left where the cohort allows.
+    """The largest power of two of clients whose peak fits and, if the cohort allows, leaves eight batches per round.
 
     Args:
-        peak_bytes: of a training step with so many clients, None if memory did not suffice.
-        total_bytes: of the GPU.
+        peak_bytes: gives the peak memory of a training step with this many clients, None if it did not fit.
+        total_bytes: the GPU's memory.
         asked: ``clients_per_batch``, if it is given.
     """
     size, peak = 1, peak_bytes(1)

@@ -1,6 +1,6 @@
 """Personal states on several nodes: each has a slot file, and an actor through which the other nodes read it.
 
-A worker writes to its own node's file and reads whatever lies there itself; the rest it asks that node's reader for. The
+A worker reads and writes its own node's file directly, and reads other nodes' states through their readers. The
 files lie in temporary folders: what must survive a node is in the checkpoints.
 """
 
@@ -27,12 +27,12 @@ from raysim.storage.slot_file import NEVER_TRAINED, SlotFile, node_of, slot_of
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 PREFIX = "raysim-states-"
-READ_SECONDS = 60  # for a reader to answer; its node is taken to be lost then
+READ_SECONDS = 60  # without an answer from a reader, after which its node counts as lost
 LOG_LINES = 20
 
 
 class TemporaryFile:
-    """A slot file's folder, locked as long as its process lives; folders whose process was killed are swept away."""
+    """A slot file's folder, locked as long as its process lives; unlocked folders of killed processes are deleted."""
 
     def __init__(self) -> None:
         _sweep()
@@ -41,7 +41,7 @@ class TemporaryFile:
         self._lock, self.path = lock, self.folder / "personal_state"
 
     def _made(self) -> int | None:
-        """A folder and its lock; None if a process that sweeps took it for one that was left, before it was locked."""
+        """A new folder and its lock; None if another process deleted it as abandoned before it was locked."""
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -72,7 +72,7 @@ def _sweep() -> None:
 
 @ray.remote(num_cpus=0, max_restarts=0)
 class NodeReader:
-    """Gives other nodes what lies in this node's slot file, and the end of a worker's log."""
+    """Gives other nodes the states in this node's slot file, and the end of a worker's log."""
 
     def __init__(self, slot_size: int, path: str | None) -> None:
         self._own = TemporaryFile() if path is None else None
@@ -83,7 +83,7 @@ class NodeReader:
         return str(self._path)
 
     def read(self, slots: Ints) -> Floats:
-        """(K, slot_size), of slots (K,) that were written."""
+        """The states (K, slot_size) in slots (K,), all of which were written."""
         return self._slots.read(slots, np.empty(0, np.float32))
 
     def log(self, path: str) -> str:
@@ -139,7 +139,7 @@ class States:
 
 
 class StateNodes:
-    """The driver's side: the nodes that have states, numbered as they are met; its own is number 0."""
+    """The driver's side: the nodes that have states, numbered in order of appearance; the driver's own is 0."""
 
     def __init__(self, slot_size: int) -> None:
         self._slot_size, self._temporary = slot_size, TemporaryFile()
@@ -161,7 +161,7 @@ class StateNodes:
         """
         if node_id in self._ids:
             return self._ids.index(node_id)
-        if not self._readers:  # from now on somebody else may want to read what is here
+        if not self._readers:  # from now on another node may want to read this node's states
             self._readers[0] = self._start(self._ids[0], str(self._paths[0]))
         reader = self._start(node_id, None)
         self._paths.append(Path(ray.get(reader.path.remote(), timeout=READ_SECONDS)))
@@ -171,7 +171,7 @@ class StateNodes:
         return len(self._ids) - 1
 
     def at(self, node: int) -> tuple[int, Path, dict[int, Any]]:
-        """What a worker on a node needs: its number, its file, and the readers of all."""
+        """What a worker on a node needs: the node's number and slot file, and the readers of all nodes."""
         return node, self._paths[node], dict(self._readers)
 
     def log(self, node: int, path: str) -> str:

@@ -19,11 +19,11 @@ class RunSetup:
     partition: ray.ObjectRef
     initial: ray.ObjectRef
     frozen: ray.ObjectRef
-    """Name to array, of the parameters that are not in ``initial``."""
+    """The frozen parameters, which are not in ``initial``: name to array."""
     num_classes: int
     in_channels: int
     algorithm_digest: str
-    """Of the source of the algorithm that the driver imported (``config/fingerprint.py``)."""
+    """Digest of the algorithm's source as the driver imported it (``config/fingerprint.py``)."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Machine:
 
     device: str
     device_name: str
-    """The GPU model or the CPU instruction set: results have equal bits where it is equal."""
+    """The GPU model or the CPU instruction set; where it is equal, results are bit-identical."""
     algorithm_digest: str
-    """Of the source of the algorithm that this actor imported."""
+    """Digest of the algorithm's source as this actor imported it."""
     node: str
     """Ray's id of its node."""
     pid: int

@@ -1,10 +1,10 @@
-"""How long tasks are expected to take, from what those before them took in the same run."""
+"""How long tasks are expected to take, judging by earlier tasks of the same run."""
 
 from __future__ import annotations
 
 from raysim.training.tasks import Task, TaskResult
 
-# Of ``resources.client_timeout: auto``, seconds, and a multiple of the expected duration.
+# The limits of ``resources.client_timeout: auto``, in seconds, and as a multiple of the expected duration.
 LEAST_TIMEOUT = 60.0
 COMPILING_TIMEOUT = 900.0
 UNMEASURED_TIMEOUT = 1800.0
@@ -19,7 +19,7 @@ class TaskDurations:
         self._per_pass = 1.0  # seconds per sample and forward pass, for kinds that were not measured yet
 
     def expected(self, task: Task) -> float:
-        """Seconds; before the first measurement in an unknown unit, which suffices for an order."""
+        """Expected seconds; before the first measurement only relative values, which suffice to order tasks."""
         return self._seconds.get(task.kind, task.passes * self._per_pass) * task.samples
 
     def measure(self, result: TaskResult) -> None:

@@ -1,4 +1,4 @@
-"""``Worker``: what the driver knows of one client actor. Its methods are the only place where that changes."""
+"""``Worker``: what the driver knows about one client actor, changed only by its methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raysim.workers.setup import Machine
 
 ACTOR_LOST = (
     RayActorError,
-    ActorUnavailableError,  # leaves open whether the call ran, so the actor is given up
+    ActorUnavailableError,  # the call may or may not have run, so the actor is given up
     ActorUnschedulableError,  # its node is gone
     GetTimeoutError,
     NodeDiedError,
@@ -39,12 +39,12 @@ class Worker:
     """A client actor: first it gets ready (``answer`` is pending), then it runs tasks, one after another.
 
     Attributes:
-        number: in its pool; the actor in it may be replaced.
+        number: its number in the pool, which it keeps when its actor is replaced.
         machine: what it computes on; None as long as it is not ready.
         node: number of its node among those that have personal states.
         answer: its pending call to ``configure``, or None.
         summed: the ``Train`` tasks of the round in its partial sum, which are lost with it.
-        failed_starts: in a row.
+        failed_starts: how many starts have failed in a row.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Worker:
         self.answer, self.machine, self.node, self.failed_starts = None, machine, node, 0
 
     def seconds_getting_ready(self) -> float:
-        """Since Ray placed the actor, if it is not ready yet; one that Ray could not place is not late."""
+        """Seconds since Ray placed the actor; 0 if it is ready already or not placed yet."""
         if self.answer is None:
             return 0.0
         if self._alive_since is None and ray.wait([self._ping], num_returns=1, timeout=0)[0]:
@@ -84,17 +84,17 @@ class Worker:
 
     @property
     def running(self) -> list[Task]:
-        """In the order in which the actor runs them; the first is the one that it works on."""
+        """The tasks assigned to the actor, in the order in which it runs them; it is working on the first."""
         return list(self._running.values())
 
     @property
     def refs(self) -> list[ray.ObjectRef]:
-        """Of the results of ``running``."""
+        """The refs of the results of ``running``."""
         return list(self._running)
 
     @property
     def seconds_on_task(self) -> float:
-        """Since the first of ``running`` began."""
+        """Seconds since the first of ``running`` began."""
         return time.monotonic() - self._since if self._running else 0.0
 
     def assign(self, task: Task, version: int, broadcast: ray.ObjectRef) -> None:
@@ -112,11 +112,11 @@ class Worker:
         return task
 
     def end_round(self) -> None:
-        """The sum was collected."""
+        """Forget the tasks in the actor's sum, which was collected."""
         self.summed = []
 
     def restart(self, handle: Any) -> list[Task]:
-        """Another actor takes the place of one that was lost; returns the tasks that must run again."""
+        """Put another actor in the place of a lost one; returns the tasks that must run again."""
         again = [*self.running, *self.summed]
         self.handle, self._running, self.summed = handle, {}, []
         return again

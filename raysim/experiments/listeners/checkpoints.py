@@ -1,4 +1,4 @@
-"""Checkpoints: every so many rounds, written beside the rounds that follow, and one at the end."""
+"""Checkpoints: one every ``checkpoint.every`` rounds, written while the next rounds run, and one at the end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class CheckpointListener(RunListener):
     """Starts checkpoints and takes note of their end; ``storage/checkpoint_writer.py`` writes them.
 
     Args:
-        folder: of the run's checkpoints.
-        name: of the run, for messages.
-        notify: shows the user a message: a checkpoint could not be written.
+        folder: the folder of the run's checkpoints.
+        name: the run's name, for messages.
+        notify: tells the user when a checkpoint could not be written.
         on_written: called when a checkpoint is complete.
     """
 
@@ -53,7 +53,7 @@ class CheckpointListener(RunListener):
         )
 
     def between_rounds(self, run: FederatedRun) -> None:
-        """Start a checkpoint if one is due and the one before is written; nothing is waited for."""
+        """Start a checkpoint if one is due and the previous one is written; does not wait for either."""
         assert self._writer is not None
         every = run.config.checkpoint.every
         assert every is not None
@@ -63,7 +63,7 @@ class CheckpointListener(RunListener):
             self._begin(run)
 
     def rounds_done(self, run: FederatedRun) -> None:
-        """Write the last one, of the finished run; the only one that is kept."""
+        """Write the checkpoint of the finished run, the only one that is kept."""
         assert self._writer is not None
         self._settle(run, wait=True)
         self._writer.keep = 1
@@ -83,7 +83,7 @@ class CheckpointListener(RunListener):
         self._writer.write(run.snapshot())
 
     def _settle(self, run: FederatedRun, wait: bool) -> bool:
-        """Whether a checkpoint has become complete."""
+        """Take note if the pending checkpoint has ended; returns whether it is complete."""
         assert self._writer is not None
         every = run.config.checkpoint.every
         assert every is not None

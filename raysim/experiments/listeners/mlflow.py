@@ -26,11 +26,11 @@ class MLflowListener(RunListener):
     """Logs a run to MLflow.
 
     Args:
-        log: the study's, with the store and the parent run.
-        outbox: of this run.
-        checkpoints: the URI of the run's folder of checkpoints, by which it is resumed.
+        log: the study's log, with the store and the parent run.
+        outbox: the outbox of this run.
+        checkpoints: the URI of the run's folder of checkpoints, which resuming needs.
         journal: the file in which rounds are written down until MLflow has them; None without checkpoints.
-        tags: more of them.
+        tags: additional tags.
     """
 
     def __init__(

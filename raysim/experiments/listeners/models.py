@@ -20,7 +20,7 @@ class ModelListener(RunListener):
 
     Args:
         outbox: of the run.
-        notify: shows the user a message: the states are too large to be saved unasked.
+        notify: tells the user when the states are too large to be saved by default.
     """
 
     def __init__(self, store: MLflowStore, outbox: Outbox, notify: Callable[[str], None]) -> None:

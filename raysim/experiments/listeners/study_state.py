@@ -36,6 +36,6 @@ class StudyStateListener(RunListener):
             self._outbox.put(self._finished)
 
     def _finished(self) -> None:
-        """Called when MLflow has all of the run; who resumes the study before that logs it again."""
+        """Called when MLflow has all of the run; if the study is resumed before that, the run is logged again."""
         self._row.finished = True
         self._saved.write()

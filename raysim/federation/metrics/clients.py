@@ -40,7 +40,7 @@ class ClientResults:
         return whole._at(order)
 
     def only(self, clients: Ints) -> ClientResults:
-        """Those of the clients (E,) that were asked for, ascending; a client that was dropped is not among them."""
+        """The results of these clients (E,) only, in id order; clients that were dropped have none."""
         return self._at(np.flatnonzero(np.isin(self.clients, clients, assume_unique=True)))
 
     def _at(self, index: Ints) -> ClientResults:
@@ -78,13 +78,13 @@ class ClientResults:
 
 
 def global_metrics(parts: Sequence[Evaluation]) -> dict[str, float]:
-    """Of the shared model on the test samples of the clients that were asked for."""
+    """``global/...``: the shared model on the test samples of the clients that the metrics are about."""
     merged = ClientResults.merge(parts)
     return {"global/accuracy": float(merged.correct.sum() / merged.num_test.sum())}
 
 
 def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str, float]:
-    """Of the same clients, which never took part, before and after they adapted."""
+    """``new_clients/...``: the accuracy of clients that never took part, before and after they adapted."""
     return {
         "new_clients/accuracy_before_mean": float(before.accuracy.mean()),
         "new_clients/accuracy_before_std": float(before.accuracy.std()),

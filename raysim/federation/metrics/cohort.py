@@ -13,7 +13,7 @@ from raysim.training.tasks import Train, TrainingReport
 
 Ints = NDArray[np.int64]
 Of = Callable[[Train, TrainingReport], NDArray[np.generic]]
-"""What a client batch has per client (K,)."""
+"""Gives one value per client (K,) of a client batch."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainedCohort:
 
     @cached_property
     def sent(self) -> NDArray[np.bool_]:
-        """(K,): who did not drop out before it reported."""
+        """(K,): whether a client sent its update, that is, did not drop out."""
         return self._in_order(lambda task, _: task.reports).astype(np.bool_)
 
     @cached_property
@@ -51,7 +51,7 @@ class TrainedCohort:
         return self.clients[~self.accepted].tolist()
 
     def mean(self, of: Of) -> float:
-        """The mean over the training samples of clients that reported of what each result has per client (K,)."""
+        """The mean of a per-client value over the clients that reported, weighted by their training samples."""
         reported = self.reported
         weights = self.num_train[self.clients][reported]
         return float((self._in_order(of).astype(np.float64)[reported] * weights).sum() / weights.sum())

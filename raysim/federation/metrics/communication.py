@@ -13,13 +13,13 @@ FLOAT_BYTES = 4
 
 
 def down_bytes(broadcast: Mapping[str, Tensor], messages: Mapping[str, NDArray]) -> int:
-    """Sent to one client: the broadcast, and its row of each message (K, m)."""
+    """Bytes sent to one client: the broadcast, and its row of each message (K, m)."""
     return FLOAT_BYTES * (sum(t.numel() for t in broadcast.values()) + sum(rows.shape[1] for rows in messages.values()))
 
 
 def communication_metrics(
     down: int, sums: Mapping[str, FixedPoint], cohort_size: int, senders: int
 ) -> dict[str, float]:
-    """Of a cohort to which ``down`` bytes each were sent, and of which ``senders`` clients sent the uploads back."""
+    """For a cohort whose clients were sent ``down`` bytes each, and of which ``senders`` sent uploads back."""
     up = FLOAT_BYTES * sum(len(s.total) for s in sums.values())
     return {"communication/down_bytes": float(down * cohort_size), "communication/up_bytes": float(up * senders)}

@@ -13,14 +13,14 @@ from raysim.training.tasks import TaskResult
 
 
 class NodeMetrics:
-    """CPU and memory (psutil), and every NVIDIA GPU (NVML) of this node; other nodes are not asked."""
+    """CPU, memory (psutil) and every NVIDIA GPU (NVML) of this node; other nodes are not measured."""
 
     def __init__(self) -> None:
         self._gpus = _gpus()
         psutil.cpu_percent()  # the next call tells of the time since this one
 
     def read(self) -> dict[str, float]:
-        """Utilisation since the last call, of CPUs; and as it is now, of the rest."""
+        """The utilisation of CPUs since the last call, and the current values of the rest."""
         memory = psutil.virtual_memory()
         metrics = {
             "system/cpu_utilization_percentage": float(psutil.cpu_percent()),
@@ -30,7 +30,7 @@ class NodeMetrics:
         for i, gpu in enumerate(self._gpus):
             import pynvml
 
-            with suppress(pynvml.NVMLError):  # a part of a GPU (MIG) does not tell
+            with suppress(pynvml.NVMLError):  # a part of a GPU (MIG) does not report it
                 metrics[f"system/gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
             with suppress(pynvml.NVMLError):
                 used = pynvml.nvmlDeviceGetMemoryInfo(gpu)
