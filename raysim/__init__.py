@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from raysim.errors import ConfigError
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
-    from raysim.experiments.watching import RunFailed, RunKilled
+    from raysim.experiments.watch_driver import RunFailed, RunKilled
 
 _HOME = {
     "Config": "raysim.config.schema",
     "load_config": "raysim.config.loading",
     "ConfigError": "raysim.errors",
     "Result": "raysim.experiments.results",
-    "RunFailed": "raysim.experiments.watching",
-    "RunKilled": "raysim.experiments.watching",
+    "RunFailed": "raysim.experiments.watch_driver",
+    "RunKilled": "raysim.experiments.watch_driver",
     "attach": "raysim.experiments.command",
     "resume": "raysim.experiments.command",
     "run": "raysim.experiments.command",

@@ -9,17 +9,17 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from raysim.analysis.artifacts import baselines, study_files
+from raysim.analysis.compared_runs import LoadedStudy, Options, load_study, paired_gains
 from raysim.analysis.comparison import caption, compare, rounds_shown, to_target
 from raysim.analysis.fairness import fairness
-from raysim.analysis.loaded_study import LoadedStudy, Options, load_study, paired_gains
 from raysim.analysis.paper_table import paper_table
-from raysim.analysis.study_files import baselines, study_files
 from raysim.analysis.table_formats import as_rich, captioned, formatted
 from raysim.errors import ConfigError
 from raysim.plots.curves import plot_comparison
 from raysim.plots.gains import plot_gains
 from raysim.plots.style import check_picture, theme
-from raysim.tracking.description import WHEN
+from raysim.tracking.run_description import WHEN
 
 
 def report(console: Console, experiments: Sequence[str], uri: str | None, options: Options) -> None:

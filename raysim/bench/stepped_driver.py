@@ -32,11 +32,11 @@ from raysim.experiments.preparation import PreparedRun, prepare_run
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.folder import Folder
 from raysim.storage.records import RoundRecord
-from raysim.tracking.journal import RunJournal
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
+from raysim.tracking.round_journal import RunJournal
 from raysim.workers.cluster import connect
-from raysim.workers.node_states import StateNodes
+from raysim.workers.remote_states import StateNodes
 
 log = logging.getLogger(__name__)
 

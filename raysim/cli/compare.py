@@ -47,7 +47,7 @@ def compare(experiments: tuple[str, ...], uri: str | None, best: bool, last: int
     side; in the first two the best and the second best are marked.
     """
     from raysim.analysis.compare_report import report
-    from raysim.analysis.loaded_study import Options
+    from raysim.analysis.compared_runs import Options
 
     if best and last != 1:
         raise click.UsageError("--best and --last exclude each other")

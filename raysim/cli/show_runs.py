@@ -13,13 +13,13 @@ from raysim.cli.base import console, errors
 if TYPE_CHECKING:
     from raysim.experiments.results import Result
     from raysim.experiments.status import Status
-    from raysim.experiments.watching import Watch
+    from raysim.experiments.watch_driver import Watch
 
 
 def show_runs(work: Callable[[Watch], Result]) -> None:
     """Call a command's ``work``, and show its progress, result and errors on the console."""
     from raysim.cli.progress import ProgressView
-    from raysim.experiments.watching import RunFailed, RunKilled
+    from raysim.experiments.watch_driver import RunFailed, RunKilled
 
     try:
         with ProgressView(console) as view:

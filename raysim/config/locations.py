@@ -1,4 +1,4 @@
-"""Where runs are kept, as absolute paths or URIs: the MLflow store, checkpoints, and what lies beside them."""
+"""Where the files that a configuration names are: the MLflow store and checkpoints, absolute, and the user's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from raysim.config.schema import CheckpointConfig, TrackingConfig
+from raysim.errors import ConfigError
 
 
 def in_ray_job() -> bool:
@@ -39,3 +40,17 @@ def checkpoint_root(config: CheckpointConfig, uri: str) -> str:
         return config.dir if "://" in config.dir else str(home() / Path(config.dir).expanduser())
     beside = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:////") else home()
     return str(beside / "checkpoints")
+
+
+def local_path(text: str, key: str) -> Path:
+    """The path that a key of the configuration gives, with ``~`` replaced.
+
+    Raises:
+        ConfigError: no file can have such a name (too long, an unknown user, no permission to look).
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{key}: {text!r:.200} can't be looked up: {error!s:.200}") from error
+    return path

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raysim.config.paths import local_path
+from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels
 from raysim.data.legacy_pickle import read_pickle

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raysim.config.paths import local_path
+from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.federated_npz import as_uint8, read_clients

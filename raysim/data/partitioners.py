@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim import seeds
-from raysim.config.paths import local_path
+from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.data.npz_files import read_npz

@@ -20,7 +20,7 @@ from raysim.errors import ConfigError
 from raysim.experiments.driver import NAMESPACE, Driver
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
-from raysim.experiments.watching import Watch, results_of
+from raysim.experiments.watch_driver import Watch, results_of
 from raysim.storage.study_folder import (
     StudyFolder,
     StudyState,

@@ -16,7 +16,7 @@ from raysim.storage.checkpoint import Checkpoint
 from raysim.storage.records import RoundRecord
 from raysim.storage.study_folder import RunState
 from raysim.workers.dispatch import Progress
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words."""

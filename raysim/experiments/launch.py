@@ -1,6 +1,6 @@
 """Places the runs of a configuration on the cluster: starts actors, shares the data with them, leaves nothing ``auto``.
 
-``workers/auto.py`` has the rules; this module applies each of them as soon as its inputs are known.
+``workers/auto_resources.py`` has the rules; this module applies each of them as soon as its inputs are known.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from raysim.errors import Stopped
 from raysim.experiments.preparation import PreparedRun
 from raysim.functional.parameters import ParameterLayout
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
-from raysim.workers.auto import CUDA_ENVIRONMENT, resolve_resources, same_resources, with_clients_per_batch
+from raysim.workers.auto_resources import CUDA_ENVIRONMENT, resolve_resources, same_resources, with_clients_per_batch
 from raysim.workers.cluster import room
 from raysim.workers.gpu_trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
-from raysim.workers.setup import RunSetup
+from raysim.workers.run_setup import RunSetup
 
 
 @dataclass(frozen=True)

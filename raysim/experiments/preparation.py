@@ -20,7 +20,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.engine import layout_of
-from raysim.workers.auto import clients_per_batch, same_resources, with_clients_per_batch
+from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from raysim.storage.checkpoint import Checkpoint, newest
 from raysim.storage.folder import Folder
 from raysim.storage.study_folder import RunState, differences
 from raysim.tracking.tags import versions
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 
 SOURCES = {
     "data": "the data set",

@@ -27,8 +27,8 @@ from raysim.storage.records import RoundRecord
 from raysim.storage.study_folder import RunState
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Progress
-from raysim.workers.node_states import StateNodes
-from raysim.workers.setup import Machine
+from raysim.workers.remote_states import StateNodes
+from raysim.workers.run_setup import Machine
 
 P = ParamSpec("P")
 

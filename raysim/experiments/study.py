@@ -22,13 +22,13 @@ from raysim.experiments.listeners.mlflow import MLflowListener
 from raysim.experiments.listeners.models import ModelListener
 from raysim.experiments.listeners.pictures import PictureListener
 from raysim.experiments.listeners.progress import ProgressListener
-from raysim.experiments.listeners.study_state import StudyStateListener
+from raysim.experiments.listeners.study_json import StudyStateListener
 from raysim.experiments.preparation import prepare
 from raysim.experiments.results import RunResult, StudyFailed, error_message
 from raysim.experiments.resumption import finished_before
 from raysim.experiments.run import Run
-from raysim.experiments.saved_study import SavedStudy
 from raysim.experiments.status import StatusBoard
+from raysim.experiments.study_json import SavedStudy
 from raysim.experiments.study_log import StudyLog
 from raysim.storage.study_folder import RunState, StudyState
 from raysim.tracking.mlflow_store import MLflowStore, may_pass

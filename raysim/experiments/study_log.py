@@ -19,9 +19,9 @@ from raysim.experiments.results import RunResult
 from raysim.plots.palette import COLOURS
 from raysim.storage.study_folder import StudyState
 from raysim.tracking.dashboard import saved_view
-from raysim.tracking.description import describe_study, differing, title
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
+from raysim.tracking.run_description import describe_study, differing, title
 from raysim.tracking.tags import CHECKPOINT_TAG, DESCRIPTION_TAG, study_tags
 
 END_SECONDS = 10  # to report the end of a run to MLflow, after which the run is left open there
@@ -117,7 +117,7 @@ class StudyLog:
         self._describe(describe_study(config, len(self._state.runs), self.commit, parent, table))
 
         def draw() -> dict[str, bytes]:
-            from raysim.analysis.study_files import study_files  # not at the top: it imports matplotlib
+            from raysim.analysis.artifacts import study_files  # not at the top: it imports matplotlib
 
             return study_files(history, clients, algorithms, data, title(config))
 

@@ -11,7 +11,7 @@ from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.federation.cohort import participation
-from raysim.storage.slot_file import NEVER_TRAINED, SlotIndex
+from raysim.storage.personal_states import NEVER_TRAINED, SlotIndex
 from raysim.training.tasks import AdaptNewClients, Evaluate, EvaluateGlobal, EvaluateNewClients, Task, Train
 
 Ints = NDArray[np.int64]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from raysim.functional.client_state import StateLayout
 from raysim.functional.optimizers import Tensors
 from raysim.storage.checkpoint import Checkpoint
-from raysim.storage.slot_file import SlotIndex
-from raysim.workers.node_states import StateNodes
+from raysim.storage.personal_states import SlotIndex
+from raysim.workers.remote_states import StateNodes
 
 Ints = NDArray[np.int64]
 ROWS_AT_A_TIME = 1024

@@ -31,15 +31,15 @@ from raysim.federation.server import Server
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.storage.checkpoint import Checkpoint, OpenRound, Snapshot
+from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
-from raysim.storage.slot_file import NEVER_TRAINED, check_space
 from raysim.training.aggregation import combine
 from raysim.training.sensitivity import DIRECTIONS
 from raysim.training.tasks import Task, TaskResult, Train, trained_in
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
-from raysim.workers.node_states import StateNodes
-from raysim.workers.setup import RunSetup
+from raysim.workers.remote_states import StateNodes
+from raysim.workers.run_setup import RunSetup
 
 Ints = NDArray[np.int64]
 

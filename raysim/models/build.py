@@ -11,7 +11,7 @@ from torch import nn
 
 from algorithms.base import FederatedAlgorithm
 from raysim import seeds
-from raysim.config.paths import local_path
+from raysim.config.locations import local_path
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.weights import load_weights

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raysim.plugins.places import attention_layers
+from raysim.plugins.attach_points import attention_layers
 
 
 class LoRA(nn.Module):

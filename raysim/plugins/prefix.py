@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raysim.plugins.places import attention_layers
+from raysim.plugins.attach_points import attention_layers
 
 
 class Prefix(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raysim.errors import ConfigError
-from raysim.plugins.places import blocks
+from raysim.plugins.attach_points import blocks
 
 
 def add_prompt(model: nn.Module, num_tokens: int | None, depth: int | None = None) -> None:

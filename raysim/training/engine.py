@@ -26,10 +26,10 @@ from raysim.functional.loss_and_gradient import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
-from raysim.training.batching import ClientSamples, Pool, to_device
 from raysim.training.evaluation import Evaluation, Evaluator
+from raysim.training.for_each_client import for_each_client, select
+from raysim.training.sample_batches import ClientSamples, Pool, to_device
 from raysim.training.sensitivity import DIRECTIONS, SCALE_BITS, directions
-from raysim.training.vectorisation import for_each_client, select
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -15,8 +15,8 @@ from raysim import seeds
 from raysim.functional.context import ClientContext
 from raysim.functional.loss_and_gradient import FunctionalModel
 from raysim.functional.optimizers import Tensors
-from raysim.training.batching import ClientSamples, to_device
-from raysim.training.vectorisation import for_each_client
+from raysim.training.for_each_client import for_each_client
+from raysim.training.sample_batches import ClientSamples, to_device
 
 Ints = NDArray[np.int64]
 # Samples per forward pass of an evaluation, over all clients of the batch: bounds its memory.

@@ -15,9 +15,9 @@ from raysim.config.schema import Config
 from raysim.errors import ClientError, ConfigError, Stopped
 from raysim.training.tasks import Task
 from raysim.workers.client_actor import ClientActor
-from raysim.workers.node_states import StateNodes
-from raysim.workers.setup import Machine, RunSetup
-from raysim.workers.task_durations import TaskDurations
+from raysim.workers.durations_and_timeouts import TaskDurations
+from raysim.workers.remote_states import StateNodes
+from raysim.workers.run_setup import Machine, RunSetup
 from raysim.workers.worker import ACTOR_LOST, Worker
 
 log = logging.getLogger(__name__)

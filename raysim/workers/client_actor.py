@@ -27,8 +27,8 @@ from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult, Train, TrainingReport
 from raysim.workers.device import device_name, keep_freed_memory, make_cuda_deterministic
-from raysim.workers.node_states import States
-from raysim.workers.setup import Machine, RunSetup
+from raysim.workers.remote_states import States
+from raysim.workers.run_setup import Machine, RunSetup
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

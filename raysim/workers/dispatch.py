@@ -17,11 +17,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raysim.errors import ClientError, StatesLost
-from raysim.storage.slot_file import node_of
+from raysim.storage.personal_states import node_of
 from raysim.training.aggregation import PartialSum
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
-from raysim.workers.task_durations import LEAST_TIMEOUT
+from raysim.workers.durations_and_timeouts import LEAST_TIMEOUT
 from raysim.workers.worker import ACTOR_LOST, Worker
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysim.training.engine import ClientEngine, LocalTraining
 from raysim.workers.client_actor import make_engine
-from raysim.workers.setup import RunSetup
+from raysim.workers.run_setup import RunSetup
 
 MOST_CLIENTS_PER_BATCH = 256
 MOST_ACTORS_PER_GPU = 4

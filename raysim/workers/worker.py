@@ -19,7 +19,7 @@ from ray.exceptions import (
 )
 
 from raysim.training.tasks import Task, Train
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 
 ACTOR_LOST = (
     RayActorError,

@@ -14,7 +14,7 @@ from raysim.experiments.run import Run
 from raysim.storage.records import Records, RoundRecord
 from raysim.storage.study_folder import RunState
 from raysim.workers.dispatch import Progress
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 
 ROUNDS = 3
 

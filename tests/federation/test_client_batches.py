@@ -5,7 +5,7 @@ from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.federation.client_batches import BatchPlanner, cut, padding
 from raysim.federation.cohort import participation
-from raysim.storage.slot_file import SlotIndex
+from raysim.storage.personal_states import SlotIndex
 from raysim.training.tasks import Evaluate
 
 from configs import tiny

@@ -11,8 +11,8 @@ from raysim.training.aggregation import PartialSum
 from raysim.training.engine import LocalTraining
 from raysim.training.tasks import TaskResult, Train, TrainingReport
 from raysim.workers.dispatch import Completed, Progress
-from raysim.workers.node_states import StateNodes
-from raysim.workers.setup import RunSetup
+from raysim.workers.remote_states import StateNodes
+from raysim.workers.run_setup import RunSetup
 
 from simulation import Simulation
 

@@ -12,7 +12,7 @@ from raysim.storage.checkpoint import Manifest, canonical, load, manifest_name, 
 from raysim.storage.checkpoint import _sha256 as sha256
 from raysim.storage.folder import Folder
 from raysim.storage.study_folder import StudyFolder
-from raysim.tracking.journal import read_journal
+from raysim.tracking.round_journal import read_journal
 
 from checkpointed import CheckpointedRun
 

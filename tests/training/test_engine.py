@@ -7,7 +7,7 @@ import torch
 from algorithms import ALGORITHMS
 from raysim.models.build import build_model
 from raysim.plugins.registry import PLUGINS
-from raysim.training.vectorisation import for_each_client
+from raysim.training.for_each_client import for_each_client
 
 import methods
 from simulation import Simulation

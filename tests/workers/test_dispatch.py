@@ -12,13 +12,13 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from raysim.errors import ClientError, ConfigError, Stopped
-from raysim.storage.slot_file import address
+from raysim.storage.personal_states import address
 from raysim.training.aggregation import FixedPoint, PartialSum, combine
 from raysim.training.tasks import Evaluate, EvaluateGlobal, TaskResult, Train, TrainingReport
 from raysim.workers import actor_pool, dispatch, worker
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Dispatch
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 
 from configs import tiny
 

@@ -7,7 +7,7 @@ import pytest
 
 from raysim.training.tasks import Evaluate, Train
 from raysim.workers import worker as module
-from raysim.workers.setup import Machine
+from raysim.workers.run_setup import Machine
 from raysim.workers.worker import Worker
 
 

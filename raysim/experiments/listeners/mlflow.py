@@ -16,9 +16,9 @@ from raysim.experiments.study_log import StudyLog
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.records import RoundRecord
 from raysim.storage.study_folder import RunState
-from raysim.tracking.description import describe_run
-from raysim.tracking.journal import RunJournal
 from raysim.tracking.outbox import Outbox
+from raysim.tracking.round_journal import RunJournal
+from raysim.tracking.run_description import describe_run
 from raysim.tracking.tags import DESCRIPTION_TAG, checksum_tags, run_tags
 
 

@@ -40,7 +40,7 @@ class PictureListener(RunListener):
         timeline = run.timeline
 
         def draw() -> dict[str, bytes]:
-            from raysim.analysis.study_files import run_files  # not at the top: it imports matplotlib
+            from raysim.analysis.artifacts import run_files  # not at the top: it imports matplotlib
 
             return run_files(config, accuracy, timeline)
 

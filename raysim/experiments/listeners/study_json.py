@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysim.experiments.events import ActiveRun, RunListener, RunStatus
 from raysim.experiments.resumption import facts_at_start
-from raysim.experiments.saved_study import SavedStudy
+from raysim.experiments.study_json import SavedStudy
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox

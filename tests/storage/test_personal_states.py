@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raysim.errors import ConfigError
-from raysim.storage.slot_file import NEVER_TRAINED, SlotFile, SlotIndex, check_space
+from raysim.storage.personal_states import NEVER_TRAINED, SlotFile, SlotIndex, check_space
 
 
 def rows(*values):

@@ -2,7 +2,7 @@ import pytest
 
 from raysim.config.schema import ResourcesConfig
 from raysim.errors import ConfigError
-from raysim.workers.auto import clients_per_batch, resolve_resources, same_resources
+from raysim.workers.auto_resources import clients_per_batch, resolve_resources, same_resources
 
 from configs import tiny
 

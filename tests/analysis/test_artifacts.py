@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysim.analysis.study_files import baselines, by_method, gain_rows, study_files
+from raysim.analysis.artifacts import baselines, by_method, gain_rows, study_files
 
 ALGORITHMS = {"perfix": "fedperfix", "avg": "fedavg", "alone": "local"}
 

@@ -19,7 +19,7 @@ from raysim.plots.curves import plot_accuracy, plot_comparison
 from raysim.plots.gains import plot_gains
 from raysim.plots.style import as_png
 from raysim.plots.timeline import plot_timeline
-from raysim.tracking.description import what_is_evaluated
+from raysim.tracking.run_description import what_is_evaluated
 
 BASELINES = ("local", "fedavg")
 """Algorithms that gains are reported over: no federation at all, and one model for all clients."""

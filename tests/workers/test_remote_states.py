@@ -11,9 +11,8 @@ import pytest
 import ray
 
 from raysim.errors import StatesLost
-from raysim.storage.slot_file import NEVER_TRAINED, address
-from raysim.workers import node_states
-from raysim.workers.node_states import PREFIX, NodeReader, StateNodes, States, TemporaryFile, tail
+from raysim.storage.personal_states import NEVER_TRAINED, address
+from raysim.workers.remote_states import LOG_LINES, PREFIX, NodeReader, StateNodes, States, TemporaryFile, tail
 
 INITIAL = np.array([9, 9], np.float32)
 
@@ -113,4 +112,4 @@ def test_the_end_of_a_log(tmp_path, cluster):
     assert ray.get(reader.log.remote(str(tmp_path / "log"))).endswith("99")
     ray.get(reader.close.remote())
     ray.kill(reader)
-    assert node_states.LOG_LINES == 20
+    assert LOG_LINES == 20

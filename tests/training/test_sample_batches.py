@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysim.training.batching import Pool, Samples, batches, draw_order
+from raysim.training.sample_batches import Pool, Samples, batches, draw_order
 from raysim.training.transforms import augment, draw_augmentation, to_model_input
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)

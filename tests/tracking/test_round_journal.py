@@ -3,7 +3,7 @@
 import pytest
 
 from raysim.storage.records import RoundRecord
-from raysim.tracking.journal import RunJournal, read_journal
+from raysim.tracking.round_journal import RunJournal, read_journal
 
 
 class Server:

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.errors import StatesLost
-from raysim.storage.slot_file import NEVER_TRAINED, SlotFile, node_of, slot_of
+from raysim.storage.personal_states import NEVER_TRAINED, SlotFile, node_of, slot_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -1,7 +1,7 @@
 """Personal state of many clients: one slot file per node, its slots copied on write.
 
 The driver owns ``SlotIndex`` (which client has which slot of which node, which slots are free); actors read and write slots
-by number through ``SlotFile``, those of other nodes through ``workers/node_states.py``. Every attempt at a client batch
+by number through ``SlotFile``, those of other nodes through ``workers/remote_states.py``. Every attempt at a client batch
 writes fresh slots, and a round is committed by switching the index: until then nothing that a retry would read has changed.
 RAM holds 24 bytes per client; the file is sparse.
 """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
-from raysim.workers.task_durations import TaskDurations
+from raysim.workers.durations_and_timeouts import TaskDurations
 
 NOTHING = TrainingReport(np.ones(1, bool), {}, {}, None)
 
