@@ -89,15 +89,15 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
     if rounds <= SETTLED:
         raise ConfigError(f"--rounds: memory is compared with that of round {SETTLED}, so take at least {SETTLED + 1}")
     facts = machine()
-    begun = psutil.Process().create_time()
+    started = psutil.Process().create_time()
     all_seconds: list[float] = []
     few_seconds: list[float] = []
     history: list[float] = []
     overrides = [*overrides, *_half_of_each(overrides)]
     with driven(workload, overrides, rounds) as everyone:
-        ready = time.time() - begun
+        ready = time.time() - started
         all_seconds.append(everyone.round(0)[0])
-        first = time.time() - begun
+        first = time.time() - started
         memory = Memory(everyone.processes())
         few_clients = [f"data.num_clients={FEW_CLIENTS}"]
         with driven(workload, [*overrides, *few_clients], rounds) as few:

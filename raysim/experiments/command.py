@@ -94,7 +94,7 @@ def resume(
     if (changed := differences(state.config, asked)) or asked["study"] != state.config["study"]:
         raise ConfigError(
             *(changed or ["study: has other entries"]),
-            "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
+            "the run can't go on with changes that change its results; start over with `raysim run --fresh`",
         )
     if config.checkpoint.every is None:
         raise ConfigError("checkpoint.every: must not be null for a run that continues from its checkpoints")

@@ -18,7 +18,7 @@ from raysim.workers.run_setup import Machine
 
 SOURCES = {
     "data": "the data set",
-    "partition": "the division of the data among clients, or into training and test samples,",
+    "partition": "the division of the data among clients, or into training and test samples",
     "initial": "the initial values of the parameters that train",
     "frozen": "the values of the frozen parameters",
     "algorithm": "the code of the algorithm",
@@ -37,7 +37,7 @@ def facts(placed: PlacedRun, machine: Machine) -> dict[str, str]:
 
 
 def newest_checkpoint(folder: Folder, name: str, notify: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint of a run; the user is told of damaged ones."""
+    """The newest intact checkpoint of a run; the user is told about damaged ones."""
     checkpoint, problems = newest(folder)
     for problem in problems:
         notify(f"{name}: a checkpoint is not used: {problem}")
@@ -58,11 +58,11 @@ def as_checkpointed(placed: PlacedRun, checkpoint: Checkpoint) -> PlacedRun:
     size = checkpoint.manifest.config.get("resources", {}).get("clients_per_batch")
     placed = placed.with_batches_of(size)
     found = differences(checkpoint.manifest.config, placed.config.model_dump(mode="json"))
-    found += [f"{what} is not what it was" for what in changed_sources(placed, checkpoint.manifest.facts)]
+    found += [f"{what} changed" for what in changed_sources(placed, checkpoint.manifest.facts)]
     if found:
         raise ConfigError(
             *(f"{checkpoint.folder.uri}/{checkpoint.name}: {line}" for line in found),
-            "the run can't go on with changes that change its results; start anew with `raysim run --fresh`",
+            "the run can't go on with changes that change its results; start over with `raysim run --fresh`",
         )
     return placed
 

@@ -109,7 +109,7 @@ class Run:
         self._placed = self._placed.with_batches_of(int(began["clients_per_batch"]))
         if changed := changed_sources(self._placed, began):
             self._notify(
-                f"{self._state.name}: {' and '.join(changed)} is not what it was, and there is no checkpoint yet: the run "
+                f"{self._state.name}: {' and '.join(changed)} changed, and there is no checkpoint yet: the run "
                 "starts over, as another run in MLflow"
             )
             self._tell(RunListener.starts_over, self._state)

@@ -1,6 +1,6 @@
 """What is kept on disk: personal states during a run, checkpoints, records of rounds, the folder of a study.
 
 Files only: knows nothing of Ray, of training or of MLflow; may import ``config``. Begin with ``checkpoint.py``, which says
-what files a checkpoint is made of; ``personal_states.py`` is the file of a node with what clients keep between rounds; ``study_folder.py`` has what lies around the
-checkpoints of a study's runs.
+what files a checkpoint is made of; ``personal_states.py`` is a node's file of what clients keep between rounds,
+``study_folder.py`` the folder around the checkpoints of a study's runs.
 """

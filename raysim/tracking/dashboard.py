@@ -94,14 +94,16 @@ def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
 _SECTIONS = {"rounds": "over rounds", "end": "after the last round"}
 
 
-def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bool, say: Callable[[str], None]) -> None:
+def open_dashboard(
+    uri: str, page: str, port: int | None, host: str, browser: bool, notify: Callable[[str], None]
+) -> None:
     """Serve a store until Ctrl-C, and open a page of it; if the store is already a server, only open the page.
 
     Raises:
         ConfigError: the server does not start.
     """
     if uri.startswith(("http://", "https://")):
-        _show(f"{uri.rstrip('/')}/{page}", browser, say)
+        _show(f"{uri.rstrip('/')}/{page}", browser, notify)
         return
     port = _free_port(host, port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host]
@@ -120,13 +122,13 @@ def open_dashboard(uri: str, page: str, port: int | None, host: str, browser: bo
         address = f"http://{shown}:{port}"
         try:
             _wait(server, address)
-            _show(f"{address}/{page}", browser, say)
-            say("press Ctrl-C to end it")
+            _show(f"{address}/{page}", browser, notify)
+            notify("press Ctrl-C to end it")
             for _ in server.stdout or ():
                 pass  # its log of requests; read, so that it never waits
             raise ConfigError(f"the MLflow server ended by itself, with exit status {server.wait()}")
         except KeyboardInterrupt:
-            say("ended")
+            notify("ended")
         finally:
             _end(server)
 
@@ -157,10 +159,10 @@ def _end(server: subprocess.Popen[str]) -> None:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _show(address: str, browser: bool, say: Callable[[str], None]) -> None:
-    say(f"dashboard: {address}")
+def _show(address: str, browser: bool, notify: Callable[[str], None]) -> None:
+    notify(f"dashboard: {address}")
     if browser and not webbrowser.open(address):
-        say("no browser was found here; open the address in yours")
+        notify("no browser was found here; open the address in yours")
 
 
 def _free_port(host: str, asked: int | None) -> int:

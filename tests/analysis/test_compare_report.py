@@ -153,11 +153,11 @@ def test_groups_that_can_not_be_compared_are_named(tmp_path):
         tracker.log_arrays(child, {"rounds": np.zeros(1), "accuracy": np.array([[0.5, 0.25]])}, "accuracy.npz")
         tracker.end(child, "FINISHED")
     invoke = lambda *arguments: CliRunner().invoke(main, ["compare", "--uri", uri, "a/b", *arguments])  # noqa: E731
-    assert "not compared: late: it has no seed of base" in invoke("--baseline", "base").output
+    assert "not compared: late: it shares no seed with base" in invoke("--baseline", "base").output
     assert "over clients (one seed)" in invoke("--baseline", "base").output
     alone = invoke("--baseline", "late")
     assert alone.exit_code == 2
-    assert "nothing in 'a/b' to compare with it: base: it has no seed of late" in " ".join(alone.output.split())
+    assert "nothing in 'a/b' to compare with it: base: it shares no seed with late" in " ".join(alone.output.split())
 
 
 def test_a_table_says_who_gains_and_how_even_methods_are(invoke):
@@ -229,7 +229,7 @@ def test_runs_of_one_group_that_differ_are_told(invoke, uri, tmp_path):
         tracker.log_round(child, 0, metrics | {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0})
         tracker.end(child, "FINISHED")
     output = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed"]).output
-    assert "warning: the runs of a differ in data.num_clients: they are no seeds of one experiment" in output
+    assert "warning: the runs of a differ in data.num_clients: not seeds of one experiment" in output
 
 
 def test_runs_are_chosen_by_their_id(invoke, uri):
@@ -252,4 +252,4 @@ def test_a_protocol_that_differs_is_told_in_any_table(tmp_path):
     output = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed"]).output
     assert "warning: longer differs from base in rounds: not the same experiment" in output
     assert "warning: other differs from base in dataset: not the same experiment" in output
-    assert "not told, client by client: run" in output
+    assert "no client-by-client comparison: run" in output

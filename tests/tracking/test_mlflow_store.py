@@ -41,6 +41,7 @@ def test_a_store_that_can_not_be_used_is_said_soon(uri):
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ  # later, an outage is waited out
 
 
+@pytest.mark.slow
 def test_runs_that_start_at_once_in_an_empty_folder_share_one_new_store(tmp_path):
     code = "import sys, raysim.tracking.mlflow_store as s; print(s.MLflowStore(sys.argv[1], 'e').experiment_id)"
     uri = f"sqlite:///{tmp_path}/mlflow.db"

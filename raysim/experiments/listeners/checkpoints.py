@@ -33,7 +33,7 @@ class CheckpointListener(RunListener):
         self._where = f"{name}: a checkpoint can't be written to {folder.uri}"
         self._facts: dict[str, str] = {}
         self._writer: CheckpointWriter | None = None
-        self._last = 0  # the round before which the last checkpoint was begun
+        self._last = 0  # the round before which the last checkpoint was started
 
     def started(self, run: ActiveRun) -> None:
         self._facts = facts(run.placed, run.machine)
@@ -87,13 +87,13 @@ class CheckpointListener(RunListener):
         assert self._writer is not None
         every = run.config.checkpoint.every
         assert every is not None
-        begun = self._writer.pending
+        started = self._writer.pending
         try:
             done = self._writer.finished(wait)
         except OSError as error:
             done, self._last = False, -every  # due again after the next round
             self._notify(f"{self._where}: {error}. The one before is as it was; the run goes on and tries again")
-        if begun and not self._writer.pending:
+        if started and not self._writer.pending:
             run.states.index.release()
         if done:
             self._on_written()
