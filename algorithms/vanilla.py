@@ -1,4 +1,4 @@
-"""Vanilla partial personalisation of a ViT: the FedPerfix paper's method without the plugin.
+"""Vanilla partial personalisation of a ViT: the FedPerfix paper's first step, before it adds the plugin.
 
 G. Sun, M. Mendieta, J. Luo, S. Wu, C. Chen. ICCV 2023. https://arxiv.org/abs/2308.09160
 

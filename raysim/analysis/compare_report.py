@@ -96,7 +96,7 @@ def _print_what_can_be_told(study: LoadedStudy) -> None:
 
 
 def _show(study: LoadedStudy, shown: pd.DataFrame, exact: pd.DataFrame, title: str) -> None:
-    """Print a table under a title, in the requested format; CSV has the unrounded numbers."""
+    """Print a table under a title, in the requested format; CSV has numbers that are not rounded for display."""
     if study.options.form == "table":
         study.console.print(as_rich(shown, title))
         return

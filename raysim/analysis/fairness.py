@@ -36,7 +36,7 @@ def fairness(accuracy: Mapping[str, ClientAccuracy]) -> pd.DataFrame:
 
 
 def gini(values: NDArray[np.float64]) -> float:
-    """The Gini coefficient of values (n,) >= 0: the mean difference of two values by twice the mean; 0 if all are 0."""
+    """The Gini coefficient of values (n,) >= 0: mean difference of two values over twice their mean; 0 if all are 0."""
     ordered, n = np.sort(values), len(values)
     if not ordered.sum():
         return 0.0

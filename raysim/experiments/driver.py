@@ -21,7 +21,7 @@ from raysim.experiments.status import Status, StatusBoard
 from raysim.experiments.study import Study, StudyRequest
 
 NAMESPACE = "raysim"
-UNATTENDED_SECONDS = 60  # after its runs, the driver ends itself when nobody has asked for its status for so long
+UNATTENDED_SECONDS = 60  # once its runs are over, the driver ends itself if nobody asks for its status for this long
 
 
 # Calls that were under way when the process was killed are repeated; every method allows that.

@@ -53,7 +53,7 @@ class CheckpointListener(RunListener):
         )
 
     def between_rounds(self, run: FederatedRun) -> None:
-        """Start a checkpoint if one is due and the previous one is written; does not wait for either."""
+        """Start a checkpoint if one is due and the previous one is written; never waits."""
         assert self._writer is not None
         every = run.config.checkpoint.every
         assert every is not None
