@@ -18,7 +18,7 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
     config = load(file, overrides)
     from raysim.analysis.client_tables import partition_table
     from raysim.analysis.table_formats import as_rich
-    from raysim.experiments.preparation import prepare
+    from raysim.experiments.preparation import data_warnings, prepare
     from raysim.plots.partition import plot_partition
     from raysim.plots.style import check_picture
 
@@ -35,6 +35,8 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
         )
     console.print(as_rich(partition_table(first.partition, first.dataset), title))
     console.print(first.layout.table(), highlight=False)
+    for line in data_warnings(runs):
+        click.echo(f"warning: {line}", err=True)
     if plot:
         counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)
         name = f"{data.name}, {data.partition.name}: samples per client and class"

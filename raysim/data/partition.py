@@ -50,6 +50,26 @@ class Partition:
         position = np.arange(len(self.indices)) - np.repeat(self.offsets[:-1], sizes)
         return self.indices[position < np.repeat(self.num_train, sizes)]
 
+    @property
+    def overlaps(self) -> list[str]:
+        """What makes accuracies of this partition doubtful, with counts; a split from a file may have it.
+
+        One of raysim's own gives each sample to one client at most, once.
+        """
+        sizes, num_clients = np.diff(self.offsets), self.num_clients
+        trained = np.zeros(int(self.indices.max()) + 1, bool)
+        trained[self.all_train] = True
+        tests = self.tests(np.arange(num_clients))
+        found = []
+        if leaked := int(trained[tests].sum()):
+            found.append(f"{leaked:,} of {len(tests):,} test samples are training samples of another client")
+        owner = np.repeat(np.arange(num_clients), sizes)
+        order = np.lexsort((self.indices, owner))
+        owner, index = owner[order], self.indices[order]
+        if twice := int(((owner[1:] == owner[:-1]) & (index[1:] == index[:-1])).sum()):
+            found.append(f"clients have {twice:,} of their {len(index):,} samples more than once")
+        return found
+
     def train(self, client: int) -> Ints:
         start = self.offsets[client]
         return self.indices[start : start + self.num_train[client]]

@@ -37,13 +37,15 @@ def check_name(name: str) -> None:
 
 
 def _subset(dataset: Dataset, size: int) -> Dataset:
-    """About ``size`` samples: the same share of every class, evenly spaced, so that no random draw is involved."""
+    """About ``size`` samples: the same share of every class and of its domains, evenly spaced; nothing is drawn."""
     n = len(dataset.labels)
     if size > n:
         raise ConfigError(f"data.subset: {size} samples asked, the data set has {n}")
     chosen = []
     for label in range(dataset.num_classes):
         of_class = np.flatnonzero(dataset.labels == label)
+        if dataset.domains is not None:  # domain after domain, so that even spaces take the same share of each
+            of_class = of_class[np.argsort(dataset.domains[of_class], kind="stable")]
         keep = max(1, round(size * len(of_class) / n)) if len(of_class) else 0
         chosen.append(of_class[np.linspace(0, len(of_class) - 1, keep).round().astype(int)])
     index = np.sort(np.concatenate(chosen))

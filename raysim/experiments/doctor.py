@@ -182,7 +182,7 @@ def _disk(checkpoints: str) -> list[Finding]:
 
 
 def _data(config: Config) -> list[Finding]:
-    from raysim.experiments.preparation import prepare
+    from raysim.experiments.preparation import data_warnings, prepare
 
     try:
         runs = prepare(config)
@@ -191,4 +191,7 @@ def _data(config: Config) -> list[Finding]:
     data = runs[0].dataset
     size = "×".join(map(str, data.images.shape[1:]))
     text = f"{config.data.name}: {len(data.labels):,} images of {size} in {data.num_classes} classes, {len(runs)} runs ready"
-    return [Finding("ok", "data and model", text)]
+    doubts = [
+        Finding("note", "data", line, "results on such a split are not comparable") for line in data_warnings(runs)
+    ]
+    return [Finding("ok", "data and model", text), *doubts]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raysim.config.loading import dump
 from raysim.config.schema import Config
-from raysim.experiments.preparation import PreparedRun, prepare
+from raysim.experiments.preparation import PreparedRun, data_warnings, prepare
 from raysim.federation.client_batches import cut
 from raysim.models.build import build_model
 from raysim.training.engine import ClientEngine
@@ -32,6 +32,8 @@ def dry_run(console: Console, config: Config) -> None:
     model = config.model.model_copy(update={"pretrained": False, "weights": None})  # shapes are enough
     runs = prepare(config.model_copy(update={"model": model}))
     first = runs[0]
+    for line in data_warnings(runs):
+        console.print(f"warning: {line}", highlight=False)
     console.print(
         dump(config.model_copy(update={"resources": first.config.resources})), highlight=False, soft_wrap=True
     )

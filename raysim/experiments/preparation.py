@@ -75,6 +75,16 @@ def prepare(config: Config) -> list[PreparedRun]:
     return prepared
 
 
+def data_warnings(runs: list[PreparedRun]) -> list[str]:
+    """A line for whatever makes results on these data doubtful; each split is looked at once."""
+    splits = {run.partition.digest: run for run in runs if run.config.data.partition.name == "file"}
+    return [
+        f"data.partition.path: {run.config.data.partition.path}: {problem}"
+        for run in splits.values()
+        for problem in run.partition.overlaps
+    ]
+
+
 def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partition) -> PreparedRun:
     """Check a run on data that is already loaded; ``config.data`` is then only a description.
 

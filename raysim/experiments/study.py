@@ -23,7 +23,7 @@ from raysim.experiments.listeners.models import ModelListener
 from raysim.experiments.listeners.pictures import PictureListener
 from raysim.experiments.listeners.progress import ProgressListener
 from raysim.experiments.listeners.study_json import StudyStateListener
-from raysim.experiments.preparation import prepare
+from raysim.experiments.preparation import data_warnings, prepare
 from raysim.experiments.results import RunResult, StudyFailed, error_message
 from raysim.experiments.resumption import finished_before
 from raysim.experiments.run import Run
@@ -101,6 +101,8 @@ class Study:
             launch = Launch(config, self._import_path, state.tracking_uri, self._stop, notify, patient=saved.resumed)
             self._pools = [launch.pool] if launch.pool is not None else []
             prepared = prepare(config)
+            for line in data_warnings(prepared):
+                notify(f"warning: {line}")
             config, runs, self._pools = launch.place(prepared)
             del prepared  # its arrays are in the object store now
             log = StudyLog(self._connect(state), outbox, state, notify)

@@ -75,7 +75,9 @@ class Trained:
     """(K, size of the client state)"""
     accepted: NDArray[np.bool_]
     metrics: dict[str, Floats]
-    """Each (K,): a client's mean over the samples of all its local steps."""
+    """Each (K,): a client's mean over the samples of those of its local steps that report the metric."""
+    metric_samples: dict[str, Floats]
+    """Each (K,): how many samples that mean is over; 0 if the client had no such step."""
     squared_updates: dict[str, Floats]
     """Each (K,): squared norm of a client's update per type of layer; empty without ``sensitivity``."""
     evaluation: Evaluation | None
@@ -134,7 +136,7 @@ class ClientEngine:
         context = self._context(work.round, broadcast, full_rate=work.full_rate)
         before = self._unpacked(states)
         with self._model.mode(training=True, vectorised=len(clients) > 1):
-            uploads, after, metrics = self._local_training(work, context, before)
+            uploads, after, metrics, seen = self._local_training(work, context, before)
         accepted = acceptable(uploads, after, self.algorithm.uploads).cpu().numpy()
         sums = {
             name: weighted_sum(uploads[name], work.weights[up.weighting], accepted, up.scale_bits)
@@ -160,6 +162,7 @@ class ClientEngine:
             packed.cpu().numpy(),
             accepted,
             {name: value.cpu().numpy() for name, value in metrics.items()},
+            {name: value.cpu().numpy() for name, value in seen.items()},
             {kind: value.double().cpu().numpy() for kind, value in squares.items()},
             evaluation,
         )
@@ -206,23 +209,24 @@ class ClientEngine:
 
     def _local_training(
         self, work: LocalTraining, context: ClientContext, before: Tensors
-    ) -> tuple[Tensors, Tensors, Tensors]:
-        """Uploads (each (K, n)), states after training (each (K, n)), and metrics (each (K,))."""
+    ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+        """Uploads (each (K, n)), states after training (each (K, n)), metrics and their samples (each (K,))."""
         for_each = for_each_client(len(work.clients))
         seeds.seed_torch(self.device, self.config.seed, "dropout", work.round, int(work.clients[0]))
         carry = for_each(lambda state: self.algorithm.client_init(state, context))({**before, **work.messages})
-        carry, metrics = self._local_epochs(work, context, for_each, carry)
+        carry, metrics, seen = self._local_epochs(work, context, for_each, carry)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
             f"{sorted(self.algorithm.uploads)}"
         )
-        return uploads, after, metrics
+        return uploads, after, metrics, seen
 
     def _local_epochs(
         self, work: LocalTraining, context: ClientContext, for_each: Any, carry: Any
-    ) -> tuple[Any, Tensors]:
-        """All local steps of K clients; returns the last carry and each metric's mean over a client's samples (K,)."""
+    ) -> tuple[Any, Tensors, Tensors]:
+        """All local steps of K clients; returns the last carry, each metric's mean over a client's samples (K,), and
+        over how many samples (K,) it is."""
         samples, phases = self.samples, self.algorithm.epochs(work.local_epochs)
         pool = samples.training(work.clients) if work.pooled is None else Pool.gather(samples.data, [work.pooled])
         order = samples.order("batches", work.round, work.clients, pool, len(phases))
@@ -246,7 +250,7 @@ class ClientEngine:
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
                     seen[name] = seen.get(name, 0.0) + count
-        return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}
+        return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
 
     def _steps_left(self, pool: Pool, epochs: int, work: Floats | None) -> Ints | None:
         """(K,): how many local steps each client does; None if each does all of them."""

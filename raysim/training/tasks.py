@@ -189,12 +189,15 @@ class TrainingReport:
 
     accepted: NDArray[np.bool_]
     metrics: dict[str, Floats]
+    metric_samples: dict[str, Floats]
     squared_updates: dict[str, Floats]
     evaluation: Evaluation | None
 
     @classmethod
     def of(cls, trained: Trained) -> TrainingReport:
-        return cls(trained.accepted, trained.metrics, trained.squared_updates, trained.evaluation)
+        return cls(
+            trained.accepted, trained.metrics, trained.metric_samples, trained.squared_updates, trained.evaluation
+        )
 
 
 @dataclass(frozen=True)

@@ -26,3 +26,14 @@ def test_reordered_clients_keep_their_samples():
     assert other.offsets.tolist() == [0, 1, 3, 6]
     assert (other.train(1).tolist(), other.test(1).tolist()) == ([5], [6])
     assert (other.train(2).tolist(), other.test(2).tolist()) == ([1, 2], [3])
+
+
+def test_samples_that_are_trained_and_tested_on_or_twice_there_are_counted():
+    offsets, num_train = np.array([0, 3, 7]), np.array([2, 2])
+    assert Partition(np.array([0, 1, 2, 3, 4, 5, 6]), offsets, num_train).overlaps == []
+    leaking = Partition(np.array([0, 1, 3, 3, 4, 1, 0]), offsets, num_train)
+    assert leaking.overlaps == ["3 of 3 test samples are training samples of another client"]
+    twice = Partition(np.array([0, 0, 2, 3, 4, 5, 5]), offsets, num_train)
+    assert twice.overlaps == ["clients have 2 of their 7 samples more than once"]
+    shared = Partition(np.array([0, 1, 2, 0, 1, 2, 3]), offsets, num_train)  # as some splits by domain have it
+    assert shared.overlaps == []

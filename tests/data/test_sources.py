@@ -43,6 +43,13 @@ def test_rotated_digits_are_the_same_images_in_four_equal_domains():
     assert (np.ptp(per_class, axis=0) <= 1).all()
 
 
+@pytest.mark.parametrize("size", [400, 450, 898])
+def test_subset_keeps_the_domains_of_every_class_in_proportion(size):
+    digits = load(name="digits", rotated_domains=True, subset=size)
+    counts = np.bincount(digits.labels * 4 + digits.domains, minlength=40).reshape(10, 4)
+    assert (counts.max(axis=1) - counts.min(axis=1)).max() <= 2
+
+
 def test_subset_keeps_the_classes_in_proportion_and_draws_nothing():
     first, again = load(name="digits", subset=200), load(name="digits", subset=200)
     assert first.digest == again.digest

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from algorithms.fedavg import FedAvg
 from raysim.errors import ConfigError
-from raysim.experiments.preparation import prepare
+from raysim.experiments.preparation import data_warnings, prepare
 from raysim.models.build import build_model
 
 from configs import tiny
@@ -76,3 +76,19 @@ def test_another_file_under_the_same_path_is_another_run(digests):
 def test_another_frozen_backbone_is_another_run(digests):
     lora = {"algorithm": {"name": "fedperfix", "plugin": "lora", "personal": ["head"], "freeze_backbone": True}}
     assert differing(digests(**lora, scale=1.5), digests(**lora)) == {"initial", "frozen"}  # the head trains
+
+
+def test_a_split_that_leaks_is_reported_once_with_counts(tmp_path):
+    def runs(**changes):
+        arrays = {"train_0": [0, 1, 2], "test_0": [3], "train_1": [4, 5], "test_1": [6, 7]} | changes
+        np.savez(tmp_path / "split.npz", **{name: np.array(values) for name, values in arrays.items()})
+        data = {"num_clients": 2, "partition": {"name": "file", "path": str(tmp_path / "split.npz")}}
+        return prepare(tiny(data=data, cohort={"size": 2}, study=[{"name": "a", "seeds": [0, 1]}]))
+
+    assert data_warnings(runs()) == []
+    assert data_warnings(prepare(tiny())) == []
+    where = f"data.partition.path: {tmp_path / 'split.npz'}: "
+    assert data_warnings(runs(test_1=[0, 7, 7])) == [
+        f"{where}1 of 4 test samples are training samples of another client",
+        f"{where}clients have 1 of their 9 samples more than once",
+    ]

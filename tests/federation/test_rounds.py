@@ -137,6 +137,14 @@ def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(ru
     assert not any(key.startswith("new_clients/") for row in history(rounds)[:-1] for key in row)
 
 
+def test_a_metric_of_one_phase_survives_stragglers_that_do_not_get_there(run):
+    cohort = {"fraction": 1.0, "stragglers": 1.0}
+    rounds, _, _, _ = run(0, algorithm={"name": "methods:OneInTraining"}, cohort=cohort, rounds=8)
+    reported = [row.get("train/one") for row in history(rounds)]
+    assert set(reported) <= {1.0, None}  # never diluted by those that have no value
+    assert 1.0 in reported
+
+
 def test_nothing_is_late_when_all_is_evaluated_beside_the_training(run):
     _, done, pool, _ = run(0)
     assert done == [[0], [1], [2], [3], []]

@@ -209,6 +209,7 @@ def test_a_metric_of_one_phase_is_averaged_over_that_phase():
     simulation = Simulation(algorithm={"name": "methods:OneInTraining"})
     (result,) = simulation.round(0, [[0, 1]])
     assert result.metrics["one"].tolist() == [1.0, 1.0]
+    assert (result.metric_samples["one"] < result.metric_samples["loss"]).all()
 
 
 def test_an_upload_that_is_no_vector_is_said():
@@ -248,6 +249,9 @@ def test_stragglers_of_methods_with_several_phases_report_finite_numbers(name):
     result = simulation.train(0, np.arange(3), work=np.array([0.01, 0.5, 1.0]))
     assert result.accepted.all()
     assert all(np.isfinite(values).all() for values in result.metrics.values())
+    assert (result.metric_samples["loss"] > 0).all()
+    if name == "methods:OneInTraining":  # the first one stops before the phase that reports it
+        assert (result.metric_samples["one"] > 0).tolist() == [False, True, True]
 
 
 def test_training_at_the_full_rate_does_not_follow_the_schedule():

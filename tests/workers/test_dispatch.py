@@ -177,7 +177,7 @@ def fake(monkeypatch):
     return make
 
 
-NOTHING = TrainingReport(np.ones(1, bool), {}, {}, None)
+NOTHING = TrainingReport(np.ones(1, bool), {}, {}, {}, None)
 
 
 def task_of(kind, index, round_=0, read=0, samples=1):

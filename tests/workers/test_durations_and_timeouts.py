@@ -6,7 +6,7 @@ import pytest
 from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
 from raysim.workers.durations_and_timeouts import TaskDurations
 
-NOTHING = TrainingReport(np.ones(1, bool), {}, {}, None)
+NOTHING = TrainingReport(np.ones(1, bool), {}, {}, {}, None)
 
 
 def sized(kind, index, samples):

@@ -50,11 +50,14 @@ class TrainedCohort:
     def rejected(self) -> list[int]:
         return self.clients[~self.accepted].tolist()
 
-    def mean(self, of: Of) -> float:
-        """The mean of a per-client value over the clients that reported, weighted by their training samples."""
-        reported = self.reported
-        weights = self.num_train[self.clients][reported]
-        return float((self._in_order(of).astype(np.float64)[reported] * weights).sum() / weights.sum())
+    def mean(self, of: Of, among: NDArray[np.bool_] | None = None) -> float:
+        """The mean of a per-client value over the clients that reported, weighted by their training samples.
+
+        ``among`` (K,): over these only, at least one of which reported.
+        """
+        chosen = self.reported if among is None else self.reported & among
+        weights = self.num_train[self.clients][chosen]
+        return float((self._in_order(of).astype(np.float64)[chosen] * weights).sum() / weights.sum())
 
     def metrics(self) -> dict[str, float]:
         """``train/...`` as the algorithm reports it, and ``cohort/...``."""
@@ -64,18 +67,26 @@ class TrainedCohort:
             "cohort/rejected": float((~self.accepted).sum()),
             "cohort/dropped": float(len(self.dropped)),
         }
-        for name in self.results[0][1].metrics if self.reported.any() else ():
-            result[f"train/{name}"] = self.mean(lambda _, report, name=name: report.metrics[name])  # type: ignore[misc]
+        for name in dict.fromkeys(name for _, report in self.results for name in report.metrics):
+            # A straggler may not get to the steps that report it: it has no value then, not 0.
+            has_it = self._in_order(_entry(lambda report: report.metric_samples, name)).astype(np.float64) > 0
+            if (self.reported & has_it).any():
+                result[f"train/{name}"] = self.mean(_entry(lambda report: report.metrics, name), has_it)
         return result
 
     def squared_updates(self, weighting: str) -> dict[str, float]:
         """The mean squared norm of the clients' updates, per type of layer, weighted as the updates are."""
         kinds = self.results[0][1].squared_updates
         cohort = self if weighting == "samples" else TrainedCohort(self.results, np.ones_like(self.num_train))
-        return {k: cohort.mean(lambda _, report, k=k: report.squared_updates[k]) for k in kinds}  # type: ignore[misc]
+        return {kind: cohort.mean(_entry(lambda report: report.squared_updates, kind)) for kind in kinds}
 
     def _in_order(self, of: Of) -> NDArray[np.generic]:
         if not self.results:
             return np.empty(0)
         clients = np.concatenate([task.clients for task, _ in self.results])
         return np.concatenate([of(task, report) for task, report in self.results])[np.argsort(clients)]
+
+
+def _entry(values: Callable[[TrainingReport], dict[str, NDArray[np.float64]]], name: str) -> Of:
+    """One of the per-client values of a report; 0 for the clients of a batch that does not have it."""
+    return lambda task, report: values(report).get(name, np.zeros(len(task.clients)))

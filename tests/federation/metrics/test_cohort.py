@@ -4,10 +4,12 @@ from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.training.tasks import Train, TrainingReport
 
 
-def trained(clients, accepted, reports, loss):
+def trained(clients, accepted, reports, loss, **others):
     ids, shares = np.array(clients), {"samples": np.ones(len(clients))}
     task = Train(round=0, index=0, clients=ids, read=ids, weights=shares, reports=np.array(reports))
-    return task, TrainingReport(np.array(accepted), {"loss": np.array(loss)}, {}, None)
+    metrics = {"loss": np.array(loss), **others}
+    samples = {name: 8.0 * (values > 0) for name, values in metrics.items()}
+    return task, TrainingReport(np.array(accepted), metrics, samples, {}, None)
 
 
 def test_means_are_those_of_clients_that_reported():
@@ -37,3 +39,17 @@ def test_a_round_without_anybody():
         "cohort/dropped": 2.0,
     }
     assert nobody.rejected == []
+
+
+def test_a_metric_is_averaged_over_the_clients_that_got_to_its_steps():
+    """Stragglers may stop before the phase that reports it."""
+    yes = [True, True]
+    results = [
+        trained([0, 1], yes, yes, [1.0, 1.0]),  # a batch of which nobody got there
+        trained([2, 3], yes, yes, [1.0, 1.0], head=np.array([0.0, 6.0])),
+        trained([4], [True], [True], [1.0], head=np.array([3.0]), never=np.array([0.0])),
+    ]
+    metrics = TrainedCohort(results, np.array([1, 1, 1, 1, 2])).metrics()
+    assert metrics["train/loss"] == 1.0
+    assert metrics["train/head"] == (1 * 6.0 + 2 * 3.0) / 3
+    assert "train/never" not in metrics
