@@ -39,7 +39,7 @@ def nodes(monkeypatch):
     def have(*each, autoscales=False):
         alive = [{"Alive": True, "Resources": {k: float(v) for k, v in r.items()}} for r in each]
         monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {}}])
-        for module in ("auto", "cluster"):
+        for module in ("auto_resources", "cluster"):
             monkeypatch.setattr(f"raysim.workers.{module}.autoscales", lambda: autoscales)
 
     return have
