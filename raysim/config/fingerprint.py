@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,69 +32,65 @@ def array_digest(arrays: Iterable[NDArray[Any]] | Mapping[str, NDArray[Any]]) ->
 def algorithm_digest(config: Config) -> str:
     """SHA-256 of the source that the algorithm consists of, as this process imported it.
 
-    That is the whole module of its class and of each base class, and of a user's own also the modules beside it that it
-    imports, and those that these import.
+    That is the whole module of its class and of each base class. Of a user's own module it is also whatever it imports
+    from beside it, and what that imports. Neither raysim's other modules nor installed packages are part of it: they have
+    versions. Nothing is imported to find this out.
     """
     own = [cls for cls in type(config.algorithm).__mro__ if issubclass(cls, FederatedAlgorithm)]
-    sources: dict[str, str] = {}
+    sources: dict[str, bytes] = {}
     for cls in own:
         sources |= _sources(sys.modules[cls.__module__])
-    return hashlib.sha256(
-        "\n".join(f"{name}\n{source}" for name, source in sorted(sources.items())).encode()
-    ).hexdigest()
+    sha = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        sha.update(f"{name} {len(source)}\n".encode() + source)
+    return sha.hexdigest()
 
 
 @cache  # what this process imported, even if a file is edited later
-def _sources(module: ModuleType) -> dict[str, str]:
-    """The source of a module, and of the modules of its user's that it imports, by name."""
-    found: dict[str, str] = {}
-    waiting = [(module.__name__, inspect.getsource(module))]
-    folder = _own_folder(module)
+def _sources(module: ModuleType) -> dict[str, bytes]:
+    """The source of a module and, if it is a user's, of the modules beside it that it imports, by name."""
+    name, file = module.__name__, Path(inspect.getfile(module))
+    found = {name: inspect.getsource(module).encode()}
+    top = name.partition(".")[0]
+    if top in ("algorithms", "raysim"):
+        return found
+    is_package = file.name == "__init__.py"
+    folder = file.parents[name.count(".") + is_package]  # that the top-level name lies in
+    installed = folder.name in ("site-packages", "dist-packages")  # beside packages that have nothing to do with it
+    waiting = [(found[name], name if is_package else name.rpartition(".")[0])]
     while waiting:
-        name, source = waiting.pop()
-        found[name] = source
-        for imported in _imports(source, name) if folder is not None else ():
-            if imported not in found and (path := _path_in(folder, imported)) is not None:
-                waiting.append((imported, path.read_text(encoding="utf-8")))
+        for imported in _imports(*waiting.pop()):
+            first = imported.partition(".")[0]
+            if first in ("algorithms", "raysim") or (installed and first != top):
+                continue
+            for other, path in _files(folder, imported):
+                if other not in found:
+                    found[other] = path.read_bytes()
+                    waiting.append((found[other], other if path.name == "__init__.py" else other.rpartition(".")[0]))
     return found
 
 
-def _own_folder(module: ModuleType) -> Path | None:
-    """Where modules lie that belong to a user's own: its package, or the folder of its file. None for raysim's own."""
-    top = module.__name__.split(".")[0]
-    if top in ("algorithms", "raysim"):
-        return None
-    file = Path(inspect.getfile(sys.modules[top]) if top != module.__name__ else inspect.getfile(module))
-    is_installed = file.parent.name in ("site-packages", "dist-packages")  # a single file among everybody's
-    return None if is_installed else file.parent
-
-
-def _imports(source: str, module: str) -> Iterator[str]:
-    """The names of all modules that a source may import, wherever in it."""
-    package = module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """The names of all modules that a source in a package may import, wherever in it."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # not imported so far, or the algorithm would not have been
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*(part for part in parents if part), *([node.module] if node.module else [])])
+            parents = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
             yield from (name for name in (base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)) if name)
 
 
-def _path_in(folder: Path | None, module: str) -> Path | None:
-    """The Python file of a module, if it lies in a folder or below."""
-    # First its package's: looking for a submodule imports the package, and one that lies elsewhere need not be imported.
-    for name in dict.fromkeys((module.split(".")[0], module)):
-        path = _origin(name)
-        if folder is None or path is None or not path.is_relative_to(folder):
-            return None
-    return path
-
-
-def _origin(module: str) -> Path | None:
-    """The Python file of a module, if it has one."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):  # a name that is no module
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
+def _files(folder: Path, module: str) -> Iterator[tuple[str, Path]]:
+    """The files in a folder that importing a module would run: its own and those of the packages around it."""
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        place = folder.joinpath(*parts[:end])
+        for path in (place / "__init__.py", place.with_suffix(".py")):
+            if path.is_file():
+                yield ".".join(parts[:end]), path
+                break

@@ -93,9 +93,52 @@ def test_in_a_package_what_is_imported_is_part_of_it(write, imports):
     assert write(name, pack_of_test__in__helper="strength = 1\n", pack_of_test__in__other="x = 2\n") == first
 
 
-def test_what_lies_elsewhere_is_not_imported_for_it(write):
-    write(mine_of_test=method("def never():\n    import this, numpy, not_there_of_test"))
+def test_nothing_is_imported_for_it(write):
+    write(
+        mine_of_test=method("def never():\n    import this, numpy, not_there_of_test, broken_of_test, raises_of_test")
+    )
     assert "this" not in sys.modules
+    files = {
+        "broken_of_test": "def (",
+        "raises_of_test__in____init__": "raise RuntimeError",
+        "raises_of_test__in__a": "",
+    }
+    first = write(**files, mine_of_test=method("def never():\n    import broken_of_test, raises_of_test.a"))
+    assert write(raises_of_test__in____init__="raise ValueError") != first
+
+
+def test_installed_packages_and_raysim_itself_are_not_part_of_it(tmp_path, write, monkeypatch):
+    """A project with its virtual environment, and raysim's own sources, below the folder of the user's file."""
+    imports = "import library_of_test, raysim.seeds\nfrom algorithms import fedavg"
+    site = tmp_path / ".venv" / "lib" / "site-packages"
+    site.mkdir(parents=True)
+    (tmp_path / "raysim").mkdir()
+    (tmp_path / "raysim" / "seeds.py").write_text("")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(tmp_path)
+    (site / "library_of_test.py").write_text("x = 1")
+    first = write(mine_of_test=method(imports))
+    (site / "library_of_test.py").write_text("x = 2")
+    (tmp_path / "raysim" / "seeds.py").write_text("changed = True")
+    assert write() == first
+
+
+def test_of_an_installed_method_its_own_package_is_part_of_it(tmp_path, write, monkeypatch):
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+
+    def digest(helper="x = 1", neighbour="x = 1"):
+        (site / "pack_of_test").mkdir(exist_ok=True)
+        (site / "pack_of_test" / "__init__.py").write_text("")
+        (site / "pack_of_test" / "mine.py").write_text(method("from . import helper\nimport neighbour_of_test"))
+        (site / "pack_of_test" / "helper.py").write_text(helper)
+        (site / "neighbour_of_test.py").write_text(neighbour)
+        return write("pack_of_test.mine:Mine")
+
+    first = digest()
+    assert digest(helper="x = 2") != first
+    assert digest(neighbour="x = 2") == first
 
 
 def test_a_file_that_is_edited_later_is_not_what_this_process_runs(tmp_path, monkeypatch):
