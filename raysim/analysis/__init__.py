@@ -1,5 +1,5 @@
 """From the results of runs to tables, statistics and pictures.
 
-May import ``tracking``, which reads finished runs, and ``plots``, which draws. Begin with ``comparison.py``, the table of a
-study; ``compare_report.py`` is what ``raysim compare`` prints.
+May import ``tracking``, which reads finished runs, ``plots``, which draws, ``data`` and ``config``. Begin with
+``comparison.py``, the table of a study; ``compare_report.py`` is what ``raysim compare`` prints.
 """

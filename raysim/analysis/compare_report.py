@@ -48,7 +48,7 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
             title = caption(study.experiment, study.history, options.by, options.last)
             console.print(as_rich(compare(study.history, options.by, options.last), title))
             runs = len(study.runs)
-            started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.tracker.started()}"
+            started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.reader.started()}"
             console.print(f"{started}; --run ID chooses others", style="dim", highlight=False)
         _warn(study)
         if options.fairness:
@@ -58,7 +58,7 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
         for baseline in options.baselines:
             _print_gains(study, baseline, _numbered(options.plot_gains, study, studies))
         if options.form == "table":
-            _print_what_can_be_told(study)
+            _print_fairness_and_gains(study)
         _draw(study, studies)
 
 
@@ -79,7 +79,7 @@ def _warn(study: LoadedStudy) -> None:
         study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
-def _print_what_can_be_told(study: LoadedStudy) -> None:
+def _print_fairness_and_gains(study: LoadedStudy) -> None:
     """Print fairness and gains over the usual baselines without being asked, or why these runs don't allow it."""
     data = study.pairable()
     usual = baselines(study.algorithms(), data) if not study.options.baselines else []
@@ -178,7 +178,7 @@ def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
             rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
             clients = {}
             for group, seed, run_id in rows:
-                table = study.tracker.clients(run_id)
+                table = study.reader.clients(run_id)
                 clients[group, seed] = table.assign(accuracy=study.accuracy[group][seed][table["client"].to_numpy()])
             history = study.history.assign(name=study.history[options.by])
             asked = (study.algorithms(), study.pairable(), title, options.last, options.baselines)

@@ -50,7 +50,7 @@ class LoadedStudy:
     """Finished runs of an experiment, grouped."""
 
     experiment: str
-    tracker: FinishedRuns
+    reader: FinishedRuns
     history: pd.DataFrame
     """A row per run and round, with a column named after the key that runs are grouped by."""
     parameters: dict[str, dict[str, str]]
@@ -76,7 +76,7 @@ class LoadedStudy:
             raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
         accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in self.groups}
         for group, seed, run_id in self.runs[[by, "seed", "run_id"]].itertuples(index=False):
-            accuracy[group][seed] = self.tracker.client_accuracy(run_id, self.options.last)
+            accuracy[group][seed] = self.reader.client_accuracy(run_id, self.options.last)
         return accuracy
 
     def algorithms(self) -> dict[str, str]:
@@ -119,17 +119,19 @@ class LoadedStudy:
         of_group = self.runs.loc[self.runs[self.options.by] == group, ["run_id", "seed"]]
         for run_id, seed in of_group.itertuples(index=False):
             for key, value in self.parameters[run_id].items():
-                if key.startswith((*PROTOCOL, CODE)) and key != self.options.by:
+                # An empty digest is that of a run of an earlier version, which logged none: nothing is known of it.
+                known = bool(value) or key not in ("partition", CODE)
+                if known and key.startswith((*PROTOCOL, CODE)) and key != self.options.by:
                     name = f"partition of seed {seed}" if key == "partition" else key
                     found.setdefault(name, set()).add(value)
         return found
 
 
 def load_study(experiment: str, uri: str | None, options: Options, console: Console, notes: Console) -> LoadedStudy:
-    tracker = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
+    reader = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
     if options.runs:
-        tracker.choose(options.runs)
-    history, parameters, by = tracker.latest_study(), tracker.parameters(), options.by
+        reader.choose(options.runs)
+    history, parameters, by = reader.latest_study(), reader.parameters(), options.by
     if by != "name":
         key = "algorithm.name" if by == "algorithm" else by
         values = {run_id: p.get(key) for run_id, p in parameters.items()}
@@ -138,7 +140,7 @@ def load_study(experiment: str, uri: str | None, options: Options, console: Cons
                 f"--group-by {by}: no run of {experiment!r} has a parameter {key!r}, such as algorithm.scale"
             )
         history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
-    return LoadedStudy(experiment, tracker, history, parameters, options, console, notes)
+    return LoadedStudy(experiment, reader, history, parameters, options, console, notes)
 
 
 def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -36,6 +36,7 @@ def private_mb(pid: int) -> float:
 
 def object_store_bytes() -> int:
     """Total bytes that any process has ever put into the cluster's object stores."""
+    # Not at the top: it is private to Ray, and nothing but this figure needs it.
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     here = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine

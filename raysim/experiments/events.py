@@ -40,7 +40,7 @@ class RunListener:
     """Its methods are called in the driver as one run proceeds, in the order below. Override those that you need.
 
     A run that lost personal states goes back to its last checkpoint: then ``rounds_end`` and ``rounds_begin`` are called
-    again, and rounds that were completed before are completed once more, with equal records.
+    again, and rounds that were completed before are completed once more, with equal results.
     """
 
     def starts_over(self, state: RunState) -> None:

@@ -30,7 +30,7 @@ class RunResult:
     clients: pd.DataFrame
     """A row per client after the last round: accuracy, AUC, samples, label entropy, domain."""
     new_clients: pd.DataFrame | None
-    """The same of clients that never took part, ``before`` and ``after`` they adapted; None if there are none."""
+    """A row per client that never took part: accuracy ``before`` and ``after`` it adapted; None if there are none."""
     shared: NDArray[np.float32]
     checksums: dict[str, str]
 

@@ -22,13 +22,13 @@ from raysim.experiments.listeners.mlflow import MLflowListener
 from raysim.experiments.listeners.models import ModelListener
 from raysim.experiments.listeners.pictures import PictureListener
 from raysim.experiments.listeners.progress import ProgressListener
-from raysim.experiments.listeners.study_json import StudyStateListener
+from raysim.experiments.listeners.study_json import StudyJsonListener
 from raysim.experiments.preparation import data_warnings, prepare
 from raysim.experiments.results import RunResult, StudyFailed, error_message
 from raysim.experiments.resumption import finished_before
 from raysim.experiments.run import Run
 from raysim.experiments.status import StatusBoard
-from raysim.experiments.study_json import SavedStudy
+from raysim.experiments.study_json import StudyJson
 from raysim.experiments.study_log import StudyLog
 from raysim.storage.study_folder import RunState, StudyState
 from raysim.tracking.mlflow_store import MLflowStore, may_pass
@@ -66,7 +66,7 @@ class Study:
     def __init__(self, request: StudyRequest, board: StatusBoard, stop: threading.Event) -> None:
         self._import_path, self._board, self._stop = list(request.import_path), board, stop
         state = StudyState.model_validate(json.loads(request.state))
-        self._saved = SavedStudy(state, request.folder, Path(request.home), board.notify)
+        self._saved = StudyJson(state, request.folder, Path(request.home), board.notify)
         self._results: dict[int, RunResult] = {}
         self._pools: list[ActorPool] = []
         board.update(phases=("waiting",) * len(state.runs))
@@ -230,6 +230,6 @@ class Study:
             MLflowListener(log, outbox, folder.uri if folder is not None else None, saved.journal_of(row), tags),
             PictureListener(log.store, outbox, notify),
             ModelListener(log.store, outbox, notify),
-            StudyStateListener(saved, row, outbox),
+            StudyJsonListener(saved, row, outbox),
             ProgressListener(self._board, i),
         ]

@@ -13,7 +13,7 @@ from raysim.storage.study_folder import RunState, StudyFolder, StudyState
 MOST_STARTS = 10  # starts of the driver without a checkpoint in between, after which the study fails
 
 
-class SavedStudy:
+class StudyJson:
     """The state of a study and its file; without a folder nothing is written.
 
     Args:

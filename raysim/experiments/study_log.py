@@ -14,7 +14,6 @@ from raysim.config.loading import children, dump
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.experiments.events import RunStatus
-from raysim.experiments.listeners.pictures import draw_or_notify
 from raysim.experiments.results import RunResult
 from raysim.plots.palette import COLOURS
 from raysim.storage.study_folder import StudyState
@@ -132,3 +131,12 @@ class StudyLog:
         parent = self._state.parent
         assert parent is not None
         self.outbox.put(lambda: self.store.set_tags(parent, {DESCRIPTION_TAG: text}))
+
+
+def draw_or_notify(draw: Callable[[], dict[str, bytes]], notify: Callable[[str], None]) -> dict[str, bytes]:
+    """Pictures; if they can't be drawn the user is told, and the run goes on."""
+    try:
+        return draw()
+    except Exception as error:
+        notify(f"the pictures can't be drawn: {error!r}")
+        return {}

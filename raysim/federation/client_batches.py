@@ -60,7 +60,7 @@ class BatchPlanner:
                     "uniform": reports[at] * np.full(len(ids), 1 / len(cohort)),
                 },
                 reports=reports[at],
-                work=work[at] if work is not None and (work[at] < 1).any() else None,
+                work_share=work[at] if work is not None and (work[at] < 1).any() else None,
                 messages={name: rows[at] for name, rows in messages.items()},
                 evaluate=evaluate,
             )

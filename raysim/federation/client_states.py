@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysim.functional.client_state import StateLayout
 from raysim.functional.optimizers import Tensors
+from raysim.functional.state_layout import StateLayout
 from raysim.storage.checkpoint import Checkpoint
 from raysim.storage.personal_states import SlotIndex
 from raysim.workers.remote_states import StateNodes
@@ -58,7 +58,7 @@ class ClientStates:
         return self._nodes.own.read(addresses, self._initial)
 
     def named(self, addresses: Ints) -> Tensors:
-        """The same by name, each (K, n)."""
+        """The states of clients (K,), by name, each (K, n)."""
         return self.layout.unpack(torch.from_numpy(self.read(addresses)))
 
     def initial(self) -> Tensors:

@@ -25,12 +25,12 @@ from raysim.federation.cohort import sample_cohort
 from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.federation.metrics.communication import down_bytes
-from raysim.federation.metrics.round_metrics import RoundMetrics
 from raysim.federation.metrics.system import timeline
+from raysim.federation.round_metrics import RoundMetrics
 from raysim.federation.server import Server
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
-from raysim.storage.checkpoint import Checkpoint, OpenRound, Snapshot
+from raysim.storage.checkpoint import Checkpoint, PendingRoundEntry, Snapshot
 from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
@@ -46,7 +46,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PendingRound:
-    """A round after its server step, with its metrics so far, and the evaluations that it still waits for.
+    """A round after its server step, with its metrics so far, and the evaluations that it still waits for, if any.
 
     ``evaluations`` need the parameters that the round ended with; they run beside the next round's training.
     """
@@ -139,13 +139,18 @@ class FederatedRun:
         busy = sum(result.seconds for result in (*completed.results, *late))
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         self.next_round = round + 1
-        yield from self._complete(now, late)
+        before, self._pending = self._pending, now if now.evaluations else None
+        if before is not None:
+            yield self._complete(before, late)
+        if self._pending is None:
+            yield self._complete(now, [])
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
         if self._pending is not None:
             _, late = yield from self._run_tasks(self._pending.round, [])
-            yield from self._complete(None, late)
+            before, self._pending = self._pending, None
+            yield self._complete(before, late)
 
     # The tasks of a round.
 
@@ -197,21 +202,13 @@ class FederatedRun:
         own = [result for result in done.results if result.task.key not in keys]
         return replace(done, results=own), [result for result in done.results if result.task.key in keys]
 
-    def _complete(self, now: PendingRound | None, late: list[TaskResult]) -> Iterator[RoundRecord]:
-        """The record of the round before, whose evaluations have arrived, and of this one if it waits for nothing."""
-        done = [self._pending] if self._pending is not None else []
-        self._pending = None
-        if now is not None and now.evaluations:
-            self._pending = now
-        elif now is not None:
-            done.append(now)
-        for row in done:
-            of_row = [result for result in late if result.task.round == row.round]
-            metrics = row.metrics | self._metrics.after_step(row.round, of_row, self.records)
-            millis = int(time.time() * 1000)
-            record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped))
-            self.records.rounds.append(record)
-            yield record
+    def _complete(self, row: PendingRound, late: list[TaskResult]) -> RoundRecord:
+        """The record of a round, with the results of the evaluations that it waited for."""
+        metrics = row.metrics | self._metrics.after_step(row.round, late, self.records)
+        millis = int(time.time() * 1000)
+        record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped))
+        self.records.rounds.append(record)
+        return record
 
     # The run as a whole.
 
@@ -234,7 +231,7 @@ class FederatedRun:
             self._server.shared.numpy(),
             {name: tensor.numpy() for name, tensor in self._server.state.items()},
             Records(list(records.rounds), list(records.accuracy), dict(records.final), dict(records.new)),
-            OpenRound(round=left.round, metrics=left.metrics, rejected=left.rejected, dropped=left.dropped)
+            PendingRoundEntry(round=left.round, metrics=left.metrics, rejected=left.rejected, dropped=left.dropped)
             if left
             else None,
             index.addresses.copy(),

@@ -105,7 +105,7 @@ def halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
 
 
 def _unpadded_halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
-    """The same of a batch without padding: BatchNorm would also see the samples behind a mask."""
+    """The two halves of a batch without padding, cut without a mask: BatchNorm would also see masked samples."""
     count = len(batch.mask)
     cut = batch_size if count > batch_size else (count + 1) // 2
     cut = cut - 1 if count - cut == 1 and cut > 2 else cut

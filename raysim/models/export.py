@@ -21,7 +21,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
 from raysim.models.saved import SavedRun
-from raysim.plugins.export import fold, rebuild
+from raysim.plugins.fold import fold, rebuild
 from raysim.training.engine import ClientEngine
 from raysim.training.transforms import to_model_input
 

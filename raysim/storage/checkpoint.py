@@ -31,7 +31,7 @@ from raysim.storage.folder import Folder
 from raysim.storage.records import Records, RoundRecord
 
 Ints = NDArray[np.int64]
-FORMAT = 1
+FORMAT = 2
 MANIFEST = re.compile(r"checkpoint-(\d{6,})\.json")
 OWN_FILE = re.compile(r"(checkpoint|shared|states|rounds|clients)-\d{6,}[-\w]*\.(json|safetensors)(\.part)?")
 
@@ -45,7 +45,7 @@ class FileEntry(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class OpenRound(BaseModel):
+class PendingRoundEntry(BaseModel):
     """The last round, if some clients must still be evaluated with the parameters that it ended with."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -65,10 +65,10 @@ class Manifest(BaseModel):
     config: dict[str, Any]
     """The run's configuration, with every ``auto`` resolved."""
     facts: dict[str, str]
-    """What results depend on besides the configuration: data, code, versions, kind of device."""
+    """What results depend on besides the configuration: digests of data, parameters and code; versions; kind of device."""
     num_clients: int = Field(ge=1)
     state_size: int = Field(ge=0)
-    open: OpenRound | None
+    open: PendingRoundEntry | None
     shared: FileEntry
     states: list[FileEntry]
     rounds: list[FileEntry]
@@ -87,7 +87,7 @@ class Snapshot:
     shared: NDArray[np.float32]
     server_state: dict[str, NDArray[Any]]
     records: Records
-    open: OpenRound | None
+    open: PendingRoundEntry | None
     addresses: Ints
     """(N,): where the state of each client is, or -1."""
     versions: Ints

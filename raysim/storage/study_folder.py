@@ -27,7 +27,7 @@ from raysim.errors import CheckpointError, ConfigError
 from raysim.storage.checkpoint import manifest_name, newest, rounds_in
 from raysim.storage.folder import Folder
 
-FORMAT = 1
+FORMAT = 2
 NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.
@@ -45,7 +45,7 @@ class RunState(BaseModel):
     run_id: str | None = None
     """The id in MLflow, once the run was started."""
     facts: dict[str, str] = {}
-    """Data, code and client batches that it was started with."""
+    """What it was started with: the digests of what its results depend on, and ``clients_per_batch``."""
     finished: bool = False
     checksums: dict[str, str] = {}
 
@@ -54,7 +54,7 @@ class StudyState(BaseModel):
     """What ``study.json`` says."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     config: dict[str, Any]
     """The configuration as given, with ``auto`` values unresolved."""
     tracking_uri: str
@@ -200,7 +200,7 @@ def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | 
     Raises:
         ConfigError: the newest one of a run is damaged; names the file, and the checkpoint that could be used instead.
     """
-    said = []
+    lines = []
     for run in state.runs:
         if run.finished or run.run_id is None:
             continue
@@ -212,8 +212,8 @@ def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | 
         intact, problems = newest(place)
         if problems:
             raise ConfigError(_damaged(folder, place, problems, intact.manifest.round if intact else 0))
-        said.append(f"{run.name}: goes on with round {intact.manifest.round + 1 if intact else 1}")
-    return said
+        lines.append(f"{run.name}: goes on with round {intact.manifest.round + 1 if intact else 1}")
+    return lines
 
 
 def _damaged(folder: StudyFolder, place: Folder, problems: Sequence[CheckpointError], round: int) -> str:

@@ -26,7 +26,7 @@ def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mappi
 
 
 def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: str | None = None) -> str:
-    """The same for a study; ``table``, once it is finished, is its comparison in Markdown."""
+    """The description of a study's own run in MLflow; ``table``, once it is finished, is its comparison in Markdown."""
     lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
     if table is not None:
         lines += ["Last round, percent, mean ± standard deviation over seeds:", "", table, ""]

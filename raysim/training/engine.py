@@ -20,11 +20,11 @@ from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
-from raysim.functional.client_state import StateLayout
 from raysim.functional.context import ClientContext
 from raysim.functional.loss_and_gradient import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.functional.state_layout import StateLayout
 from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.training.evaluation import Evaluation, Evaluator
 from raysim.training.for_each_client import for_each_client, select
@@ -47,7 +47,7 @@ class LocalTraining:
         evaluate: evaluate the clients afterwards, with what they trained.
         sensitivity: also sum up the clients' updates as unit vectors.
         pooled: samples to train on in place of the clients' own; then K is 1.
-        work: (K,) the share of its local steps that each client does, at least one step. None: all of them.
+        work_share: (K,) the share of its local steps that each client does, at least one step. None: all of them.
         steps_per_epoch: the number of steps after which every local epoch ends. None: all of them.
         full_rate: train at the undecayed learning rate, whatever ``train.schedule`` says for the round.
     """
@@ -60,7 +60,7 @@ class LocalTraining:
     evaluate: bool = True
     sensitivity: bool = False
     pooled: Ints | None = None
-    work: Floats | None = None
+    work_share: Floats | None = None
     steps_per_epoch: int | None = None
     full_rate: bool = False
 
@@ -126,25 +126,25 @@ class ClientEngine:
         self._evaluator = Evaluator(self.algorithm, self._model, self.samples, self.device, config.seed)
 
     @torch.no_grad()
-    def train(self, work: LocalTraining, broadcast: Tensors, states: NDArray[np.float32]) -> Trained:
+    def train(self, training: LocalTraining, broadcast: Tensors, states: NDArray[np.float32]) -> Trained:
         """Train K clients from states (K, size) and sum up their uploads.
 
         A client whose result is not finite or out of range is not accepted: it has no part in the sums, keeps its state,
         and is evaluated as if untrained.
         """
-        clients = work.clients
-        context = self._context(work.round, broadcast, full_rate=work.full_rate)
+        clients = training.clients
+        context = self._context(training.round, broadcast, full_rate=training.full_rate)
         before = self._unpacked(states)
         with self._model.mode(training=True, vectorised=len(clients) > 1):
-            uploads, after, metrics, seen = self._local_training(work, context, before)
+            uploads, after, metrics, seen = self._local_training(training, context, before)
         accepted = acceptable(uploads, after, self.algorithm.uploads).cpu().numpy()
         sums = {
-            name: weighted_sum(uploads[name], work.weights[up.weighting], accepted, up.scale_bits)
+            name: weighted_sum(uploads[name], training.weights[up.weighting], accepted, up.scale_bits)
             for name, up in self.algorithm.uploads.items()
         }
         squares: Tensors = {}
-        if work.sensitivity and len(context.broadcast["shared"]):
-            weights = work.weights[self.algorithm.uploads["shared"].weighting]
+        if training.sensitivity and len(context.broadcast["shared"]):
+            weights = training.weights[self.algorithm.uploads["shared"].weighting]
             updates = uploads["shared"] - context.broadcast["shared"]
             units, squares = directions(updates, weights, accepted, self.layout)
             sums[DIRECTIONS] = fixed_point(units, sums["shared"].weight, SCALE_BITS)
@@ -154,7 +154,7 @@ class ClientEngine:
             packed = torch.where(keep, packed, self.state_layout.pack(before))
             shared = torch.where(keep, shared, context.broadcast["shared"])
         evaluation = None
-        if work.evaluate:
+        if training.evaluate:
             evaluation = self._evaluator.clients(clients, shared, self.state_layout.unpack(packed), context)
         return Trained(
             clients,
@@ -208,13 +208,13 @@ class ClientEngine:
         return self.state_layout.unpack(to_device(torch.from_numpy(states), self.device))
 
     def _local_training(
-        self, work: LocalTraining, context: ClientContext, before: Tensors
+        self, training: LocalTraining, context: ClientContext, before: Tensors
     ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
         """Uploads (each (K, n)), states after training (each (K, n)), metrics and their samples (each (K,))."""
-        for_each = for_each_client(len(work.clients))
-        seeds.seed_torch(self.device, self.config.seed, "dropout", work.round, int(work.clients[0]))
-        carry = for_each(lambda state: self.algorithm.client_init(state, context))({**before, **work.messages})
-        carry, metrics, seen = self._local_epochs(work, context, for_each, carry)
+        for_each = for_each_client(len(training.clients))
+        seeds.seed_torch(self.device, self.config.seed, "dropout", training.round, int(training.clients[0]))
+        carry = for_each(lambda state: self.algorithm.client_init(state, context))({**before, **training.messages})
+        carry, metrics, seen = self._local_epochs(training, context, for_each, carry)
         uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
         assert uploads.keys() == self.algorithm.uploads.keys(), (
             f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
@@ -223,21 +223,25 @@ class ClientEngine:
         return uploads, after, metrics, seen
 
     def _local_epochs(
-        self, work: LocalTraining, context: ClientContext, for_each: Any, carry: Any
+        self, training: LocalTraining, context: ClientContext, for_each: Any, carry: Any
     ) -> tuple[Any, Tensors, Tensors]:
         """All local steps of K clients; returns the last carry, each metric's mean over a client's samples (K,), and
         over how many samples (K,) it is."""
-        samples, phases = self.samples, self.algorithm.epochs(work.local_epochs)
-        pool = samples.training(work.clients) if work.pooled is None else Pool.gather(samples.data, [work.pooled])
-        order = samples.order("batches", work.round, work.clients, pool, len(phases))
-        left = self._steps_left(pool, len(phases), work.work)
+        samples, phases = self.samples, self.algorithm.epochs(training.local_epochs)
+        pool = (
+            samples.training(training.clients)
+            if training.pooled is None
+            else Pool.gather(samples.data, [training.pooled])
+        )
+        order = samples.order("batches", training.round, training.clients, pool, len(phases))
+        left = self._steps_left(pool, len(phases), training.work_share)
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
             steps = samples.batches(pool, order, epoch, self.algorithm.batches_per_step)
-            for batch, everyone in islice(steps, work.steps_per_epoch):
+            for batch, everyone in islice(steps, training.steps_per_epoch):
                 if left is not None and not left.any():
                     break
                 new, metrics = step(carry, batch)
@@ -252,10 +256,10 @@ class ClientEngine:
                     seen[name] = seen.get(name, 0.0) + count
         return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
 
-    def _steps_left(self, pool: Pool, epochs: int, work: Floats | None) -> Ints | None:
+    def _steps_left(self, pool: Pool, epochs: int, work_share: Floats | None) -> Ints | None:
         """(K,): how many local steps each client does; None if each does all of them."""
-        if work is None:
+        if work_share is None:
             return None
         size = self.config.train.batch_size * self.algorithm.batches_per_step
-        steps: Ints = np.maximum(1, (work * epochs * -(-pool.counts // size)).astype(np.int64))
+        steps: Ints = np.maximum(1, (work_share * epochs * -(-pool.counts // size)).astype(np.int64))
         return steps

@@ -69,7 +69,7 @@ class Train(Task):
     Attributes:
         weights: (K,) planned shares by weighting; 0 for clients that do not report.
         reports: (K,) who reports to the server (``cohort.dropout``).
-        work: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
+        work_share: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
         evaluate: evaluate them, too.
@@ -81,7 +81,7 @@ class Train(Task):
 
     weights: dict[str, Floats]
     reports: NDArray[np.bool_]
-    work: Floats | None = None
+    work_share: Floats | None = None
     messages: dict[str, Rows] = field(default_factory=dict)
     pooled: Ints | None = None
     evaluate: bool = False
@@ -97,7 +97,7 @@ class Train(Task):
             evaluate=self.evaluate,
             sensitivity=self.pooled is None,
             pooled=self.pooled,
-            work=self.work,
+            work_share=self.work_share,
         )
         return engine.train(training, broadcast, states)
 
@@ -109,7 +109,7 @@ class Train(Task):
             read=self.read[one],
             weights={name: w[one] for name, w in self.weights.items()},
             reports=self.reports[one],
-            work=self.work[one] if self.work is not None else None,
+            work_share=self.work_share[one] if self.work_share is not None else None,
             messages={name: rows[one] for name, rows in self.messages.items()},
         )
 

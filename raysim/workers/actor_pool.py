@@ -167,8 +167,7 @@ class ActorPool:
                 self._start_failed(worker, TimeoutError(f"it did not get ready in {limit:g} seconds"))
 
     def _start_failed(self, worker: Worker, error: Exception) -> None:
-        worker.failed_starts += 1
-        if worker.failed_starts >= MAX_STARTS:
+        if worker.start_failed() >= MAX_STARTS:
             raise ClientError(f"client actor {worker.number} can't be started: {error}") from error
         log.warning("client actor %d did not start (%s); another takes its place", worker.number, error)
         self.replace(worker)

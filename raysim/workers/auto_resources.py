@@ -2,8 +2,8 @@
 
 ``resources.num_actors``, ``num_gpus_per_actor``, ``device`` and ``concurrent_runs`` follow from what the cluster has
 (``resolve_resources``); ``clients_per_batch`` on a CPU from the configuration alone, on a GPU from a trial step
-(``gpu_trial.py``).
-``experiments/launch.py`` calls these in turn and writes what comes out into the run's configuration.
+(``gpu_trial.py``). ``experiments/preparation.py`` and ``experiments/launch.py`` call these and write what comes out into the
+run's configuration.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def resolve_resources(
     per_gpu = -(-actors * at_a_time // sum(gpus)) if any(gpus) else 1
     even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
     share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
-    check_gpus(resources, device, actors, share)
+    check_gpus(resources, device, share)
     if not patient and not autoscales():
         check_room(resources, device, actors, share)
     resolved = resources.model_copy(

@@ -109,7 +109,8 @@ def check_room(resources: ResourcesConfig, device: str, actors: int, share: floa
         )
 
 
-def check_gpus(resources: ResourcesConfig, device: str, actors: int, share: float) -> None:
+def check_gpus(resources: ResourcesConfig, device: str, share: float) -> None:
+    """Refuse a device and a share of a GPU that contradict each other or the cluster."""
     where = "resources.num_gpus_per_actor"
     gpus = any(have.get("GPU") for have in nodes())
     if device == "cuda" and not gpus and not autoscales():

@@ -66,7 +66,7 @@ class TrialActor:
         torch.set_num_threads(1)
 
     def choose(self, setup: RunSetup, asked: int | None) -> Choice:
-        """See ``choose``."""
+        """The largest client batch that fits on this GPU, and how many actors (``choose``)."""
         engine = make_engine(setup)
         total = torch.cuda.get_device_properties(engine.device).total_memory
         return choose(lambda k: peak_bytes(engine, k), total, setup.config.cohort_size, asked)

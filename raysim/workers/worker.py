@@ -72,6 +72,11 @@ class Worker:
         """The actor has answered ``configure``."""
         self.answer, self.machine, self.node, self.failed_starts = None, machine, node, 0
 
+    def start_failed(self) -> int:
+        """The actor did not get ready; returns how many starts have failed in a row."""
+        self.failed_starts += 1
+        return self.failed_starts
+
     def seconds_getting_ready(self) -> float:
         """Seconds since Ray placed the actor; 0 if it is ready already or not placed yet."""
         if self.answer is None:

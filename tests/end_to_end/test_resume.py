@@ -164,7 +164,7 @@ def test_a_command_that_is_killed_with_all_its_processes_is_resumed(tmp_path, un
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, **SLOW}))
     arguments = ("run", "slow.yaml")
-    for rounds in (1, 5):  # tests/chaos.py has many more moments
+    for rounds in (1, 5):  # tests/support/chaos.py has many more moments
         process = start_command(tmp_path, *arguments)
         wait_for(lambda rounds=rounds: rounds_done(tmp_path) >= rounds)
         os.killpg(process.pid, signal.SIGKILL)

@@ -40,7 +40,7 @@ def test_runs_at_a_time_have_the_bits_of_runs_one_after_another(tmp_path):
     assert together.table["accuracy"].tolist() == alone.table["accuracy"].tolist()
 
 
-@pytest.mark.slow  # test_resources.py has the rule
+@pytest.mark.slow  # tests/workers/test_auto_resources.py has the rule
 def test_auto_fills_the_cluster_with_what_a_run_can_use(tmp_path):
     few = {"num_actors": "auto", "clients_per_batch": 8, "concurrent_runs": "auto"}  # a batch per round: one actor
     result = raysim.run(study(tmp_path, resources=few, cohort={"fraction": 1.0}, rounds=1))

@@ -46,4 +46,4 @@ def test_who_does_not_report_has_no_weight():
         assert task.reports.tolist() == reports[task.clients].tolist()
         assert task.weights["samples"].tolist() == np.where(task.reports, share[task.clients], 0).tolist()
         assert task.weights["uniform"].tolist() == np.where(task.reports, 1 / 8, 0).tolist()
-        assert (task.work is None) == bool((work[task.clients] == 1).all())
+        assert (task.work_share is None) == bool((work[task.clients] == 1).all())

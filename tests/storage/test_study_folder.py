@@ -26,7 +26,7 @@ def test_what_is_written_is_read(tmp_path):
     assert [row.folder for row in state.runs] == ["00-a-b-seed-0", "01-a-b-seed-1", "02-c-seed-0"]
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format": 2}', b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format": 1}', b"[" * 100_000])
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "study.json").write_bytes(text)
     with pytest.raises(ConfigError, match=r"study\.json: is damaged or not of this version"):

@@ -38,8 +38,8 @@ class Simulation:
         equal = np.full(len(clients), 1 / len(clients))
         epochs = options.pop("local_epochs", self.config.train.local_epochs)
         own = weights or {"samples": equal, "uniform": equal}
-        work = LocalTraining(round_, clients, own, epochs, messages or {}, **options)
-        return self.engine.train(work, self.broadcast, self.states[clients])
+        training = LocalTraining(round_, clients, own, epochs, messages or {}, **options)
+        return self.engine.train(training, self.broadcast, self.states[clients])
 
     def round(self, round_, groups):
         """Train client batches as one cohort, take the server step, keep the states; returns what was trained."""

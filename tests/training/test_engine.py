@@ -229,11 +229,11 @@ def test_a_straggler_stops_after_its_share_of_all_its_steps():
         counted.append(1)
         return step(carry, batch, ctx)
 
-    together = simulation.train(0, clients, work=work)
+    together = simulation.train(0, clients, work_share=work)
     for client in range(4):
         counted.clear()
         engine.config.algorithm.__dict__["client_step"] = counting
-        alone = simulation.train(0, clients[client : client + 1], work=work[client : client + 1])
+        alone = simulation.train(0, clients[client : client + 1], work_share=work[client : client + 1])
         del engine.config.algorithm.__dict__["client_step"]
         assert len(counted) == max(1, int(work[client] * steps[client]))
         np.testing.assert_allclose(together.states[client], alone.states[0], atol=1e-5)
@@ -246,7 +246,7 @@ def test_a_straggler_stops_after_its_share_of_all_its_steps():
 @pytest.mark.parametrize("name", ["fedrep", "apfl", "perfedavg", "fedbabu", "methods:Merge", "methods:OneInTraining"])
 def test_stragglers_of_methods_with_several_phases_report_finite_numbers(name):
     simulation = Simulation(algorithm={"name": name})
-    result = simulation.train(0, np.arange(3), work=np.array([0.01, 0.5, 1.0]))
+    result = simulation.train(0, np.arange(3), work_share=np.array([0.01, 0.5, 1.0]))
     assert result.accepted.all()
     assert all(np.isfinite(values).all() for values in result.metrics.values())
     assert (result.metric_samples["loss"] > 0).all()

@@ -26,8 +26,10 @@ def train(**more):
 
 
 def test_one_client_of_a_batch_keeps_what_is_its_own():
-    one = train(work=np.array([1.0, 0.5, 0.2]), messages={"m": np.arange(6, dtype=np.float32).reshape(3, 2)}).of_one(1)
-    assert (one.clients.tolist(), one.read.tolist(), one.reports.tolist(), one.work.tolist()) == (
+    one = train(
+        work_share=np.array([1.0, 0.5, 0.2]), messages={"m": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    ).of_one(1)
+    assert (one.clients.tolist(), one.read.tolist(), one.reports.tolist(), one.work_share.tolist()) == (
         [1],
         [1],
         [False],

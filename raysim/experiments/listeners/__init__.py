@@ -1,1 +1,4 @@
-"""What is done about the events of a run (``experiments/events.py``): a listener per file, each does one thing."""
+"""What is done about the events of a run: a listener per file, each does one thing.
+
+May import what ``experiments`` may. Begin with ``experiments/events.py``, which has the events and the interface.
+"""

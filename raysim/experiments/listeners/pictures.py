@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from raysim.experiments.events import ActiveRun, RunListener
 from raysim.experiments.results import RunResult
+from raysim.experiments.study_log import draw_or_notify
 from raysim.federation.rounds import FederatedRun
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
@@ -48,12 +49,3 @@ class PictureListener(RunListener):
 
     def _log(self, run_id: str, draw: Callable[[], dict[str, bytes]]) -> None:
         self._outbox.put(lambda: self._store.log_files(run_id, draw_or_notify(draw, self._notify)))
-
-
-def draw_or_notify(draw: Callable[[], dict[str, bytes]], notify: Callable[[str], None]) -> dict[str, bytes]:
-    """Pictures; if they can't be drawn the user is told, and the run goes on."""
-    try:
-        return draw()
-    except Exception as error:
-        notify(f"the pictures can't be drawn: {error!r}")
-        return {}

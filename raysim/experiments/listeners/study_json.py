@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from raysim.experiments.events import ActiveRun, RunListener, RunStatus
 from raysim.experiments.resumption import facts_at_start
-from raysim.experiments.study_json import SavedStudy
+from raysim.experiments.study_json import StudyJson
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox
 
 
-class StudyStateListener(RunListener):
+class StudyJsonListener(RunListener):
     """Keeps a run's row of ``study.json``.
 
     Args:
         outbox: of the run.
     """
 
-    def __init__(self, saved: SavedStudy, row: RunState, outbox: Outbox) -> None:
+    def __init__(self, saved: StudyJson, row: RunState, outbox: Outbox) -> None:
         self._saved, self._row, self._outbox = saved, row, outbox
 
     def starts_over(self, state: RunState) -> None:

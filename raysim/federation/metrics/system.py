@@ -28,7 +28,7 @@ class NodeMetrics:
             "system/system_memory_usage_percentage": float(memory.percent),
         }
         for i, gpu in enumerate(self._gpus):
-            import pynvml
+            import pynvml  # not at the top: of no use without a GPU
 
             with suppress(pynvml.NVMLError):  # a part of a GPU (MIG) does not report it
                 metrics[f"system/gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
@@ -53,7 +53,7 @@ def speed_metrics(
 
 def _gpus() -> list[Any]:
     """NVML's handles; none on a machine without its driver."""
-    import pynvml
+    import pynvml  # not at the top: of no use without a GPU
 
     try:
         pynvml.nvmlInit()

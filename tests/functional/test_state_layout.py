@@ -1,6 +1,6 @@
 import torch
 
-from raysim.functional.client_state import StateLayout
+from raysim.functional.state_layout import StateLayout
 
 
 def test_state_layout_packs_and_unpacks():
