@@ -1,4 +1,4 @@
-"""All metrics of a round, put together from the files beside this one."""
+"""All metrics of a round, put together from ``metrics/``."""
 
 from __future__ import annotations
 
@@ -83,7 +83,11 @@ class RoundMetrics:
         if self._schedule.is_last(round):
             auc = everyone.client_auc(self._labels, self._partition)
             records.final = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
-        return everyone.only(self._schedule.reported(round)).metrics(self._labels, self._partition)
+        about = self._schedule.reported(round)
+        those = everyone.only(about)
+        if not len(those.clients):
+            return {}
+        return those.metrics(self._labels, self._partition, missing=len(about) - len(those.clients))
 
     def after_step(self, round: int, results: Sequence[TaskResult], records: Records) -> dict[str, float]:
         """``personalized/``, ``global/`` and ``new_clients/``, of what was evaluated with the parameters after the step."""

@@ -35,7 +35,7 @@ from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import Task, TaskResult, Train, trained_in
+from raysim.training.tasks import Task, Train, trained_in
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
 from raysim.workers.remote_states import StateNodes
@@ -55,6 +55,7 @@ class PendingRound:
     metrics: dict[str, float]
     rejected: list[int]
     dropped: list[int]
+    not_evaluated: list[int]
     evaluations: list[Task]
 
 
@@ -129,21 +130,21 @@ class FederatedRun:
         for task, report in trained:
             assert task.write is not None
             self.states.index.commit(task.clients, task.write, report.accepted)
-        dropped = sorted(c for task in completed.dropped if isinstance(task, Train) for c in task.clients.tolist())
+        dropped, lost = _clients(completed.dropped, training=True), _clients(completed.dropped, training=False)
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
         if self._schedule.before_step:
             metrics |= self._metrics.of_evaluation(round, completed.results, self.records)
-        now = PendingRound(round, metrics, reported.rejected, dropped, self._evaluations_after_step(round))
-        busy = sum(result.seconds for result in (*completed.results, *late))
+        now = PendingRound(round, metrics, reported.rejected, dropped, lost, self._evaluations_after_step(round))
+        busy = sum(result.seconds for result in (*completed.results, *late.results))
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         self.next_round = round + 1
         before, self._pending = self._pending, now if now.evaluations else None
         if before is not None:
             yield self._complete(before, late)
         if self._pending is None:
-            yield self._complete(now, [])
+            yield self._complete(now, Completed([], [], []))
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
@@ -184,10 +185,8 @@ class FederatedRun:
             return {}
         return self._server.messages(self.states.named(addresses))
 
-    def _run_tasks(
-        self, round: int, tasks: list[Task]
-    ) -> Generator[Progress, None, tuple[Completed, list[TaskResult]]]:
-        """Run tasks, and those that the previous round waits for; the latter's results are returned separately."""
+    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress, None, tuple[Completed, Completed]]:
+        """Run tasks, and those that the previous round waits for; the outcome of the latter is returned separately."""
 
         def place(task: Task, node: int) -> Task:
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
@@ -200,13 +199,18 @@ class FederatedRun:
         done = yield from Dispatch(self._pool, round, tasks + waited_for, server.version, server.broadcast, place).run()
         keys = {task.key for task in waited_for}
         own = [result for result in done.results if result.task.key not in keys]
-        return replace(done, results=own), [result for result in done.results if result.task.key in keys]
+        late = [result for result in done.results if result.task.key in keys]
+        dropped = [task for task in done.dropped if task.key not in keys]
+        return replace(done, results=own, dropped=dropped), Completed(
+            late, [], [task for task in done.dropped if task.key in keys]
+        )
 
-    def _complete(self, row: PendingRound, late: list[TaskResult]) -> RoundRecord:
-        """The record of a round, with the results of the evaluations that it waited for."""
-        metrics = row.metrics | self._metrics.after_step(row.round, late, self.records)
+    def _complete(self, row: PendingRound, late: Completed) -> RoundRecord:
+        """The record of a round, with the outcome of the evaluations that it waited for."""
+        metrics = row.metrics | self._metrics.after_step(row.round, late.results, self.records)
+        lost = sorted({*row.not_evaluated, *_clients(late.dropped, training=False)})
         millis = int(time.time() * 1000)
-        record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped))
+        record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped), tuple(lost))
         self.records.rounds.append(record)
         return record
 
@@ -220,7 +224,12 @@ class FederatedRun:
         if (left := manifest.open) is not None:
             evaluations = self._evaluations_after_step(left.round)
             self._pending = PendingRound(
-                left.round, dict(left.metrics), list(left.rejected), list(left.dropped), evaluations
+                left.round,
+                dict(left.metrics),
+                list(left.rejected),
+                list(left.dropped),
+                list(left.not_evaluated),
+                evaluations,
             )
 
     def snapshot(self) -> Snapshot:
@@ -231,7 +240,13 @@ class FederatedRun:
             self._server.shared.numpy(),
             {name: tensor.numpy() for name, tensor in self._server.state.items()},
             Records(list(records.rounds), list(records.accuracy), dict(records.final), dict(records.new)),
-            PendingRoundEntry(round=left.round, metrics=left.metrics, rejected=left.rejected, dropped=left.dropped)
+            PendingRoundEntry(
+                round=left.round,
+                metrics=left.metrics,
+                rejected=left.rejected,
+                dropped=left.dropped,
+                not_evaluated=left.not_evaluated,
+            )
             if left
             else None,
             index.addresses.copy(),
@@ -251,3 +266,8 @@ class FederatedRun:
         """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
         shared = hashlib.sha256(self.shared.numpy().tobytes()).hexdigest()
         return {"shared": shared, "personal": self.states.checksum(), "metrics": self.records.checksum()}
+
+
+def _clients(tasks: list[Task], training: bool) -> list[int]:
+    """The clients of those tasks that train them, or of the others, ascending."""
+    return sorted({client for task in tasks if isinstance(task, Train) is training for client in task.clients.tolist()})

@@ -28,7 +28,7 @@ from safetensors.numpy import load as load_tensors
 
 from raysim.errors import CheckpointError
 from raysim.storage.folder import Folder
-from raysim.storage.records import Records, RoundRecord
+from raysim.storage.records import LEFT_OUT, Records, RoundRecord
 
 Ints = NDArray[np.int64]
 FORMAT = 2
@@ -53,6 +53,7 @@ class PendingRoundEntry(BaseModel):
     metrics: dict[str, float]
     rejected: list[int]
     dropped: list[int]
+    not_evaluated: list[int]
 
 
 class Manifest(BaseModel):
@@ -200,7 +201,7 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
     for entry in manifest.rounds:
         try:
             for row in json.loads(_verified(folder, entry)):
-                left_out = {key: tuple(int(c) for c in row[key]) for key in ("rejected", "dropped")}
+                left_out = {key: tuple(int(c) for c in row[key]) for key in LEFT_OUT}
                 metrics = {str(k): float(v) for k, v in row["metrics"].items()}
                 records.rounds.append(RoundRecord(int(row["round"]), int(row["time"]), metrics, **left_out))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -14,6 +14,10 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+LEFT_OUT = ("rejected", "dropped", "not_evaluated")
+"""The fields of a ``RoundRecord`` that list clients."""
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """A completed round, as MLflow gets it."""
@@ -25,7 +29,9 @@ class RoundRecord:
     rejected: tuple[int, ...] = ()
     """Clients whose result was not finite or out of range."""
     dropped: tuple[int, ...] = ()
-    """Clients that the round went on without, because they killed every worker that ran them."""
+    """Clients that the round went on without, because their training killed every worker that ran it."""
+    not_evaluated: tuple[int, ...] = ()
+    """Clients that have no evaluation, because it killed every worker that ran it."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,9 +57,10 @@ class Records:
         return {"rounds": np.array([round for round, _, _ in self.accuracy], np.int64), "accuracy": table}
 
     def left_out(self) -> pd.DataFrame:
-        """A row for every client that was rejected or dropped in a round."""
+        """A row for every client that was rejected or dropped in a round, or could not be evaluated."""
         rows = [(r.round, client, "rejected") for r in self.rounds for client in r.rejected]
         rows += [(r.round, client, "dropped") for r in self.rounds for client in r.dropped]
+        rows += [(r.round, client, "not evaluated") for r in self.rounds for client in r.not_evaluated]
         return pd.DataFrame(sorted(rows), columns=["round", "client", "reason"])
 
     def history(self, entry: str, seed: int, run_id: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from raysim.storage.records import RoundRecord
+from raysim.storage.records import LEFT_OUT, RoundRecord
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
 
@@ -104,7 +104,7 @@ def read_journal(file: Path) -> list[RoundRecord]:
     for line in file.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
-            left_out = {key: tuple(row[key]) for key in ("rejected", "dropped")}
+            left_out = {key: tuple(row[key]) for key in LEFT_OUT}
             records.append(RoundRecord(row["round"], row["time"], row["metrics"], **left_out))
         except (ValueError, KeyError, TypeError):
             break

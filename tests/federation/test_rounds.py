@@ -9,7 +9,7 @@ from raysim.federation.rounds import FederatedRun
 from raysim.storage.records import RoundRecord
 from raysim.training.aggregation import PartialSum
 from raysim.training.engine import LocalTraining
-from raysim.training.tasks import TaskResult, Train, TrainingReport
+from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
 from raysim.workers.dispatch import Completed, Progress
 from raysim.workers.remote_states import StateNodes
 from raysim.workers.run_setup import RunSetup
@@ -19,6 +19,9 @@ from simulation import Simulation
 
 class ShuffledPool:
     """Three workers in this process, and what they did: (round, kind of task, round of the task, version sent)."""
+
+    drops = staticmethod(lambda task: False)
+    """Which tasks kill every worker that runs them."""
 
     def __init__(self, engine, states, seed):
         self.engine, self.rng, self.slots = engine, np.random.default_rng(seed), states.own
@@ -34,11 +37,12 @@ class ShuffledDispatch:
 
     def run(self):
         sums, results = [PartialSum(self.round) for _ in self.pool.workers], {}
-        for task in self.pool.rng.permutation(np.array(self.tasks, object)):
+        dropped = [task for task in self.tasks if self.pool.drops(task)]
+        for task in self.pool.rng.permutation(np.array([t for t in self.tasks if t not in dropped], object)):
             self.pool.log.append((self.round, task.kind, task.round, self.version))
             results[task.key] = self.do(self.place(task, 0), sums[self.pool.rng.integers(3)])
             yield Progress(len(results), len(self.tasks), ())
-        return Completed([results[task.key] for task in self.tasks], sums, [])
+        return Completed([results[task.key] for task in self.tasks if task.key in results], sums, dropped)
 
     def do(self, task, partial):
         engine = self.pool.engine
@@ -157,3 +161,17 @@ def test_padding_is_what_clients_of_unequal_size_cost(run):
     rounds, _, pool, _ = run(1, resources={"clients_per_batch": 8}, cohort={"fraction": 1.0}, rounds=1)
     sizes = pool.engine.partition.num_train
     assert history(rounds)[0]["system/padding_fraction"] == pytest.approx(1 - sizes.sum() / (8 * sizes.max()))
+
+
+@pytest.mark.parametrize("protocol", ["paper", "aggregated"])
+def test_clients_that_were_lost_in_evaluation_are_counted_and_listed(run, monkeypatch, protocol):
+    monkeypatch.setattr(
+        ShuffledPool, "drops", staticmethod(lambda task: isinstance(task, Evaluate) and 3 in task.clients)
+    )
+    changes = {"resources": {"clients_per_batch": 1}, "cohort": {"schedule": [[0, 1, 2]] * 2}, "rounds": 2}
+    rounds, _, _, records = run(0, algorithm={"name": "fedper"}, evaluate={"protocol": protocol}, **changes)
+    assert [record.not_evaluated for record in records] == [(3,), (3,)]
+    assert [record.dropped for record in records] == [(), ()]
+    assert [row["personalized/not_evaluated"] for row in history(rounds)] == [1.0, 1.0]
+    assert 3 not in rounds.records.final["clients"]
+    assert rounds.records.left_out().to_numpy().tolist() == [[0, 3, "not evaluated"], [1, 3, "not evaluated"]]

@@ -37,7 +37,7 @@ class CheckpointedRun:
         shared = np.arange(4, dtype=np.float32) + self.round
         state = {"control": np.full(2, self.round / 7)}
         metrics = {"a": 1 / 3, "nan": float("nan"), "inf": float("inf")}
-        left = PendingRoundEntry(round=self.round, metrics=metrics, rejected=[1], dropped=[])
+        left = PendingRoundEntry(round=self.round, metrics=metrics, rejected=[1], dropped=[], not_evaluated=[2])
         self.writer.write(
             Snapshot(self.round, shared, state, records, left, self.addresses.copy(), self.versions.copy())
         )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from raysim.data.partition import Partition, ranges
@@ -53,28 +52,29 @@ class ClientResults:
         """(E,), fractions."""
         return self.correct / self.num_test
 
-    def metrics(self, labels: Ints, partition: Partition) -> dict[str, float]:
-        """The round's ``personalized/...`` metrics; ``labels`` (n,) are the whole data set's."""
-        accuracy = self.accuracy
+    def metrics(self, labels: Ints, partition: Partition, missing: int = 0) -> dict[str, float]:
+        """The round's ``personalized/...`` metrics.
+
+        Args:
+            labels: (n,) the whole data set's.
+            missing: how many clients should have been evaluated, too, and were not.
+        """
+        accuracy, auc = self.accuracy, self.client_auc(labels, partition)
         worst = np.sort(accuracy)[: max(1, len(accuracy) // 10)]
         return {
             "personalized/accuracy_mean": float(accuracy.mean()),
             "personalized/accuracy_std": float(accuracy.std()),
             "personalized/accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
             "personalized/accuracy_worst_decile": float(worst.mean()),
+            "personalized/auc_mean": float(auc.mean()),
+            "personalized/auc_weighted": float((auc * self.num_test).sum() / self.num_test.sum()),
             "personalized/auc_micro": auc_micro(self.probabilities, labels[partition.tests(self.clients)]),
+            "personalized/not_evaluated": float(missing),
         }
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
-        """(E,): micro-averaged AUC of each client's own test samples, from ranks, for all clients at once."""
-        scores, num_classes = self.probabilities, self.probabilities.shape[1]
-        true = labels[partition.tests(self.clients)]
-        owner = np.repeat(np.arange(len(self.clients)), self.num_test)
-        ranks = pd.Series(scores.ravel()).groupby(np.repeat(owner, num_classes)).rank().to_numpy()
-        ranks_of_positives = ranks.reshape(scores.shape)[np.arange(len(true)), true]
-        positives, negatives = self.num_test, self.num_test * (num_classes - 1)
-        above = np.bincount(owner, ranks_of_positives) - positives * (positives + 1) / 2
-        return above / (positives * negatives)
+        """(E,): micro-averaged AUC of each client's own test samples."""
+        return grouped_auc(self.probabilities, labels[partition.tests(self.clients)], self.num_test)
 
 
 def global_metrics(parts: Sequence[Evaluation]) -> dict[str, float]:
@@ -94,12 +94,30 @@ def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str
 
 
 def auc_micro(probabilities: NDArray[np.float32], labels: Ints) -> float:
-    """Area under the ROC curve over all (sample, class) pairs pooled, for any number of classes from two.
+    """Area under the ROC curve over all (sample, class) pairs pooled; see ``grouped_auc``."""
+    return float(grouped_auc(probabilities, labels, np.array([len(labels)]))[0])
 
-    ``probabilities`` (n, classes) against one-hot ``labels`` (n,). Every sample has one positive and at least one negative
-    pair, so it is always defined.
+
+def grouped_auc(probabilities: NDArray[np.float32], labels: Ints, sizes: Ints) -> Floats:
+    """Micro-averaged area under the ROC curve of each group of samples, for all groups at once.
+
+    In a group all (sample, class) pairs are pooled, and the area follows from the ranks of the pairs with the true class
+    (Mann-Whitney U), ties counted half. A sample has one such pair and at least one other, so it is always defined.
+
+    Args:
+        probabilities: (n, classes), non-negative, group after group; two classes or more.
+        labels: (n,)
+        sizes: (G,) numbers of samples; they add up to n.
+
+    Returns:
+        (G,)
     """
-    from sklearn.metrics import roc_auc_score  # takes over a second to import, which the first round need not wait for
-
-    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
-    return float(roc_auc_score(one_hot.ravel(), probabilities.ravel()))
+    num_classes, owner = probabilities.shape[1], np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+    # The bits of floats that are not negative are in the order of the floats: one sort of integers ranks every group.
+    bits = (probabilities.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    keys = (owner[:, None] << np.uint64(32)) | bits
+    true, ordered = keys[np.arange(len(labels)), labels], np.sort(keys, axis=None)
+    first = np.repeat((np.cumsum(sizes) - sizes) * num_classes, sizes)
+    ranks = (np.searchsorted(ordered, true, "left") + np.searchsorted(ordered, true, "right") + 1) / 2 - first
+    above = np.bincount(owner.astype(np.int64), ranks, len(sizes)) - sizes * (sizes + 1) / 2
+    return above / (sizes * sizes * (num_classes - 1))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from raysim.data.partition import Partition
-from raysim.federation.metrics.clients import ClientResults, auc_micro
+from raysim.federation.metrics.clients import ClientResults, auc_micro, grouped_auc
 from raysim.training.evaluation import Evaluation
 
 
@@ -32,6 +33,10 @@ def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
         assert metrics["personalized/accuracy_worst_decile"] == 0.5
         # Positives score .9 .4 .8, negatives .1 .6 .2: of nine pairs only (.4, .6) is the wrong way round.
         assert metrics["personalized/auc_micro"] == pytest.approx(8 / 9)
+        # Client 0 has (.9 .4) over (.1 .6), three of four pairs; client 1 has .8 over .2.
+        assert metrics["personalized/auc_mean"] == (0.75 + 1.0) / 2
+        assert metrics["personalized/auc_weighted"] == pytest.approx((2 * 0.75 + 1 * 1.0) / 3)
+        assert metrics["personalized/not_evaluated"] == 0.0
     assert results.client_auc(LABELS, PARTITION).tolist() == [0.75, 1.0]
 
 
@@ -73,3 +78,25 @@ def test_auc_of_many_clients_at_once_is_that_of_each():
     labels = rng.integers(0, 4, offsets[-1])
     each = [auc_micro(p.astype(np.float32), labels[partition.test(c)]) for c, p in enumerate(probabilities)]
     np.testing.assert_allclose(ClientResults.merge(parts).client_auc(labels, partition), each, atol=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "digits"), [(2, 8), (2, 1), (10, 8), (10, 2)])
+def test_auc_is_that_of_scikit_learn(classes, digits):
+    rng = np.random.default_rng(classes + digits)
+    probabilities = np.round(rng.dirichlet(np.ones(classes), 200), digits).astype(np.float32)  # 1 or 2 digits: ties
+    labels = rng.integers(0, classes, 200)
+    one_hot = labels[:, None] == np.arange(classes)
+    assert auc_micro(probabilities, labels) == pytest.approx(roc_auc_score(one_hot, probabilities, average="micro"))
+    sizes = np.array([1, 79, 120])
+    starts = np.cumsum(sizes) - sizes
+    each = [
+        roc_auc_score(one_hot[start : start + size].ravel(), probabilities[start : start + size].ravel())
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    np.testing.assert_allclose(grouped_auc(probabilities, labels, sizes), each, atol=1e-12)
+
+
+def test_auc_of_a_model_without_any_probability_is_one_half():
+    """As of one that diverged; minus zero is zero."""
+    nothing = np.array([[0.0, -0.0], [-0.0, 0.0]], np.float32)
+    assert grouped_auc(nothing, np.array([0, 1]), np.array([1, 1])).tolist() == [0.5, 0.5]
