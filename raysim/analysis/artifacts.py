@@ -59,7 +59,7 @@ def study_files(
         last: which rounds the tables and the accuracies in ``clients`` are taken from.
         chosen: baselines in place of the usual ones.
     """
-    accuracy, when = by_method(clients), rounds_shown(last)
+    accuracy, when = by_method(clients), rounds_shown(last, history)
     pooled = {name: np.concatenate(list(of_seed.values())) for name, of_seed in accuracy.items()}
     files = {
         "comparison.png": as_png(plot_comparison(history, title)),

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from raysim.analysis.artifacts import baselines, study_files
-from raysim.analysis.compared_runs import LoadedStudy, Options, load_study, paired_gains
+from raysim.analysis.compared_runs import PROTOCOL, LoadedStudy, Options, load_study, paired_gains
 from raysim.analysis.comparison import caption, compare, rounds_shown, to_target
 from raysim.analysis.fairness import fairness
 from raysim.analysis.paper_table import paper_table
@@ -63,20 +63,42 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
 
 
 def _warn(study: LoadedStudy) -> None:
-    """Warn where groups that stand side by side in a table are not comparable."""
+    """Warn of what is missing, and where groups that stand side by side in a table are not comparable."""
+
+    def warn(text: str) -> None:
+        study.notes.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+    if missing := study.reader.missing():
+        warn("not in these numbers: " + "; ".join(missing))
+    runs = study.runs.groupby("name", sort=False)["seed"]
+    counts = runs.nunique()
+    if fewer := [f"{group} has {count}" for group, count in counts.items() if count < counts.max()]:
+        warn(f"not all have {_seeds(counts.max())}: {', '.join(fewer)}")
+    for group, seed in study.runs.loc[study.runs.duplicated(["name", "seed"]), ["name", "seed"]].itertuples(
+        index=False
+    ):
+        warn(f"{group} has several runs of seed {seed}, which count as one")
     first, *others = study.groups
     for group in study.groups:
         if inside := study.differences(group, group):
-            text = f"warning: the runs of {group} differ in {', '.join(inside)}: not seeds of one experiment"
-            study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
-    differing: dict[tuple[str, ...], list[str]] = {}
-    for group in others:
-        if keys := tuple(study.differences(group, first)):
-            differing.setdefault(keys, []).append(group)
-    for keys, groups in differing.items():
-        verb = "differs" if len(groups) == 1 else "differ"
-        text = f"warning: {', '.join(groups)} {verb} from {first} in {', '.join(keys)}: not the same experiment"
-        study.notes.print(text, style="yellow", highlight=False, soft_wrap=True)
+            warn(f"the runs of {group} differ in {', '.join(inside)}: not seeds of one experiment")
+    found = {group: study.differences(group, first) for group in others}
+    for text in _differing({g: [k for k in keys if k.startswith(PROTOCOL)] for g, keys in found.items()}, first):
+        warn(f"{text}: not the same experiment")
+    for text in _differing({g: [k for k in keys if not k.startswith(PROTOCOL)] for g, keys in found.items()}, first):
+        study.notes.print(f"note: {text}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _differing(found: dict[str, list[str]], first: str) -> list[str]:
+    """A line for all groups that differ from the first in the same settings."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for group, keys in found.items():
+        if keys:
+            groups.setdefault(tuple(keys), []).append(group)
+    return [
+        f"{', '.join(names)} {'differs' if len(names) == 1 else 'differ'} from {first} in {', '.join(keys)}"
+        for keys, names in groups.items()
+    ]
 
 
 def _print_fairness_and_gains(study: LoadedStudy) -> None:
@@ -118,7 +140,7 @@ def _print_fairness(study: LoadedStudy) -> None:
             "n": [f"{c} clients, {_seeds(s)}" for c, s in table[["clients", "seeds"]].values],
         }
     )
-    when = rounds_shown(study.options.last)
+    when = rounds_shown(study.options.last, study.history)
     _show(study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {when}")
 
 
@@ -146,8 +168,10 @@ def _print_gains(study: LoadedStudy, baseline: str, picture: Path | None) -> Non
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
     )
-    over = "seeds and clients" if table["seeds"].max() > 1 else "clients (one seed)"
-    when = rounds_shown(study.options.last)
+    one, several = (table["seeds"] == 1).any(), (table["seeds"] > 1).any()
+    over = "seeds and clients" + (" (clients alone where there is one seed)" if one else "")
+    over = over if several else "clients (one seed)"
+    when = rounds_shown(study.options.last, study.history)
     title = f"{study.experiment}: points gained over {baseline}, client by client, 95 % interval over {over}; {when}"
     _show(study, shown, table, title)
     for group, reason in left_out.items():

@@ -22,6 +22,10 @@ from raysim.tracking.mlflow_reader import FinishedRuns
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset", "partition")
 """Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples, ``partition`` that of
 their division among clients, which depends on the seed."""
+TRAINING = ("model.", "train.")
+"""Settings that a study may vary on purpose, so that they are named where they differ; the runs of a group should agree."""
+SIZES = ("model.shared_parameters", "model.personal_parameters", "model.state_parameters")
+"""What follows from the settings and is logged with them."""
 PAIRED = ("data.", "evaluate.", "dataset", "partition")
 """Settings in which groups must agree for their clients to be paired."""
 CODE = "code"
@@ -105,7 +109,7 @@ class LoadedStudy:
         return found
 
     def differences(self, group: str, other: str) -> list[str]:
-        """The settings of data and protocol that differ between two groups, or between the runs of one group."""
+        """The settings that differ between two groups, or between the runs of one group: all but the algorithm's own."""
         own, its = self._settings(group), self._settings(other)
         if group == other:
             return sorted(key for key, values in own.items() if len(values) > 1)
@@ -121,7 +125,7 @@ class LoadedStudy:
             for key, value in self.parameters[run_id].items():
                 # An empty digest is that of a run of an earlier version, which logged none: nothing is known of it.
                 known = bool(value) or key not in ("partition", CODE)
-                if known and key.startswith((*PROTOCOL, CODE)) and key != self.options.by:
+                if known and key.startswith((*PROTOCOL, *TRAINING, CODE)) and key not in (*SIZES, self.options.by):
                     name = f"partition of seed {seed}" if key == "partition" else key
                     found.setdefault(name, set()).add(value)
         return found

@@ -26,12 +26,12 @@ def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataF
     """From a row per run and round to a row per group: the mean of its ``last`` evaluated rounds, or its best round.
 
     Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric as ``62.1 ± 0.8`` percent (sample standard
-    deviation over the group's runs), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the
-    median.
+    deviation over the group's seeds or runs), ``MB/round``, what a federation would send up and down per round, and
+    ``s/round``, the median.
     """
     rows, count = [], "seeds" if by == "name" else "runs"
     for group, runs in history.groupby(by, sort=False):
-        final = last_rounds(runs, last)
+        final = samples(runs, by, last)
         row: dict[str, object] = {by: group, count: len(final)}
         for metric, column in COLUMNS.items():
             if metric in final and final[metric].notna().any():
@@ -45,18 +45,31 @@ def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataF
     return table[fixed].fillna("–")
 
 
-def rounds_shown(last: Last) -> str:
+def rounds_shown(last: Last, history: pd.DataFrame) -> str:
     """Which rounds the numbers come from."""
     if last == "best":
         return "best round of each run, chosen on the test samples: optimistic"
-    return "last round" if last == 1 else f"mean of the last {last} evaluated rounds"
+    if last == 1:
+        return "last round"
+    fewest = history.dropna(subset=["personalized/accuracy_mean"]).groupby("run_id").size().min()
+    too_few = f" (some runs have only {fewest})" if fewest < last else ""
+    return f"mean of the last {last} evaluated rounds{too_few}"
 
 
 def caption(experiment: str, history: pd.DataFrame, by: str = "name", last: Last = 1) -> str:
     """One line that says what the numbers of ``compare`` are."""
     spread = f", mean ± standard deviation over {'seeds' if by == 'name' else 'runs'}"
-    several = (history.groupby(by)["run_id"].nunique() > 1).any()
-    return f"{experiment}: {rounds_shown(last)}, percent{spread if several else ''}"
+    several = (history.groupby(by)["seed" if by == "name" else "run_id"].nunique() > 1).any()
+    return f"{experiment}: {rounds_shown(last, history)}, percent{spread if several else ''}"
+
+
+def samples(runs: pd.DataFrame, by: str, last: Last) -> pd.DataFrame:
+    """The rows over which a group's mean and spread are: one per seed, or one per run if not grouped by name.
+
+    A seed that was run twice counts once, with the mean of its runs: the second run has nothing new to say.
+    """
+    final = last_rounds(runs, last)
+    return final.groupby("seed", sort=False).mean() if by == "name" else final
 
 
 def last_rounds(runs: pd.DataFrame, last: Last) -> pd.DataFrame:

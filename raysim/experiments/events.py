@@ -70,5 +70,5 @@ class RunListener:
     def finished(self, run: FederatedRun, result: RunResult) -> None:
         """The run has its results."""
 
-    def ended(self, status: RunStatus) -> None:
-        """Nothing more happens to the run."""
+    def ended(self, status: RunStatus, error: BaseException | None = None) -> None:
+        """Nothing more happens to the run; ``error`` is why it failed or was stopped."""

@@ -79,14 +79,14 @@ class StudyFailed(ClientError):
     """Some runs of a study failed; the others are finished."""
 
     def __init__(self, runs: int, failures: dict[str, Exception]) -> None:
-        lines = [f"  {name}: {_in_a_line(error)}" for name, error in failures.items()]
+        lines = [f"  {name}: {in_a_line(error)}" for name, error in failures.items()]
         others = "the others are finished; " if len(failures) < runs else ""
         super().__init__(
             "\n".join([f"{len(failures)} of {runs} runs failed:", *lines, f"{others}the same command tries again"])
         )
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     """The first line of an error's message, or the last line of a traceback, which says what was wrong."""
     lines = error_message(error).strip().splitlines()
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]

@@ -73,7 +73,7 @@ class Run:
                 except StatesLost as error:
                     self._notify(f"{self._state.name}: {error}; back to the last checkpoint")
         except BaseException as error:
-            self._tell(RunListener.ended, "KILLED" if isinstance(error, Stopped) else "FAILED")
+            self._tell(RunListener.ended, "KILLED" if isinstance(error, Stopped) else "FAILED", error)
             raise
         self._tell(RunListener.ended, "FINISHED")
         return result

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
-from raysim.tracking.tags import CHECKPOINT_TAG
+from raysim.tracking.tags import CHECKPOINT_TAG, FAILURE_TAG
 
 
 def checkpoint_of(uri: str, run_id: str) -> str:
@@ -96,6 +96,20 @@ class FinishedRuns(MLflowStore):
         millis = min(run.info.start_time for run in self._latest_runs())
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
 
+    def missing(self) -> list[str]:
+        """The runs of these runs' studies that have not finished, each with its status and reason, as texts."""
+        texts = []
+        shown = {run.data.tags.get("mlflow.parentRunId") for run in self._latest_runs()} - {None}
+        everything = self._all()
+        for parent in (run for run in everything if run.info.run_id in shown):
+            runs = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+            for run in (run for run in runs if run.info.status != "FINISHED"):
+                reason = run.data.tags.get(FAILURE_TAG)
+                texts.append(f"{run.info.run_name}, {run.info.status}" + (f" ({reason})" if reason else ""))
+            if (never := int(parent.data.params.get("study.runs", len(runs))) - len(runs)) > 0:
+                texts.append(f"{never} {'run' if never == 1 else 'runs'} of the study that never started")
+        return texts
+
     def parameters(self) -> dict[str, dict[str, str]]:
         """Run id to dotted parameters, of the runs of ``latest_study``.
 
@@ -173,10 +187,13 @@ class FinishedRuns(MLflowStore):
 
     def _finished(self) -> list[Any]:
         """Finished runs of raysim, oldest first; without the tag it is a study's parent, or somebody else's run."""
-        runs = self._client.search_runs(
-            [self.experiment_id], order_by=["attributes.start_time ASC"], max_results=50_000
+        return [run for run in self._all() if run.info.status == "FINISHED" and "raysim.entry" in run.data.tags]
+
+    def _all(self) -> list[Any]:
+        """Everything in the experiment, oldest first."""
+        return list(
+            self._client.search_runs([self.experiment_id], order_by=["attributes.start_time ASC"], max_results=50_000)
         )
-        return [run for run in runs if run.info.status == "FINISHED" and "raysim.entry" in run.data.tags]
 
     def _latest_runs(self) -> list[Any]:
         if self._runs is None:

@@ -18,6 +18,8 @@ from raysim.version import __version__
 
 CHECKPOINT_TAG = "raysim.checkpoint"
 """The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
+FAILURE_TAG = "raysim.failure"
+"""Why a run failed, in one line; empty once it goes on."""
 COLOUR_TAG = "mlflow.runColor"
 DESCRIPTION_TAG = "mlflow.note.content"
 

@@ -243,8 +243,9 @@ def test_a_protocol_that_differs_is_told_in_any_table(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MLflowStore(uri, "mixed")
     parent = tracker.start("study", {}, {"raysim.kind": "study"})
-    for name, rounds, digest in (("base", 5, "a"), ("longer", 9, "a"), ("other", 5, "b")):
+    for name, rounds, digest, lr in (("base", 5, "a", 0.1), ("longer", 9, "a", 0.1), ("other", 5, "b", 0.01)):
         given = {"seed": 0, "rounds": rounds, "model.state_parameters": 0, "algorithm.name": name}
+        given |= {"train.optimizer.lr": lr, "model.personal_parameters": rounds}
         child = tracker.start(name, given, {"raysim.entry": name, "raysim.dataset_digest": digest}, parent)
         metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
         tracker.log_round(child, 0, metrics | {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0})
@@ -252,4 +253,27 @@ def test_a_protocol_that_differs_is_told_in_any_table(tmp_path):
     output = CliRunner().invoke(main, ["compare", "--uri", uri, "mixed"]).output
     assert "warning: longer differs from base in rounds: not the same experiment" in output
     assert "warning: other differs from base in dataset: not the same experiment" in output
+    assert "note: other differs from base in train.optimizer.lr\n" in output
+    assert "personal_parameters" not in output
     assert "no client-by-client comparison: run" in output
+
+
+def test_what_is_missing_of_a_study_is_listed_with_its_reason(uri, invoke):
+    store = MLflowStore(uri, "survivors")
+    parent = store.start("study", {"study.runs": 5}, {"raysim.kind": "study"})
+    for name, seed, status in (("a", 0, "FINISHED"), ("a", 1, "FINISHED"), ("b", 0, "FINISHED"), ("b", 1, "FAILED")):
+        given = {"seed": seed, "algorithm.name": name}
+        run = store.start(f"{name} · seed {seed}", given, {"raysim.entry": name}, parent)
+        metrics = {"communication/down_bytes": 1e6, "communication/up_bytes": 0.0, "system/round_seconds": 1.0}
+        store.log_round(run, 0, {"personalized/accuracy_mean": 0.5, **metrics})
+        store.log_arrays(run, {"rounds": np.array([0]), "accuracy": np.full((1, 2), 0.5)}, "accuracy.npz")
+        if status == "FAILED":
+            store.set_tags(run, {"raysim.failure": "train of client 3: ZeroDivisionError"})
+        store.end(run, status)
+    output = invoke("survivors").output
+    assert (
+        "warning: not in these numbers: b · seed 1, FAILED (train of client 3: ZeroDivisionError); "
+        "1 run of the study that never started" in output
+    )
+    assert "warning: not all have 2 seeds: b has 1" in output
+    assert "warning: not in these numbers" not in invoke("one").output

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from raysim.analysis.comparison import Cell, caption, compare, to_target
+from raysim.analysis.comparison import Cell, caption, compare, rounds_shown, to_target
 
 from histories import small_history
 
@@ -42,3 +42,18 @@ def test_cells():
     assert str(Cell.of(pd.Series([0.5]))) == "50.0"
     assert str(Cell.of(pd.Series([0.5, 0.6]))) == "55.0 ± 7.1"
     assert str(Cell.of(pd.Series([0.5, float("nan")]))) == "50.0"  # only one of the runs has it
+
+
+def test_a_seed_that_was_run_twice_counts_once():
+    history = small_history()
+    again = history[history["run_id"] == "a0"].assign(run_id="again")
+    once, twice = compare(history), compare(pd.concat([history, again]))
+    assert twice.equals(once)
+    assert compare(pd.concat([history, again]).assign(kind="x"), "kind")["runs"].tolist() == [4]
+
+
+def test_a_mean_over_more_rounds_than_there_are_says_so():
+    history = small_history()
+    assert rounds_shown(3, history) == "mean of the last 3 evaluated rounds"
+    assert rounds_shown(5, history) == "mean of the last 5 evaluated rounds (some runs have only 3)"
+    assert "only 3" in caption("e", history, last=5)

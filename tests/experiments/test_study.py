@@ -8,6 +8,7 @@ from mlflow.tracking import MlflowClient
 
 import raysim
 from raysim.errors import ConfigError
+from raysim.tracking.mlflow_reader import FinishedRuns
 
 from configs import tiny
 
@@ -74,6 +75,8 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(
     status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     finished = dict.fromkeys(("fine · seed 0", "fine · seed 1", "late · seed 0"), "FINISHED")
     assert status == {**finished, "fails · seed 0": "FAILED", "tiny": "FAILED"}
+    (reason,) = FinishedRuns(config.tracking.uri, "tiny").missing()
+    assert reason.startswith("fails · seed 0, FAILED (train of client ")
 
     told = []
     again = raysim.run(
@@ -87,6 +90,9 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(
     status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert set(status.values()) == {"FINISHED"}
     assert len(status) == 5
+    assert FinishedRuns(config.tracking.uri, "tiny").missing() == []
+    failed = next(r for r in client.search_runs([experiment.experiment_id]) if r.info.run_name == "fails · seed 0")
+    assert failed.data.tags["raysim.failure"] == ""
 
     # Its rounds were done, and the command was killed while MLflow was being told.
     (folder,) = (tmp_path / "disturbed" / "checkpoints").iterdir()

@@ -11,7 +11,7 @@ import ray
 from raysim.config.loading import dump
 from raysim.experiments.events import ActiveRun, RunListener, RunStatus
 from raysim.experiments.launch import PlacedRun
-from raysim.experiments.results import RunResult
+from raysim.experiments.results import RunResult, in_a_line
 from raysim.experiments.study_log import StudyLog
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.records import RoundRecord
@@ -19,7 +19,7 @@ from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.round_journal import RunJournal
 from raysim.tracking.run_description import describe_run
-from raysim.tracking.tags import DESCRIPTION_TAG, checksum_tags, run_tags
+from raysim.tracking.tags import DESCRIPTION_TAG, FAILURE_TAG, checksum_tags, run_tags
 
 
 class MLflowListener(RunListener):
@@ -68,6 +68,8 @@ class MLflowListener(RunListener):
             log.parent,
         )
         self._run_id = run.state.run_id = run_id
+        if run.resumed:
+            self._set_failure(run_id, "")
         before = run.checkpoint.records.rounds if run.checkpoint is not None else ()
         self._journal = RunJournal(store, self._outbox, run_id, self._file, run.resumed, before, log.notify)
         self._outbox.put(lambda: store.log_text(run_id, dump(config), "config.yaml"))
@@ -99,9 +101,14 @@ class MLflowListener(RunListener):
         last = run.records.rounds[-1].metrics
         self._describe(run_id, describe_run(config, self._log.commit, run_id, last))
 
-    def ended(self, status: RunStatus) -> None:
+    def ended(self, status: RunStatus, error: BaseException | None = None) -> None:
         if self._run_id is not None:
+            if status == "FAILED" and isinstance(error, Exception):
+                self._set_failure(self._run_id, in_a_line(error)[:500])
             self._log.end_run(self._outbox, self._run_id, status)
+
+    def _set_failure(self, run_id: str, reason: str) -> None:
+        self._outbox.put(lambda: self._log.store.set_tags(run_id, {FAILURE_TAG: reason}))
 
     def _describe(self, run_id: str, text: str) -> None:
         self._outbox.put(lambda: self._log.store.set_tags(run_id, {DESCRIPTION_TAG: text}))

@@ -31,7 +31,7 @@ class StudyJsonListener(RunListener):
     def between_rounds(self, run: FederatedRun) -> None:
         self._saved.write_again()
 
-    def ended(self, status: RunStatus) -> None:
+    def ended(self, status: RunStatus, error: BaseException | None = None) -> None:
         if status == "FINISHED":
             self._outbox.put(self._finished)
 
