@@ -76,7 +76,7 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(
     finished = dict.fromkeys(("fine · seed 0", "fine · seed 1", "late · seed 0"), "FINISHED")
     assert status == {**finished, "fails · seed 0": "FAILED", "tiny": "FAILED"}
     (reason,) = FinishedRuns(config.tracking.uri, "tiny").missing()
-    assert reason.startswith("fails · seed 0, FAILED (train of client ")
+    assert reason.startswith("fails · seed 0, FAILED (train of client")
 
     told = []
     again = raysim.run(
