@@ -1,14 +1,15 @@
-"""Shared by all tests: one Ray cluster for the whole session, and a store that a short quickstart filled."""
+"""Shared by all tests: one Ray cluster for the whole session, a store that a short quickstart filled, the command."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from click.testing import CliRunner, Result
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +33,20 @@ def quickstart(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("quickstart")
     file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
     return folder, raysim.run(raysim.load_config(file, ["rounds=3", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command ``raysim`` in an empty folder, without this machine's settings; an exception other than an exit fails."""
+    from raysim.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(main, list(arguments))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run

@@ -2,25 +2,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-from click.testing import CliRunner
-
-from raysim.cli import main
-
-
-@pytest.fixture
-def invoke(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        result = CliRunner().invoke(main, list(arguments))
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return run
-
 
 def test_a_shell_completes_commands_and_keys(invoke):
     for shell in ("bash", "zsh", "fish"):

@@ -4,26 +4,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from raysim.cli import main
 from raysim.config.json_schema import json_schema
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def invoke(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        result = CliRunner().invoke(main, list(arguments))
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return run
 
 
 def test_the_schema_in_the_repository_is_that_of_the_code():

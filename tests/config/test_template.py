@@ -1,26 +1,10 @@
 import re
 
 import pytest
-from click.testing import CliRunner
 
 from algorithms import ALGORITHMS
-from raysim.cli import main
 from raysim.config.loading import children, load_config
 from raysim.config.template import commented
-
-
-@pytest.fixture
-def invoke(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        result = CliRunner().invoke(main, list(arguments))
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return run
 
 
 @pytest.mark.parametrize("method", ALGORITHMS)

@@ -1,25 +1,6 @@
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner
-
-from raysim.cli import main
-
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def invoke(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAYSIM_HOME", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        result = CliRunner().invoke(main, list(arguments))
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return run
 
 
 def test_a_dry_run_shows_everything_and_starts_nothing(invoke, tmp_path):
