@@ -41,6 +41,5 @@ def seed_torch(device: torch.device, seed: int, purpose: str, round: int, client
     number = torch_seed(seed, purpose, round, client)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
-    torch.default_generator.manual_seed(
-        number
-    )  # ``torch.manual_seed`` asks every kind of device, which takes a millisecond
+    # Not ``torch.manual_seed``: it asks every kind of device, which takes a millisecond.
+    torch.default_generator.manual_seed(number)

@@ -70,13 +70,11 @@ def _warn(study: LoadedStudy) -> None:
 
     if missing := study.reader.missing():
         warn("not in these numbers: " + "; ".join(missing))
-    runs = study.runs.groupby("name", sort=False)["seed"]
-    counts = runs.nunique()
+    counts = study.runs.groupby("name", sort=False)["seed"].nunique()
     if fewer := [f"{group} has {count}" for group, count in counts.items() if count < counts.max()]:
         warn(f"not all have {_seeds(counts.max())}: {', '.join(fewer)}")
-    for group, seed in study.runs.loc[study.runs.duplicated(["name", "seed"]), ["name", "seed"]].itertuples(
-        index=False
-    ):
+    repeated = study.runs[study.runs.duplicated(["name", "seed"])]
+    for group, seed in repeated[["name", "seed"]].itertuples(index=False):
         warn(f"{group} has several runs of seed {seed}, which count as one")
     first, *others = study.groups
     for group in study.groups:
@@ -109,9 +107,8 @@ def _print_fairness_and_gains(study: LoadedStudy) -> None:
         if not study.options.fairness:
             _print_fairness(study)
         for baseline in usual:
-            if (
-                list(data.values()).count(data[baseline]) > 1 or len(usual) == 1
-            ):  # a method alone on its data has no gain
+            is_alone = list(data.values()).count(data[baseline]) == 1  # on its data, so that nothing gains over it
+            if not is_alone or len(usual) == 1:
                 _print_gains(study, baseline, None)
     except ConfigError as error:
         study.notes.print(f"no client-by-client comparison: {error}", highlight=False, soft_wrap=True)

@@ -70,5 +70,5 @@ def _csv(columns: Mapping[str, Mapping[str, Cell | int]], groups: list[str], by:
         known = [cell if isinstance(cell, Cell) else None for cell in found]
         table[f"{title} mean"] = [100 * cell.mean if cell else None for cell in known]
         table[f"{title} std"] = [100 * cell.std if cell and cell.std is not None else None for cell in known]
-    table["of"] = shown
+    table["rounds"] = shown
     return table.to_csv(index=False, float_format="%.3f").rstrip()

@@ -53,7 +53,7 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
         RunKilled: ``KeyboardInterrupt`` came while it ran.
     """
     uri = resolve_uri(config.tracking)
-    _say_where(config, uri)
+    _print_where(config, uri)
     state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
     folder, is_new = None, True
     if config.checkpoint.every is not None:
@@ -178,7 +178,7 @@ def _actor_name(folder: str) -> str:
     return f"driver of {folder}"
 
 
-def _say_where(config: Config, uri: str) -> None:
+def _print_where(config: Config, uri: str) -> None:
     """In a Ray job, print where runs are kept: its user can't see the folder that the command runs in."""
     if not in_ray_job():
         return

@@ -49,9 +49,8 @@ def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch 
         status = _watch(driver, names, rounds, watch, ours)
         while status.state == "finished" and len(results) < len(runs):
             results, parent = ray.get(driver.results.remote())
-            if len(results) < len(
-                runs
-            ):  # the driver was killed after it had finished: started again, it reads them again
+            if len(results) < len(runs):
+                # The driver was killed after it had finished: started again, it reads the results again.
                 status = _watch(driver, names, rounds, watch, ours)
     except BaseException:
         if ours:

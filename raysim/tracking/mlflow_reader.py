@@ -97,16 +97,22 @@ class FinishedRuns(MLflowStore):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(millis / 1000))
 
     def missing(self) -> list[str]:
-        """The runs of these runs' studies that have not finished, each with its status and reason, as texts."""
+        """The runs of these runs' studies that have not finished, each with its status and reason, as texts.
+
+        A run that started over, with smaller client batches or without its checkpoint, left another one of its name
+        behind; only the last one of a name counts.
+        """
         texts = []
         shown = {run.data.tags.get("mlflow.parentRunId") for run in self._latest_runs()} - {None}
         everything = self._all()
         for parent in (run for run in everything if run.info.run_id in shown):
-            runs = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-            for run in (run for run in runs if run.info.status != "FINISHED"):
-                reason = run.data.tags.get(FAILURE_TAG)
-                texts.append(f"{run.info.run_name}, {run.info.status}" + (f" ({reason})" if reason else ""))
-            if (never := int(parent.data.params.get("study.runs", len(runs))) - len(runs)) > 0:
+            children = (run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id)
+            last = {run.info.run_name: run for run in children}
+            for name, run in last.items():
+                if run.info.status != "FINISHED":
+                    reason = run.data.tags.get(FAILURE_TAG)
+                    texts.append(f"{name}, {run.info.status}" + (f" ({reason})" if reason else ""))
+            if (never := int(parent.data.params.get("study.runs", len(last))) - len(last)) > 0:
                 texts.append(f"{never} {'run' if never == 1 else 'runs'} of the study that never started")
         return texts
 

@@ -40,6 +40,8 @@ class Task(ABC):
     """The name of this kind of task in messages and in ``timeline.csv``."""
     passes: ClassVar[float]
     """The cost per sample in forward passes, used until a task of this kind has been measured."""
+    reads_states: ClassVar[bool] = True
+    """Whether the clients' states are needed; if not, ``compute`` gets rows without entries."""
 
     round: int
     index: int
@@ -131,6 +133,7 @@ class EvaluateGlobal(Task):
 
     kind = "global"
     passes = 1.0
+    reads_states = False
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
         return engine.evaluate_global(self.clients, broadcast)

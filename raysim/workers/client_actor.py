@@ -112,7 +112,7 @@ class ClientActor:
     def _outcome(self, task: Task, broadcast: Tensors) -> TrainingReport | Evaluation:
         assert self._engine is not None
         assert self._states is not None
-        computed = task.compute(self._engine, broadcast, self._states.read(task.read, self._engine.initial_state))
+        computed = task.compute(self._engine, broadcast, self._states_for(task))
         if isinstance(computed, Evaluation):
             return computed
         assert isinstance(task, Train)
@@ -122,6 +122,14 @@ class ClientActor:
             self._partial = PartialSum(task.round)
         self._partial.add(task.index, computed.sums)
         return TrainingReport.of(computed)
+
+    def _states_for(self, task: Task) -> NDArray[np.float32]:
+        """The states (K, size) of a task's clients; without entries if it needs none: they may lie on another node."""
+        assert self._engine is not None
+        assert self._states is not None
+        if not task.reads_states:
+            return np.empty((len(task.clients), 0), np.float32)
+        return self._states.read(task.read, self._engine.initial_state)
 
     def _client_error(self, task: Task, broadcast: Tensors, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
@@ -145,8 +153,7 @@ class ClientActor:
     def _error_alone(self, task: Task, broadcast: Tensors) -> Exception | None:
         """What a task of one client raises, with no effect on slots or sums."""
         assert self._engine is not None
-        assert self._states is not None
-        states = self._states.read(task.read, self._engine.initial_state)
+        states = self._states_for(task)
         try:
             task.compute(self._engine, broadcast, states)
         except Exception as error:

@@ -26,7 +26,7 @@ def test_the_papers_table_marks_best_and_second_best():
     assert "\\textbf{60.0 $\\pm$ 14.1}" in latex
     csv = paper_table({"one": two_data_sets()["one"]}, "name", 1, "csv").split("\n")
     assert csv == [
-        "name,seeds,accuracy mean,accuracy std,AUC mean,AUC std,of",
+        "name,seeds,accuracy mean,accuracy std,AUC mean,AUC std,rounds",
         "a,2,60.000,14.142,50.000,0.000,last round",
         "b,1,25.000,,50.000,,last round",
     ]

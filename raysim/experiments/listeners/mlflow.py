@@ -67,9 +67,9 @@ class MLflowListener(RunListener):
             self._checkpoints,
             log.parent,
         )
-        self._run_id = run.state.run_id = run_id
-        if run.resumed:
+        if run.state.run_id is not None:  # it goes on: whatever ended it before is over
             self._set_failure(run_id, "")
+        self._run_id = run.state.run_id = run_id
         before = run.checkpoint.records.rounds if run.checkpoint is not None else ()
         self._journal = RunJournal(store, self._outbox, run_id, self._file, run.resumed, before, log.notify)
         self._outbox.put(lambda: store.log_text(run_id, dump(config), "config.yaml"))
