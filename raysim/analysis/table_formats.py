@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from rich import box
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 LATEX = {c: f"\\{c}" for c in "_&%#${}"} | {"~": "\\~{}", "^": "\\^{}", "\\": "\\textbackslash{}"}
 
@@ -43,6 +46,9 @@ def _latex(header: list[str], rows: list[list[str]]) -> str:
 
 def as_rich(table: pd.DataFrame, title: str) -> Table:
     """A data frame for the terminal."""
+    from rich import box  # not at the top: the driver imports this module, and has no terminal
+    from rich.table import Table
+
     rich = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(table.columns):
         rich.add_column(str(column), justify="left" if i == 0 else "right")

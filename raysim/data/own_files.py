@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
@@ -114,6 +113,7 @@ def image_folder(config: DataConfig, image_size: int) -> Dataset:
 
 def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
     """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's."""
+    from PIL import Image  # not at the top: only folders of images need it
 
     def size(path: Path) -> tuple[int, int]:
         try:
