@@ -167,10 +167,19 @@ class FederatedAlgorithm(BaseModel):
         """How many training batches ``adapt`` is called on, once each, before a client is evaluated."""
         return 0
 
-    def adapt(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensor:
+    def adapt_optimizer(self, ctx: ClientContext) -> Optimizer:
+        """The optimiser of ``adapt``: plain SGD at ``train.optimizer.lr``, undecayed, whatever trains the clients."""
+        return ctx.sgd()
+
+    def adapt_init(self, theta: Tensor, ctx: ClientContext) -> Carry:
+        """The carry that the steps of adaptation pass on, from parameters (P,); ``theta`` in the last one is evaluated."""
+        return {"theta": theta, "optimizer": self.adapt_optimizer(ctx).init(theta)}
+
+    def adapt(self, carry: Carry, batch: Batch, ctx: ClientContext) -> Carry:
         """One step of adaptation before evaluation, on a training batch; the result is evaluated, then discarded."""
-        gradient, _ = ctx.gradient(theta, batch)
-        return ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))[0]
+        gradient, _ = ctx.gradient(carry["theta"], batch)
+        theta, optimizer = self.adapt_optimizer(ctx).step(carry["theta"], gradient, carry["optimizer"])
+        return {"theta": theta, "optimizer": optimizer}
 
 
 def masked_step(trains: Tensor, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:

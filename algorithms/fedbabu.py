@@ -4,16 +4,17 @@ J. Oh, S. Kim, S.-Y. Yun. ICLR 2022. https://arxiv.org/abs/2106.06042
 
     client i:    w_i = w after local epochs of SGD on the body, under the head's initial value h_0
     server:      w   = sum_i n_i w_i / sum_i n_i
-    evaluation:  (w, h_0) after fine_tuning_steps of SGD on batches of client i's training samples
+    evaluation:  (w, h_0) after fine_tuning_steps of SGD (adapt_lr) on batches of client i's training samples
 
-Down and up: the whole model, whose head never changes. Kept by a client: nothing. Fine-tuning leaves no trace.
+Down and up: the whole model, whose head never changes. Kept by a client: nothing. Fine-tuning leaves no trace; it is SGD
+with a learning rate and a momentum of its own, whatever optimiser and schedule train the body.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors, masked_step
 
 
 class FedBABU(FederatedAlgorithm):
@@ -24,9 +25,16 @@ class FedBABU(FederatedAlgorithm):
     fine_tuning_steps: int = Field(1, ge=0)
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch. The FedPerfix paper's
     code takes one; the authors of FedBABU fine-tune for epochs."""
+    adapt_lr: float | None = Field(None, gt=0)
+    """Learning rate of these steps, the same in every round. null: ``train.optimizer.lr``."""
+    adapt_momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of these steps; from one to the next it is kept. The authors of FedBABU have 0.9, the FedPerfix paper none."""
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
         return masked_step(~ctx.mask("head"), carry, batch, ctx)
 
     def adapt_steps(self) -> int:
         return self.fine_tuning_steps
+
+    def adapt_optimizer(self, ctx: ClientContext) -> Optimizer:
+        return ctx.sgd(self.adapt_lr, self.adapt_momentum)

@@ -2,12 +2,15 @@
 
 A. Fallah, A. Mokhtari, A. Ozdaglar. NeurIPS 2020. https://arxiv.org/abs/2002.07948
 
-    client i, for each pair of batches (D, D'):   v = w - lr g(w, D)
+    client i, for each pair of batches (D, D'):   v = w - a g(w, D)
         first order                               w = w - lr g(v, D')
-        Hessian-free                              w = w - lr (g(v, D') - lr (g(w + r, D) - g(w - r, D)) / (2 delta)),
+        Hessian-free                              w = w - lr (g(v, D') - a (g(w + r, D) - g(w - r, D)) / (2 delta)),
                                                       r = delta g(v, D')
     server:      w = sum_i n_i w_i / sum_i n_i
-    evaluation:  w after one step of SGD on a batch of client i's training samples
+    evaluation:  w - a g(w, D) on a batch D of client i's training samples
+
+The step with a (``adapt_lr``) is plain SGD, whatever optimiser takes the step with lr (the paper's beta) and however that is
+scheduled: a is part of what is learned, an initial model for exactly this step.
 
 Down and up: the whole model. Kept by a client: nothing. D and D' are the two batches of a pair; where the second would be
 empty, because no more than ``batch_size`` samples are left, the first is divided into two. (In the code of the FedPerfix
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors
+from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors
 
 
 class PerFedAvg(FederatedAlgorithm):
@@ -27,6 +30,8 @@ class PerFedAvg(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2002.07948"
     batches_per_step = 2
 
+    adapt_lr: float | None = Field(None, gt=0)
+    """a, the learning rate of the inner step in training and of the step before evaluation. null: ``train.optimizer.lr``."""
     hessian_free: bool = False
     """Approximate the second-order term by two more gradients (twice the cost of the first-order method)."""
     delta: float = Field(0.001, gt=0)
@@ -36,14 +41,18 @@ class PerFedAvg(FederatedAlgorithm):
         theta = carry["theta"]
         first, second = ctx.halves(batch)
         gradient, loss = ctx.gradient(theta, first)
-        ahead, _ = ctx.optimizer.step(theta, gradient, ctx.optimizer.init(theta))
+        inner = self.adapt_optimizer(ctx)
+        ahead, _ = inner.step(theta, gradient, inner.init(theta))
         gradient, _ = ctx.gradient(ahead, second)
         if self.hessian_free:
             forward, _ = ctx.gradient(theta + self.delta * gradient, first)
             backward, _ = ctx.gradient(theta - self.delta * gradient, first)
-            gradient = gradient - ctx.optimizer.lr * (forward - backward) / (2 * self.delta)
+            gradient = gradient - inner.lr * (forward - backward) / (2 * self.delta)
         theta, optimizer = ctx.optimizer.step(theta, gradient, carry["optimizer"])
         return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
 
     def adapt_steps(self) -> int:
         return 1
+
+    def adapt_optimizer(self, ctx: ClientContext) -> Optimizer:
+        return ctx.sgd(self.adapt_lr)

@@ -36,6 +36,7 @@ class ClientContext:
         layout: where each tensor lies in ``theta``.
         broadcast: what the server sent down, by name; ``broadcast["shared"]`` is the round's shared vector. Read only.
         optimizer: the local optimiser at this round's learning rate.
+        full_lr: ``train.optimizer.lr``, whatever ``train.schedule`` makes of it in this round.
         batch_size: ``train.batch_size``; a step has up to ``batches_per_step`` times as many samples.
         round: counted from 0.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
@@ -46,10 +47,18 @@ class ClientContext:
     layout: ParameterLayout
     broadcast: Tensors
     optimizer: Optimizer
+    full_lr: float
     batch_size: int
     round: int
     epoch: int = 0
     phase: str = "train"
+
+    def sgd(self, lr: float | None = None, momentum: float = 0.0) -> Optimizer:
+        """SGD without decay or clipping, for steps that are not local training: adaptation, an inner step.
+
+        ``lr`` None: ``full_lr``. Running statistics of BatchNorm change as in training.
+        """
+        return Optimizer("sgd", self.full_lr if lr is None else lr, momentum, statistics=self.optimizer.statistics)
 
     def mask(self, *patterns: str) -> Tensor:
         """A boolean vector (P,), true where a parameter matches one of the patterns: ``ctx.mask("head")``."""

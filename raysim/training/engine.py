@@ -168,15 +168,20 @@ class ClientEngine:
         )
 
     @torch.no_grad()
-    def evaluate(self, round: int, clients: Ints, broadcast: Tensors, states: NDArray[np.float32]) -> Evaluation:
-        """Evaluate clients (K,) with the shared parameters of ``broadcast`` and their own states (K, size)."""
+    def evaluate(
+        self, round: int, clients: Ints, broadcast: Tensors, states: NDArray[np.float32], adapt: bool = True
+    ) -> Evaluation:
+        """Evaluate clients (K,) with the shared parameters of ``broadcast`` and their own states (K, size).
+
+        ``adapt``: after the adaptation that the algorithm asks for, if any.
+        """
         context = self._context(round, broadcast)
-        if not self.state_layout.size and not self.algorithm.adapt_steps():
+        if not self.state_layout.size and not (adapt and self.algorithm.adapt_steps()):
             nothing = self.state_layout.unpack(torch.empty(0, device=self.device))
             theta = self.algorithm.personalize(context.broadcast["shared"], nothing, context)
             return self._evaluator.one_model(clients, theta)  # all clients have the same parameters
         shared = context.broadcast["shared"].expand(len(clients), -1)
-        return self._evaluator.clients(clients, shared, self._unpacked(states), context)
+        return self._evaluator.clients(clients, shared, self._unpacked(states), context, adapt)
 
     @torch.no_grad()
     def evaluate_global(self, clients: Ints, broadcast: Tensors) -> Evaluation:
@@ -202,7 +207,7 @@ class ClientEngine:
             settings.clip_norm,
             self._statistics,
         )
-        return ClientContext(self._model, self.layout, broadcast, optimizer, train.batch_size, round)
+        return ClientContext(self._model, self.layout, broadcast, optimizer, settings.lr, train.batch_size, round)
 
     def _unpacked(self, states: NDArray[np.float32]) -> Tensors:
         return self.state_layout.unpack(to_device(torch.from_numpy(states), self.device))

@@ -52,9 +52,11 @@ class Evaluator:
         self._algorithm, self._model, self._samples, self._device = algorithm, model, samples, device
         self._seed = seed
 
-    def clients(self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext) -> Evaluation:
+    def clients(
+        self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
+    ) -> Evaluation:
         """Clients (K,) with shared parameters (K, S) and states (each (K, n)), adapted if the algorithm does that."""
-        theta = self.personalized(clients, shared, state, context)
+        theta = self.personalized(clients, shared, state, context, adapt)
         for_each = for_each_client(len(clients))
         pool = self._samples.test(clients)
         chunk = max(1, EVALUATION_SAMPLES // len(clients))
@@ -66,15 +68,17 @@ class Evaluator:
         correct = (hits & own).sum(dim=1)
         return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
 
-    def personalized(self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext) -> Tensor:
-        """The parameters (K, P) with which clients are evaluated."""
+    def personalized(
+        self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
+    ) -> Tensor:
+        """The parameters (K, P) with which clients are evaluated; without ``adapt``, those before any adaptation."""
         vectorised = len(clients) > 1
         for_each = for_each_client(len(clients))
         with self._model.mode(training=False, vectorised=vectorised):
             theta: Tensor = for_each(lambda shared, state: self._algorithm.personalize(shared, state, context))(
                 shared, state
             )
-        if not self._algorithm.adapt_steps():
+        if not adapt or not self._algorithm.adapt_steps():
             return theta
         with self._model.mode(training=True, vectorised=vectorised):
             return self._adapted(for_each, theta, clients, context)
@@ -84,11 +88,13 @@ class Evaluator:
         seeds.seed_torch(self._device, self._seed, "adapt", context.round, int(clients[0]))
         pool, steps = self._samples.training(clients), self._algorithm.adapt_steps()
         order = self._samples.order("adapt", context.round, clients, pool, steps)
-        step = for_each(lambda theta, batch: self._algorithm.adapt(theta, batch, context))
+        carry = for_each(lambda theta: self._algorithm.adapt_init(theta, context))(theta)
+        step = for_each(lambda carry, batch: self._algorithm.adapt(carry, batch, context))
         for epoch in range(steps):
             batch, _ = next(self._samples.batches(pool, order, epoch, 1))
-            theta = step(theta, batch)
-        return theta
+            carry = step(carry, batch)
+        adapted: Tensor = carry["theta"]
+        return adapted
 
     def one_model(self, clients: Ints, theta: Tensor) -> Evaluation:
         """One model (P,) on the test samples of all clients, in plain batches."""

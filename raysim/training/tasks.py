@@ -141,13 +141,13 @@ class EvaluateGlobal(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateNewClients(Task):
-    """Evaluate clients that never took part, before they adapt."""
+    """Evaluate clients that never took part, with what they were given: before any training or adaptation."""
 
     kind = "unadapted"
     passes = 1.0
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
-        return engine.evaluate(self.round, self.clients, broadcast, states)
+        return engine.evaluate(self.round, self.clients, broadcast, states, adapt=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,13 @@ def client(name, batches, state=None, **keys):
     layout = layout_of(model, algorithm)
     theta = layout.flatten(model.state_dict())
     ctx = ClientContext(
-        FunctionalModel(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("sgd", LR), B, 0
+        FunctionalModel(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("sgd", LR), LR, B, 0
     )
     carry = algorithm.client_init(state or algorithm.client_state(theta, layout), ctx)
     for epoch, phase in enumerate(algorithm.epochs(len(batches))):
-        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, B, 0, epoch, phase)
+        now = ClientContext(
+            FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, epoch, phase
+        )
         for x, y in batches[epoch]:
             carry, metrics = algorithm.client_step(carry, Batch(x, y, torch.ones(len(y))), now)
     assert metrics["loss"].shape == ()
@@ -119,7 +121,7 @@ def test_fedrep_has_an_optimiser_for_each_part():
     layout = layout_of(model, algorithm)
     theta = layout.flatten(model.state_dict())
     ctx = ClientContext(
-        FunctionalModel(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("adamw", 0.01), B, 0
+        FunctionalModel(model, layout), layout, {"shared": layout.split(theta)[0]}, Optimizer("adamw", 0.01), 0.01, B, 0
     )
     carry = algorithm.client_init(algorithm.client_state(theta, layout), ctx)
     (batch,) = data((4,))
@@ -127,7 +129,7 @@ def test_fedrep_has_an_optimiser_for_each_part():
     for name, parameter in plain.named_parameters():
         parts["head" if is_head(name) else "body"].append(parameter)
     for phase in ("head", "head", "body"):
-        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, B, 0, 0, phase)
+        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 0, phase)
         carry, _ = algorithm.client_step(carry, Batch(*batch, torch.ones(4)), now)
     for phase, steps in (("head", 2), ("body", 1)):
         optimizer = torch.optim.AdamW(parts[phase], 0.01, weight_decay=0.0)
@@ -146,10 +148,54 @@ def test_fedbabu_keeps_the_head_and_fine_tunes_everything_for_evaluation():
         step(model, [p for n, p in model.named_parameters() if not is_head(n)], batch)
     np.testing.assert_allclose(uploads["shared"], flat(model, layout), atol=1e-6)
     (batch,) = data((4,), seed=9)
-    adapted = algorithm.adapt(uploads["shared"], Batch(*batch, torch.ones(4)), ctx)
+    adapted = algorithm.adapt(algorithm.adapt_init(uploads["shared"], ctx), Batch(*batch, torch.ones(4)), ctx)["theta"]
     step(model, model.parameters(), batch)
     np.testing.assert_allclose(adapted, flat(model, layout), atol=1e-6)
     assert algorithm.adapt_steps() == 1
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adaptation_is_sgd_of_its_own_whose_momentum_lives_through_its_steps(momentum):
+    """Training is AdamW in a late round of a decayed schedule: neither has a part in it."""
+    algorithm = ALGORITHMS["fedbabu"](fine_tuning_steps=3, adapt_lr=0.05, adapt_momentum=momentum)
+    model = vit()
+    layout = layout_of(model, algorithm)
+    theta = layout.flatten(model.state_dict())
+    late = Optimizer("adamw", 1e-6, weight_decay=0.1, clip_norm=1e-3)
+    ctx = ClientContext(FunctionalModel(model, layout), layout, {"shared": theta}, late, 0.01, B, 30)
+    carry, plain = algorithm.adapt_init(theta, ctx), vit()
+    sgd = torch.optim.SGD(plain.parameters(), 0.05, momentum=momentum)
+    for batch in data((4, 4, 4), seed=3):
+        carry = algorithm.adapt(carry, Batch(*batch, torch.ones(4)), ctx)
+        plain.zero_grad()
+        cross_entropy(plain(batch[0]), batch[1]).backward()
+        sgd.step()
+    np.testing.assert_allclose(carry["theta"], flat(plain, layout), atol=1e-6)
+    assert ALGORITHMS["fedbabu"]().adapt_optimizer(ctx) == Optimizer("sgd", 0.01)  # the undecayed rate, nothing else
+
+
+def test_the_inner_step_of_per_fedavg_is_sgd_at_its_own_rate_under_adamw():
+    algorithm = ALGORITHMS["perfedavg"](adapt_lr=0.05)
+    model = vit()
+    layout = layout_of(model, algorithm)
+    theta = layout.flatten(model.state_dict())
+    outer = Optimizer("adamw", 0.001)
+    ctx = ClientContext(FunctionalModel(model, layout), layout, {"shared": theta}, outer, 0.01, B, 0)
+    ((x, y),) = data((8,))
+    carry, _ = algorithm.client_step(
+        algorithm.client_init({"personal": theta[:0]}, ctx), Batch(x, y, torch.ones(8)), ctx
+    )
+    ahead = vit()
+    loss = cross_entropy(ahead(x[:B]), y[:B])
+    loss.backward()
+    torch.optim.SGD(ahead.parameters(), 0.05).step()
+    ahead.zero_grad()
+    cross_entropy(ahead(x[B:]), y[B:]).backward()
+    gradient = layout.flatten({name: p.grad for name, p in ahead.named_parameters()})
+    expected, _ = outer.step(theta, gradient, outer.init(theta))
+    moved = ~layout.mask(["qkv.bias"])  # the keys' bias has no effect, its gradient is rounding
+    np.testing.assert_allclose(carry["theta"][moved], expected[moved], atol=1e-5)
+    assert algorithm.adapt_optimizer(ctx) == Optimizer("sgd", 0.05)
 
 
 def per_fedavg_pair(model, x, y):

@@ -61,7 +61,9 @@ def test_pairs_of_batches_are_cut_alike_padded_or_not(count, expected):
 def test_a_dot_product_leaves_running_statistics_out():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     layout = ParameterLayout.of(net)
-    ctx = ClientContext(FunctionalModel(net, layout), layout, {"shared": torch.zeros(1)}, Optimizer("sgd", 0.1), 6, 0)
+    ctx = ClientContext(
+        FunctionalModel(net, layout), layout, {"shared": torch.zeros(1)}, Optimizer("sgd", 0.1), 0.1, 6, 0
+    )
     first, second = torch.arange(1.0, layout.num_parameters + 1), torch.ones(layout.num_parameters)
     learned = ~layout.mask(layout.statistics)
     assert (~learned).sum() == 6

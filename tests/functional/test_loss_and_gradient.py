@@ -23,7 +23,7 @@ def networks(**options):
     layout = layout_of(model, config.algorithm)
     theta = layout.flatten(model.state_dict()) * torch.linspace(1, 1.1, K)[:, None]
     contexts = [
-        ClientContext(FunctionalModel(model, layout, **o), layout, {}, Optimizer("sgd", 0.1), B, 0)
+        ClientContext(FunctionalModel(model, layout, **o), layout, {}, Optimizer("sgd", 0.1), 0.1, B, 0)
         for o in ({}, options)
     ]
     generator = torch.Generator().manual_seed(0)

@@ -27,7 +27,7 @@ def build(group, personal=()):
     if group != "partial":
         PLUGINS["prefix" if group == "prefix_-" else group].add(model, 8, 1.5, None)
     layout = ParameterLayout.of(model, personal)
-    return model, layout, ClientContext(FunctionalModel(model, layout), layout, {}, Optimizer("sgd", 0.01), 6, 0)
+    return model, layout, ClientContext(FunctionalModel(model, layout), layout, {}, Optimizer("sgd", 0.01), 0.01, 6, 0)
 
 
 def theta(layout, prefix):

@@ -14,7 +14,11 @@ def make_context(optimizer=None):
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     layout = ParameterLayout.of(net)
     theta = layout.flatten(net.state_dict())
-    return net, theta, ClientContext(FunctionalModel(net, layout), layout, {}, optimizer or Optimizer("sgd", 0.1), 6, 0)
+    return (
+        net,
+        theta,
+        ClientContext(FunctionalModel(net, layout), layout, {}, optimizer or Optimizer("sgd", 0.1), 0.1, 6, 0),
+    )
 
 
 def make_batch(n=6, padded=0, seed=0):

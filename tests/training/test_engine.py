@@ -145,6 +145,31 @@ def test_adaptation_for_evaluation_leaves_no_trace():
     assert not np.allclose(plain.probabilities, adapted.probabilities)
 
 
+@pytest.mark.parametrize("name", ["fedbabu", "perfedavg"])
+def test_adaptation_does_not_depend_on_schedule_or_optimiser(name):
+    """With a cosine schedule the last, reported round had models that were hardly adapted; under AdamW, steps of sign."""
+    clients = np.array([0, 1])
+    plain = Simulation(algorithm={"name": name, "adapt_lr": 0.1}, rounds=8)
+    adamw = {"name": "adamw", "lr": 0.001}
+    other = Simulation(
+        algorithm={"name": name, "adapt_lr": 0.1}, rounds=8, train={"schedule": "cosine", "optimizer": adamw}
+    )
+    for round in (0, 7):
+        expected = plain.engine.evaluate(round, clients, plain.broadcast, plain.states[:2])
+        found = other.engine.evaluate(round, clients, other.broadcast, other.states[:2])
+        assert np.array_equal(expected.probabilities, found.probabilities)
+
+
+def test_evaluation_without_adaptation_is_that_of_the_parameters_as_they_are():
+    simulation = Simulation(algorithm={"name": "fedbabu", "adapt_lr": 0.5})
+    clients = np.array([0, 1])
+    before = simulation.engine.evaluate(0, clients, simulation.broadcast, simulation.states[:2], adapt=False)
+    plain = simulation.engine.evaluate_global(clients, simulation.broadcast)
+    assert np.array_equal(before.probabilities, plain.probabilities)
+    after = simulation.engine.evaluate(0, clients, simulation.broadcast, simulation.states[:2])
+    assert not np.allclose(before.probabilities, after.probabilities)
+
+
 def test_evaluation_of_equal_models_in_one_pass_equals_client_by_client():
     simulation = Simulation(algorithm={"name": "fedavg"})
     clients = np.arange(8)

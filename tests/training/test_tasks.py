@@ -71,6 +71,16 @@ def test_each_kind_computes_what_the_engine_does(algorithm):
         assert shared.correct.tolist() == evaluated.correct.tolist()
 
 
+def test_new_clients_are_evaluated_before_anything():
+    """Also before the adaptation that a method does for every evaluation."""
+    simulation = Simulation(algorithm={"name": "perfedavg", "adapt_lr": 0.5}, evaluate={"new_clients": 2})
+    engine, broadcast, new = simulation.engine, simulation.broadcast, np.array([8, 9])
+    before = EvaluateNewClients(round=1, index=0, clients=new, read=new).compute(
+        engine, broadcast, simulation.states[:2]
+    )
+    assert np.array_equal(before.probabilities, engine.evaluate_global(new, broadcast).probabilities)
+
+
 def test_results_are_told_apart_by_the_kind_of_their_task():
     simulation = Simulation()
     task = train(evaluate=True)
