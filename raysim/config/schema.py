@@ -44,6 +44,9 @@ class PartitionConfig(Section):
     """dirichlet, by_domain: concentration; smaller is more skewed. Default 0.5."""
     min_samples: int | None = Field(None, ge=2)
     """dirichlet, by_domain: draw again until every client has this many samples. Default 10."""
+    cap: bool | None = None
+    """dirichlet, by_domain: a client that already holds its equal share of the samples gets none of further classes. Default
+    true for dirichlet and false for by_domain, as in the FedPerfix paper's code."""
     classes_per_client: int | None = Field(None, ge=1)
     """pathological: classes that each client has. Default 2."""
     path: str | None = None
@@ -53,8 +56,8 @@ class PartitionConfig(Section):
     @classmethod
     def _defaults(cls, raw: Any) -> Any:
         defaults: dict[str, dict[str, Any]] = {
-            "dirichlet": {"alpha": 0.5, "min_samples": 10},
-            "by_domain": {"alpha": 0.5, "min_samples": 10},
+            "dirichlet": {"alpha": 0.5, "min_samples": 10, "cap": True},
+            "by_domain": {"alpha": 0.5, "min_samples": 10, "cap": False},
             "pathological": {"classes_per_client": 2},
         }
         if not isinstance(raw, Mapping):
@@ -66,12 +69,13 @@ class PartitionConfig(Section):
     @model_validator(mode="after")
     def _keys_fit(self) -> PartitionConfig:
         keys = {
-            "dirichlet": {"alpha", "min_samples"},
-            "by_domain": {"alpha", "min_samples"},
+            "dirichlet": {"alpha", "min_samples", "cap"},
+            "by_domain": {"alpha", "min_samples", "cap"},
             "pathological": {"classes_per_client"},
             "file": {"path"},
         }.get(self.name, set())
-        _allow_only(self, f"the partition {self.name!r}", keys, {"alpha", "min_samples", "classes_per_client", "path"})
+        every = {"alpha", "min_samples", "cap", "classes_per_client", "path"}
+        _allow_only(self, f"the partition {self.name!r}", keys, every)
         if self.name == "file" and self.path is None:
             raise ValueError("the partition 'file' needs 'path', an npz with train_<i> and test_<i>")
         return self
@@ -97,6 +101,8 @@ class DataConfig(Section):
     """Training images: mirrored at random; and shifted by up to an eighth of their size."""
     rotated_domains: bool = False
     """digits: four domains of equal size, their images rotated by 0, 90, 180 and 270 degrees."""
+    rgb: bool = False
+    """Give grey images three equal channels, as the FedPerfix paper does with OrganAMNIST."""
     partition: PartitionConfig = PartitionConfig()
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,10 @@ def _owner(config: DataConfig, dataset: Dataset, rng: np.random.Generator) -> In
         return _pathological(labels, dataset.num_classes, config.num_clients, partition.classes_per_client, rng)
     assert partition.alpha is not None
     assert partition.min_samples is not None
+    assert partition.cap is not None
+    skew = _Skew(partition.alpha, partition.min_samples, partition.cap)
     if partition.name == "dirichlet":
-        return _dirichlet(labels, config.num_clients, partition.alpha, partition.min_samples, rng, "")
+        return _dirichlet(labels, config.num_clients, skew, rng, "")
     if dataset.domains is None:
         raise ConfigError(f"data.partition: 'by_domain' needs a data set with domains, {config.name!r} has none")
     num_domains = len(dataset.domain_names)
@@ -71,20 +74,25 @@ def _owner(config: DataConfig, dataset: Dataset, rng: np.random.Generator) -> In
     for domain, clients in enumerate(np.array_split(np.arange(config.num_clients), num_domains)):
         members = np.flatnonzero(dataset.domains == domain)
         where = f" inside the domain {dataset.domain_names[domain]}"
-        owner[members] = clients[
-            _dirichlet(labels[members], len(clients), partition.alpha, partition.min_samples, rng, where)
-        ]
+        owner[members] = clients[_dirichlet(labels[members], len(clients), skew, rng, where)]
     return owner
 
 
-def _dirichlet(
-    labels: Ints, num_clients: int, alpha: float, min_samples: int, rng: np.random.Generator, where: str
-) -> Ints:
+class _Skew(NamedTuple):
+    """The keys of the same names in ``data.partition``."""
+
+    alpha: float
+    min_samples: int
+    cap: bool
+
+
+def _dirichlet(labels: Ints, num_clients: int, skew: _Skew, rng: np.random.Generator, where: str) -> Ints:
     """The FedPerfix paper's label skew (first in Hsu et al. 2019, https://arxiv.org/abs/1909.06335).
 
-    Per class, shares from Dirichlet(alpha) over the clients; a client that already holds n / num_clients samples gets no
-    more; all drawn again until every client has ``min_samples``.
+    Per class, shares from Dirichlet(alpha) over the clients; with ``cap`` a client that already holds n / num_clients samples
+    gets no more; all drawn again until every client has ``min_samples``.
     """
+    min_samples = skew.min_samples
     if num_clients * min_samples > len(labels):
         raise ConfigError(
             f"data.partition.min_samples: {num_clients} clients with at least {min_samples} samples each need "
@@ -92,37 +100,35 @@ def _dirichlet(
         )
     best = 0
     for _ in range(MAX_ATTEMPTS):
-        owner = _draw_dirichlet(labels, num_clients, alpha, rng)
+        owner = _draw_dirichlet(labels, num_clients, skew, rng)
         least = int(np.bincount(owner, minlength=num_clients).min())
         if least >= min_samples:
             return owner
         best = max(best, least)
     raise ConfigError(
-        f"data.partition: Dirichlet(alpha={alpha:g}) gave no split of {len(labels)} samples{where} in which each of "
+        f"data.partition: Dirichlet(alpha={skew.alpha:g}) gave no split of {len(labels)} samples{where} in which each of "
         f"{num_clients} clients has {min_samples} samples, in {MAX_ATTEMPTS} draws. "
-        + _what_would_work(labels, num_clients, alpha, min_samples, best, rng)
+        + _what_would_work(labels, num_clients, skew, best, rng)
     )
 
 
-def _what_would_work(
-    labels: Ints, num_clients: int, alpha: float, min_samples: int, best: int, rng: np.random.Generator
-) -> str:
+def _what_would_work(labels: Ints, num_clients: int, skew: _Skew, best: int, rng: np.random.Generator) -> str:
     advice = [f"data.partition.min_samples={best} works at this alpha"] if best >= 2 else []
-    for larger in (alpha * 2**k for k in range(1, 12)):
-        draws = (_draw_dirichlet(labels, num_clients, larger, rng) for _ in range(20))
-        if any(np.bincount(owner, minlength=num_clients).min() >= min_samples for owner in draws):
+    for larger in (skew.alpha * 2**k for k in range(1, 12)):
+        draws = (_draw_dirichlet(labels, num_clients, skew._replace(alpha=larger), rng) for _ in range(20))
+        if any(np.bincount(owner, minlength=num_clients).min() >= skew.min_samples for owner in draws):
             advice.append(f"data.partition.alpha={larger:g} works with this min_samples")
             break
     return "; ".join(advice or ["Take fewer clients, a larger alpha or a smaller min_samples"])
 
 
-def _draw_dirichlet(labels: Ints, num_clients: int, alpha: float, rng: np.random.Generator) -> Ints:
+def _draw_dirichlet(labels: Ints, num_clients: int, skew: _Skew, rng: np.random.Generator) -> Ints:
     owner = np.empty(len(labels), np.int64)
     held = np.zeros(num_clients, np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        open_ = held < len(labels) / num_clients
-        shares = rng.dirichlet(np.full(num_clients, alpha)) * open_
+        open_ = held < (len(labels) / num_clients if skew.cap else np.inf)
+        shares = rng.dirichlet(np.full(num_clients, skew.alpha)) * open_
         # With a tiny alpha the whole draw can fall on clients that are already full.
         shares = shares / shares.sum() if shares.sum() > 0 else open_ / open_.sum()
         cuts = (np.cumsum(shares) * len(members)).astype(np.int64)

@@ -24,6 +24,8 @@ def load_dataset(config: DataConfig, image_size: int) -> Dataset:
     """
     check_name(config.name)
     dataset = _LOADERS[config.name](config, image_size) if config.name in _LOADERS else downloads.medmnist(config)
+    if config.rgb and dataset.images.shape[3] == 1:
+        dataset = replace(dataset, images=np.repeat(dataset.images, 3, axis=3))
     return _subset(dataset, config.subset) if config.subset is not None else dataset
 
 

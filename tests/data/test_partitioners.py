@@ -191,3 +191,23 @@ def test_new_clients_are_drawn_from_all_and_become_the_last(digits):
     assert sorted(everyone.client_domains(digits.domains, digits.domain_names)) == sorted(domains)
     plain = make_partition(config, digits, 0, new_clients=0)
     assert plain.num_clients == 9
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "by_domain"])
+def test_a_cap_gives_no_further_class_to_a_client_that_has_its_share(digits, name):
+    def largest(cap):
+        sizes = [
+            np.diff(divide(digits, seed=s, name=name, alpha=0.5, min_samples=2, cap=cap).offsets) for s in range(5)
+        ]
+        return max(int(size.max()) for size in sizes)
+
+    assert largest(True) < largest(False)
+    share, class_size = len(digits.labels) / 10, np.bincount(digits.labels).max()
+    assert largest(True) < share + class_size  # the class with which it went over its share, no more
+
+
+def test_by_domain_has_no_cap_unless_asked():
+    assert DataConfig(name="digits", partition={"name": "by_domain"}).partition.cap is False
+    assert DataConfig(name="digits", partition={"name": "dirichlet"}).partition.cap is True
+    with pytest.raises(ValueError, match="'cap' is not used by the partition 'iid'"):
+        DataConfig(name="digits", partition={"name": "iid", "cap": True})
