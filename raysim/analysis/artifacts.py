@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raysim.analysis.comparison import Last, compare, rounds_shown
+from raysim.analysis.comparison import Last, compare
 from raysim.analysis.fairness import fairness
 from raysim.analysis.paired_tests import gains
 from raysim.config.schema import Config
@@ -19,21 +18,35 @@ from raysim.plots.curves import plot_accuracy, plot_comparison
 from raysim.plots.gains import plot_gains
 from raysim.plots.style import as_png
 from raysim.plots.timeline import plot_timeline
-from raysim.tracking.run_description import what_is_evaluated
+from raysim.tracking.run_description import clients_of, headline_of
+from raysim.views import MODELS, View
 
 BASELINES = ("local", "fedavg")
 """Algorithms that gains are reported over: no federation at all, and one model for all clients."""
 Clients = Mapping[tuple[str, int], pd.DataFrame]
-"""The table of clients after the last round, by study entry and seed."""
+"""The table of clients by study entry and seed, with the ``accuracy`` of each that a view is about."""
 
 
-def run_files(config: Config, table: Mapping[str, NDArray[Any]], timeline: pd.DataFrame | None) -> dict[str, bytes]:
-    """Pictures of a run, from ``Records.accuracy_table`` and ``FederatedRun.timeline``."""
-    rounds, accuracy = table["rounds"], table["accuracy"]
-    title = f"{config.name}: {config.data.num_clients} clients, {what_is_evaluated(config)}"
+MOST_ROUNDS = 240
+"""Of a run's pictures: with more evaluated rounds, as many are drawn, evenly spaced up to the last."""
+
+
+def drawn_rounds(rounds: list[int]) -> list[int]:
+    """At most ``MOST_ROUNDS`` of these, the last one among them."""
+    at = np.linspace(0, len(rounds) - 1, min(len(rounds), MOST_ROUNDS)).round().astype(int)
+    return [rounds[i] for i in at]
+
+
+def run_files(
+    config: Config, rounds: list[int], accuracy: NDArray[np.float32], timeline: pd.DataFrame | None
+) -> dict[str, bytes]:
+    """Pictures of a run: the headline's accuracy (E, N) in rounds (E,), and ``FederatedRun.timeline``."""
+    view = View(headline_of([config]), clients_of([config]), "every evaluated round")
+    title = f"{config.name}: {view}"
+    at = np.array(rounds, np.int64)
     files = {
-        "accuracy.png": as_png(plot_accuracy(rounds, accuracy, title)),
-        "heat_map.png": as_png(plot_heat_map(rounds, accuracy, title)),
+        "accuracy.png": as_png(plot_accuracy(at, accuracy, title)),
+        "heat_map.png": as_png(plot_heat_map(at, accuracy, title)),
     }
     if timeline is not None:
         files["timeline.png"] = as_png(plot_timeline(timeline, f"{config.name}, round {max(1, config.rounds - 1)}"))
@@ -46,6 +59,8 @@ def study_files(
     algorithms: Mapping[str, str],
     data: Mapping[str, str],
     title: str,
+    view: View,
+    of_clients: View,
     last: Last = 1,
     chosen: Sequence[str] = (),
 ) -> dict[str, bytes]:
@@ -55,17 +70,26 @@ def study_files(
         history: as ``Result.history``.
         algorithms: by entry.
         data: by entry, equal where clients and protocol are the same, so that clients can be paired.
-        title: what was run and what is evaluated.
-        last: which rounds the tables and the accuracies in ``clients`` are taken from.
+        title: what was run.
+        view: what the comparison is about.
+        of_clients: what the accuracies in ``clients``, and all that is made of them, are about.
+        last: which rounds the comparison is taken from.
         chosen: baselines in place of the usual ones.
     """
-    accuracy, when = by_method(clients), rounds_shown(last, history)
+    accuracy, about = by_method(clients), f"{title}; {of_clients}"
+
+    def csv(table: pd.DataFrame, of: View) -> bytes:
+        data: bytes = table.assign(about=str(of)).to_csv(index=False).encode()
+        return data
+
     pooled = {name: np.concatenate(list(of_seed.values())) for name, of_seed in accuracy.items()}
     files = {
-        "comparison.png": as_png(plot_comparison(history, title)),
-        "clients.png": as_png(plot_client_accuracy(pooled, f"{title}, {when}")),
-        "comparison.csv": compare(history, last=last).to_csv(index=False).encode(),
-        "fairness.csv": fairness(accuracy).to_csv(index=False).encode(),
+        "comparison.png": as_png(
+            plot_comparison(history, view.metric("accuracy_mean"), f"{title}; {MODELS[view.model]}, {view.clients}")
+        ),
+        "clients.png": as_png(plot_client_accuracy(pooled, about)),
+        "comparison.csv": csv(compare(history, view.model, last=last), view),
+        "fairness.csv": csv(fairness(accuracy), of_clients),
     }
     known = {entry: name for entry, name in algorithms.items() if entry in accuracy}
     for baseline in chosen or baselines(known, data):
@@ -73,15 +97,15 @@ def study_files(
         table = gains(same, baseline)
         if len(table):
             name = re.sub(r"[^\w.-]", "_", baseline)
-            files[f"gains_over_{name}.csv"] = table.to_csv(index=False).encode()
-            files[f"gains_over_{name}.png"] = as_png(plot_gains(table, baseline, f"{title}, {when}"))
+            files[f"gains_over_{name}.csv"] = csv(table, of_clients)
+            files[f"gains_over_{name}.png"] = as_png(plot_gains(table, baseline, about))
             rows = gain_rows({key: table for key, table in clients.items() if key[0] in same}, baseline)
-            files[f"who_gains_over_{name}.png"] = as_png(plot_who_gains(rows, baseline, f"{title}, {when}"))
+            files[f"who_gains_over_{name}.png"] = as_png(plot_who_gains(rows, baseline, about))
     return files
 
 
 def by_method(clients: Clients) -> dict[str, dict[int, NDArray[np.float64]]]:
-    """Accuracy of every client after the last round, by entry and seed; NaN where a client was dropped."""
+    """Accuracy of every client, by entry and seed; NaN where it has none."""
     num_clients = 1 + max(int(table["client"].max()) for table in clients.values())
     accuracy: dict[str, dict[int, NDArray[np.float64]]] = {}
     for (entry, seed), table in clients.items():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raysim.data.dataset import Dataset
 from raysim.data.partition import Partition
+from raysim.views import FAMILIES
 
 Ints = NDArray[np.int64]
 
@@ -54,21 +55,29 @@ def client_table(
 ) -> pd.DataFrame:
     """A row per client after the last round, from ``Records.final`` or ``Records.new``.
 
-    ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one class only, log2 of their number if
-    all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of all clients.
+    Columns of a family of metrics are named after it, ``personalized_accuracy``, ``aggregated_auc``, and NaN for a client
+    that could not be evaluated there. ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one
+    class only, log2 of their number if all are equally frequent. ``class_counts`` (N, classes) and ``domains`` (N,) are of
+    all clients.
     """
-    ids = results["clients"]
+    measured = _measured(results)
+    ids = measured["client"].to_numpy()
     shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
-    measured: dict[str, NDArray[Any]] = {
-        name: results[name] for name in ("accuracy", "auc", "before", "after") if name in results
-    }
-    return pd.DataFrame(
-        {
-            "client": ids,
-            **measured,
-            "train_samples": partition.num_train[ids],
-            "test_samples": partition.num_test[ids],
-            "label_entropy": -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
-            "domain": domains[ids],
-        }
+    return measured.assign(
+        train_samples=partition.num_train[ids],
+        test_samples=partition.num_test[ids],
+        label_entropy=-(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
+        domain=domains[ids],
     )
+
+
+def _measured(results: dict[str, NDArray[Any]]) -> pd.DataFrame:
+    """``client``, ascending, and what was measured of each."""
+    if "before" in results:
+        return pd.DataFrame({"client": results["clients"], "before": results["before"], "after": results["after"]})
+    table = pd.DataFrame({"client": np.empty(0, np.int64)})
+    for family in FAMILIES:
+        columns = {f"{family}_{name}": results[f"{family}.{name}"] for name in ("accuracy", "auc")}
+        of_family = pd.DataFrame({"client": results[f"{family}.clients"], **columns})
+        table = table.merge(of_family, on="client", how="outer", sort=True)
+    return table

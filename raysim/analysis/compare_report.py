@@ -10,8 +10,8 @@ import pandas as pd
 from rich.console import Console
 
 from raysim.analysis.artifacts import baselines, study_files
-from raysim.analysis.compared_runs import PROTOCOL, LoadedStudy, Options, load_study, paired_gains
-from raysim.analysis.comparison import caption, compare, rounds_shown, to_target
+from raysim.analysis.compared_runs import PROTOCOL, LoadedStudy, Options, load_studies, paired_gains
+from raysim.analysis.comparison import caption, compare, to_target
 from raysim.analysis.fairness import fairness
 from raysim.analysis.paper_table import paper_table
 from raysim.analysis.table_formats import as_rich, captioned, formatted
@@ -19,7 +19,7 @@ from raysim.errors import ConfigError
 from raysim.plots.curves import plot_comparison
 from raysim.plots.gains import plot_gains
 from raysim.plots.style import check_picture, theme
-from raysim.tracking.run_description import WHEN
+from raysim.views import MODELS
 
 
 def report(console: Console, experiments: Sequence[str], uri: str | None, options: Options) -> None:
@@ -36,17 +36,18 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
         except OSError as error:
             raise ConfigError(f"--plots: {options.plots} can't be made: {error}") from error
     notes = console if options.form == "table" else Console(stderr=True, markup=False)
-    studies = [load_study(experiment, uri, options, console, notes) for experiment in experiments]
+    studies = load_studies(experiments, uri, options, console, notes)
     for study in studies:
         for baseline in options.baselines:
             study.check(baseline)
     if options.form != "table":
-        text = paper_table({s.experiment: s.history for s in studies}, options.by, options.last, options.form)
+        histories, views = {s.experiment: s.history for s in studies}, {s.experiment: s.view for s in studies}
+        text = paper_table(histories, views, options.by, options.last, options.form)
         console.print(text, highlight=False, soft_wrap=True)
     for study in studies:
         if options.form == "table":
-            title = caption(study.experiment, study.history, options.by, options.last)
-            console.print(as_rich(compare(study.history, options.by, options.last), title))
+            title = caption(study.experiment, study.history, study.view, options.by)
+            console.print(as_rich(compare(study.history, study.view.model, options.by, options.last), title))
             runs = len(study.runs)
             started = f"{runs} {'run' if runs == 1 else 'runs'}, started {study.reader.started()}"
             console.print(f"{started}; --run ID chooses others", style="dim", highlight=False)
@@ -137,18 +138,18 @@ def _print_fairness(study: LoadedStudy) -> None:
             "n": [f"{c} clients, {_seeds(s)}" for c, s in table[["clients", "seeds"]].values],
         }
     )
-    when = rounds_shown(study.options.last, study.history)
-    _show(study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {when}")
+    _show(study, shown, table, f"{study.experiment}: fairness over clients, percent, means over seeds; {study.view}")
 
 
 def _print_target(study: LoadedStudy, target: float) -> None:
-    table = to_target(study.history, target, study.options.by)
+    view = study.view
+    table = to_target(study.history, view.model, target, study.options.by)
     shown = table.assign(
         reached=[f"{a} of {b}" for a, b in table[["reached", "runs"]].values],
         rounds=table["rounds"].map(lambda v: "–" if pd.isna(v) else f"{v:.1f}"),
         MB=table["MB"].map(lambda v: "–" if pd.isna(v) else f"{v:,.1f}"),
     ).drop(columns="runs")
-    title = f"{study.experiment}: until the mean accuracy is {100 * target:g} %"
+    title = f"{study.experiment}: until the mean accuracy is {100 * target:g} %; {MODELS[view.model]}, {view.clients}"
     _show(study, shown, table, title)
 
 
@@ -158,6 +159,7 @@ def _print_gains(study: LoadedStudy, baseline: str, picture: Path | None) -> Non
         {
             study.options.by: table["name"],
             "gain": [f"{g:+.1f} [{low:+.1f}, {high:+.1f}]" for g, low, high in table[["gain", "low", "high"]].values],
+            "interval over": [_interval_over(seeds) for seeds in table["seeds"]],
             "win/tie/loss": [f"{w}/{t}/{lost}" for w, t, lost in table[["wins", "ties", "losses"]].values],
             "Wilcoxon p": table["p"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
             "n": [f"{n} pairs, {_seeds(s)}" for n, s in table[["pairs", "seeds"]].values],
@@ -165,12 +167,9 @@ def _print_gains(study: LoadedStudy, baseline: str, picture: Path | None) -> Non
             "per kB": table["per kB"].map(lambda v: "–" if pd.isna(v) else f"{v:+.3g}"),
         }
     )
-    one, several = (table["seeds"] == 1).any(), (table["seeds"] > 1).any()
-    over = "seeds and clients" + (" (clients alone where there is one seed)" if one else "")
-    over = over if several else "clients (one seed)"
-    when = rounds_shown(study.options.last, study.history)
-    title = f"{study.experiment}: points gained over {baseline}, client by client, 95 % interval over {over}; {when}"
-    _show(study, shown, table, title)
+    exact = table.assign(**{"interval over": shown["interval over"]})
+    title = f"{study.experiment}: points gained over {baseline}, client by client, 95 % interval; {study.view}"
+    _show(study, shown, exact, title)
     for group, reason in left_out.items():
         study.notes.print(f"not compared: {group}: {reason}", highlight=False, soft_wrap=True)
     if picture:
@@ -181,19 +180,16 @@ def _print_gains(study: LoadedStudy, baseline: str, picture: Path | None) -> Non
             if column.startswith("sensitivity/") and not column.endswith("_spread") and runs[column].notna().any()
         }
         with theme(study.options.background):
-            plot_gains(table, baseline, f"{study.experiment}, {when}", sensitivity).savefig(picture)
+            plot_gains(table, baseline, f"{study.experiment}; {study.view}", sensitivity).savefig(picture)
         study.notes.print(f"picture: {picture}", highlight=False)
 
 
 def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
-    options = study.options
-    protocols = {WHEN.get(p.get("evaluate.protocol", ""), "") for p in study.parameters.values()}
-    title = study.experiment + (
-        f": clients evaluated {protocols.pop()} aggregation" if len(protocols - {""}) == 1 else ""
-    )
+    options, view = study.options, study.view
     with theme(options.background):
         if path := _numbered(options.plot, study, studies):
-            plot_comparison(study.history, title, options.by).savefig(path)
+            title = f"{study.experiment}; {MODELS[view.model]}, {view.clients}"
+            plot_comparison(study.history, view.metric("accuracy_mean"), title, options.by).savefig(path)
             study.notes.print(f"picture: {path}", highlight=False)
         if options.plots is not None:
             rows = study.runs[[options.by, "seed", "run_id"]].itertuples(index=False)
@@ -202,7 +198,15 @@ def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
                 table = study.reader.clients(run_id)
                 clients[group, seed] = table.assign(accuracy=study.accuracy[group][seed][table["client"].to_numpy()])
             history = study.history.assign(name=study.history[options.by])
-            asked = (study.algorithms(), study.pairable(), title, options.last, options.baselines)
+            asked = (
+                study.algorithms(),
+                study.pairable(),
+                study.experiment,
+                view,
+                view,
+                options.last,
+                options.baselines,
+            )
             for name, data in study_files(history, clients, *asked).items():
                 path = options.plots / (name if len(studies) == 1 else f"{_slug(study.experiment)}_{name}")
                 path.write_bytes(data)
@@ -212,6 +216,10 @@ def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
 def _numbered(path: Path | None, study: LoadedStudy, studies: Sequence[LoadedStudy]) -> Path | None:
     """The file of a study's picture: with several studies, its name includes that of the experiment."""
     return path.with_stem(f"{path.stem}_{_slug(study.experiment)}") if path and len(studies) > 1 else path
+
+
+def _interval_over(seeds: int) -> str:
+    return "seeds and clients" if seeds > 1 else "clients, 1 seed"
 
 
 def _seeds(count: int) -> str:

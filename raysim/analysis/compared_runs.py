@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.analysis.comparison import Last
+from raysim.analysis.comparison import Last, view_of
 from raysim.analysis.paired_tests import gains
 from raysim.config.locations import resolve_uri
 from raysim.config.schema import TrackingConfig
 from raysim.errors import ConfigError
 from raysim.plots.style import Theme
 from raysim.tracking.mlflow_reader import FinishedRuns
+from raysim.views import MODELS, ClientSet, Model, View, headline
 
 PROTOCOL = ("data.", "evaluate.", "cohort.", "rounds", "train.local_epochs", "dataset", "partition")
 """Settings in which runs that are compared should agree; ``dataset`` is the digest of the samples, ``partition`` that of
@@ -28,6 +30,8 @@ SIZES = ("model.shared_parameters", "model.personal_parameters", "model.state_pa
 """What follows from the settings and is logged with them."""
 PAIRED = ("data.", "evaluate.", "dataset", "partition")
 """Settings in which groups must agree for their clients to be paired."""
+HEADLINE_KEY = "evaluate.protocol"
+"""It chooses what is shown, and every run has both: ``views.headline``."""
 CODE = "code"
 """The digest of the algorithm's source, in which the runs of one group should agree."""
 
@@ -37,6 +41,7 @@ class Options:
     """The options of ``raysim compare``; see its help."""
 
     by: str = "name"
+    protocol: str | None = None
     last: Last = 1
     form: str = "table"
     baselines: tuple[str, ...] = ()
@@ -58,6 +63,7 @@ class LoadedStudy:
     history: pd.DataFrame
     """A row per run and round, with a column named after the key that runs are grouped by."""
     parameters: dict[str, dict[str, str]]
+    view: View
     options: Options
     console: Console
     notes: Console
@@ -74,13 +80,23 @@ class LoadedStudy:
 
     @cached_property
     def accuracy(self) -> dict[str, dict[int, NDArray[np.float64]]]:
-        """The accuracy of every client, by group and seed."""
-        by = self.options.by
+        """The accuracy of every client, by group and seed, NaN for those that ``view`` is not about.
+
+        Raises:
+            ConfigError: the rounds have different clients, or a group has several runs of a seed.
+        """
+        by, last = self.options.by, self.options.last
+        if self.view.clients.kind == "cohort" and last != 1:
+            raise ConfigError(
+                f"with evaluate.clients: cohort every round is about other clients, so that nothing can be said of one of "
+                f"them over {'the best round of each run' if last == 'best' else f'{last} rounds'}; --last 1 shows the "
+                "last cohort, evaluate.clients: all evaluates everyone"
+            )
         if self.runs.duplicated([by, "seed"]).any():
             raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
         accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in self.groups}
         for group, seed, run_id in self.runs[[by, "seed", "run_id"]].itertuples(index=False):
-            accuracy[group][seed] = self.reader.client_accuracy(run_id, self.options.last)
+            accuracy[group][seed] = self.reader.client_accuracy(run_id, self.view.model, last)
         return accuracy
 
     def algorithms(self) -> dict[str, str]:
@@ -125,17 +141,39 @@ class LoadedStudy:
             for key, value in self.parameters[run_id].items():
                 # An empty digest is that of a run of an earlier version, which logged none: nothing is known of it.
                 known = bool(value) or key not in ("partition", CODE)
-                if known and key.startswith((*PROTOCOL, *TRAINING, CODE)) and key not in (*SIZES, self.options.by):
+                left_out = (*SIZES, HEADLINE_KEY, self.options.by)
+                if known and key.startswith((*PROTOCOL, *TRAINING, CODE)) and key not in left_out:
                     name = f"partition of seed {seed}" if key == "partition" else key
                     found.setdefault(name, set()).add(value)
         return found
 
 
-def load_study(experiment: str, uri: str | None, options: Options, console: Console, notes: Console) -> LoadedStudy:
-    reader = FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment)
+def load_studies(
+    experiments: Sequence[str], uri: str | None, options: Options, console: Console, notes: Console
+) -> list[LoadedStudy]:
+    """The studies that stand side by side in a comparison; their numbers are about the same model.
+
+    Raises:
+        ConfigError: there is no such store, experiment or run, or its runs are about different clients.
+    """
+    readers = {experiment: FinishedRuns(resolve_uri(TrackingConfig(uri=uri)), experiment) for experiment in experiments}
     if options.runs:
-        reader.choose(options.runs)
+        for reader in readers.values():
+            reader.choose(options.runs)
+    runs = [p for reader in readers.values() for p in reader.parameters().values()]
+    protocols = {options.protocol} if options.protocol else {p.get(HEADLINE_KEY, "paper") for p in runs}
+    model = headline(protocols)
+    if len(protocols) > 1:
+        text = f"runs differ in {HEADLINE_KEY}: all numbers are {MODELS[model]}; --protocol chooses"
+        notes.print(f"warning: {text}", style="yellow", highlight=False)
+    return [_load_study(name, reader, model, options, console, notes) for name, reader in readers.items()]
+
+
+def _load_study(
+    experiment: str, reader: FinishedRuns, model: Model, options: Options, console: Console, notes: Console
+) -> LoadedStudy:
     history, parameters, by = reader.latest_study(), reader.parameters(), options.by
+    view = view_of(history, model, _clients(experiment, list(parameters.values())), options.last)
     if by != "name":
         key = "algorithm.name" if by == "algorithm" else by
         values = {run_id: p.get(key) for run_id, p in parameters.items()}
@@ -144,7 +182,20 @@ def load_study(experiment: str, uri: str | None, options: Options, console: Cons
                 f"--group-by {by}: no run of {experiment!r} has a parameter {key!r}, such as algorithm.scale"
             )
         history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
-    return LoadedStudy(experiment, reader, history, parameters, options, console, notes)
+    return LoadedStudy(experiment, reader, history, parameters, view, options, console, notes)
+
+
+def _clients(experiment: str, runs: list[dict[str, str]]) -> ClientSet:
+    """The clients that the metrics of all these runs are about."""
+    asked = sorted({p.get("evaluate.clients", "all") for p in runs})
+    if len(asked) > 1:
+        raise ConfigError(
+            f"{experiment!r}: its runs differ in evaluate.clients ({', '.join(asked)}); accuracies of different clients "
+            "can't stand in one table. --run ID chooses runs"
+        )
+    sizes = {p.get("data.num_clients") for p in runs}
+    number = sizes.pop() if len(sizes) == 1 else None
+    return ClientSet.asked(asked[0], int(number) if number else None)
 
 
 def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -153,7 +204,8 @@ def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[
     left_out = {}
     seeds = {group: set(study.runs.loc[study.runs[by] == group, "seed"]) for group in groups}
     for group in groups:
-        differ = [key for key in study.differences(group, baseline) if key.startswith(PAIRED)]
+        keys = (*PAIRED, "cohort.") if study.view.clients.kind == "cohort" else PAIRED
+        differ = [key for key in study.differences(group, baseline) if key.startswith(keys)]
         if differ:
             left_out[group] = f"in {', '.join(differ)} it differs from {baseline}, so clients can't be paired"
         elif not seeds[group] & seeds[baseline]:

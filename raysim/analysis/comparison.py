@@ -8,32 +8,40 @@ from typing import Literal
 
 import pandas as pd
 
-COLUMNS = {
-    "personalized/accuracy_mean": "accuracy",
-    "personalized/accuracy_weighted": "weighted",
-    "personalized/accuracy_worst_decile": "worst decile",
-    "personalized/auc_micro": "AUC",
-    "global/accuracy": "global",
-    "new_clients/accuracy_before_mean": "new clients",
-    "new_clients/accuracy_after_mean": "adapted",
-}
+from raysim.errors import ConfigError
+from raysim.views import FAMILIES, MODELS, ClientSet, Model, View
 
 Last = int | Literal["best"]
 """How many of the last evaluated rounds are averaged, or ``best``: the best round of each run."""
 
 
-def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataFrame:
+def columns(model: Model) -> dict[str, str]:
+    """The metrics of a comparison with their headings; those without another model's name are about ``model``."""
+    (other,) = (family for family in FAMILIES if family != model)
+    return {
+        f"{model}/accuracy_mean": "accuracy",
+        f"{model}/accuracy_weighted": "weighted",
+        f"{model}/accuracy_worst_decile": "worst decile",
+        f"{model}/auc_mean": "AUC",
+        f"{other}/accuracy_mean": MODELS[other],
+        "global/accuracy": "global",
+        "new_clients/accuracy_before_mean": "new clients",
+        "new_clients/accuracy_after_mean": "adapted",
+    }
+
+
+def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 1) -> pd.DataFrame:
     """From a row per run and round to a row per group: the mean of its ``last`` evaluated rounds, or its best round.
 
-    Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric as ``62.1 ± 0.8`` percent (sample standard
-    deviation over the group's seeds or runs), ``MB/round``, what a federation would send up and down per round, and
-    ``s/round``, the median.
+    Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric of ``columns`` as ``62.1 ± 0.8`` percent
+    (sample standard deviation over the group's seeds or runs), ``MB/round``, what a federation would send up and down per
+    round, and ``s/round``, the median.
     """
-    rows, count = [], "seeds" if by == "name" else "runs"
+    rows, count, shown = [], "seeds" if by == "name" else "runs", columns(model)
     for group, runs in history.groupby(by, sort=False):
-        final = samples(runs, by, last)
+        final = samples(runs, model, by, last)
         row: dict[str, object] = {by: group, count: len(final)}
-        for metric, column in COLUMNS.items():
+        for metric, column in shown.items():
             if metric in final and final[metric].notna().any():
                 row[column] = str(Cell.of(final[metric]))
         sent = runs["communication/down_bytes"] + runs["communication/up_bytes"]
@@ -41,42 +49,66 @@ def compare(history: pd.DataFrame, by: str = "name", last: Last = 1) -> pd.DataF
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = [by, count, *(c for c in COLUMNS.values() if c in table), "MB/round", "s/round"]
+    fixed = [by, count, *(c for c in shown.values() if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
 
 
-def rounds_shown(last: Last, history: pd.DataFrame) -> str:
-    """Which rounds the numbers come from."""
+def view_of(history: pd.DataFrame, model: Model, clients: ClientSet, last: Last = 1) -> View:
+    """What the numbers of a comparison are about; the rounds are listed where all runs have the same.
+
+    Raises:
+        ConfigError: a run was never evaluated as ``model``; those of earlier versions have only the family that their
+            ``evaluate.protocol`` asked for.
+    """
+    evaluated = evaluated_rounds(history, model)
+    if without := sorted(set(history["run_id"]) - set(evaluated["run_id"])):
+        raise ConfigError(
+            f"run {without[0]} has no {model}/accuracy_mean ({MODELS[model]}): it was logged by an earlier version of "
+            "raysim, which evaluated only one of as trained and after aggregation; run it again"
+        )
     if last == "best":
-        return "best round of each run, chosen on the test samples: optimistic"
-    if last == 1:
-        return "last round"
-    fewest = history.dropna(subset=["personalized/accuracy_mean"]).groupby("run_id").size().min()
+        return View(model, clients, "best round of each run, chosen on the test samples: optimistic")
+    of_runs = {tuple(rows["round"].tail(last).astype(int)) for _, rows in evaluated.groupby("run_id", sort=False)}
+    if len(of_runs) == 1:
+        rounds = of_runs.pop()
+        return View(model, clients, rounds)
+    fewest = min(len(rounds) for rounds in of_runs)
     too_few = f" (some runs have only {fewest})" if fewest < last else ""
-    return f"mean of the last {last} evaluated rounds{too_few}"
+    ends = sorted({rounds[-1] + 1 for rounds in of_runs})
+    up_to = f"round {ends[0]}" if len(ends) == 1 else f"rounds {ends[0]} to {ends[-1]}"
+    what = "last round of each run" if last == 1 else f"mean of the last {last} evaluated rounds of each run{too_few}"
+    return View(model, clients, f"{what}, which end with {up_to}")
 
 
-def caption(experiment: str, history: pd.DataFrame, by: str = "name", last: Last = 1) -> str:
+def caption(experiment: str, history: pd.DataFrame, view: View, by: str = "name") -> str:
     """One line that says what the numbers of ``compare`` are."""
     spread = f", mean ± standard deviation over {'seeds' if by == 'name' else 'runs'}"
     several = (history.groupby(by)["seed" if by == "name" else "run_id"].nunique() > 1).any()
-    return f"{experiment}: {rounds_shown(last, history)}, percent{spread if several else ''}"
+    return f"{experiment}: {view}, percent{spread if several else ''}"
 
 
-def samples(runs: pd.DataFrame, by: str, last: Last) -> pd.DataFrame:
+def evaluated_rounds(runs: pd.DataFrame, model: Model) -> pd.DataFrame:
+    """The rows of rounds in which clients were evaluated, in the order of rounds."""
+    metric = f"{model}/accuracy_mean"
+    if metric not in runs:
+        return runs.iloc[:0]
+    return runs.dropna(subset=[metric]).sort_values("round")
+
+
+def samples(runs: pd.DataFrame, model: Model, by: str, last: Last) -> pd.DataFrame:
     """The rows over which a group's mean and spread are: one per seed, or one per run if not grouped by name.
 
     A seed that was run twice counts once, with the mean of its runs: the second run has nothing new to say.
     """
-    final = last_rounds(runs, last)
+    final = last_rounds(runs, model, last)
     return final.groupby("seed", sort=False).mean() if by == "name" else final
 
 
-def last_rounds(runs: pd.DataFrame, last: Last) -> pd.DataFrame:
+def last_rounds(runs: pd.DataFrame, model: Model, last: Last) -> pd.DataFrame:
     """Per run, the mean of every metric over its ``last`` evaluated rounds: a row per ``run_id``."""
-    evaluated = runs.dropna(subset=["personalized/accuracy_mean"]).sort_values("round")
+    evaluated = evaluated_rounds(runs, model)
     if last == "best":
-        best = evaluated.groupby("run_id", sort=False)["personalized/accuracy_mean"].idxmax()
+        best = evaluated.groupby("run_id", sort=False)[f"{model}/accuracy_mean"].idxmax()
         return evaluated.loc[best].set_index("run_id").select_dtypes("number")
     return evaluated.groupby("run_id", sort=False).tail(last).groupby("run_id", sort=False).mean(numeric_only=True)
 
@@ -102,7 +134,7 @@ class Cell:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
 
 
-def to_target(history: pd.DataFrame, target: float, by: str = "name") -> pd.DataFrame:
+def to_target(history: pd.DataFrame, model: Model, target: float, by: str = "name") -> pd.DataFrame:
     """Rounds and megabytes (up and down, all clients) until a run's mean accuracy first reaches ``target``, a fraction.
 
     A row per group: how many of its ``runs`` have ``reached`` it, and the means over those.
@@ -112,7 +144,7 @@ def to_target(history: pd.DataFrame, target: float, by: str = "name") -> pd.Data
     sent = table["communication/down_bytes"] + table["communication/up_bytes"]
     table = table.assign(megabytes=sent.groupby(table["run_id"]).cumsum() / 1e6)
     for group, runs in table.groupby(by, sort=False):
-        reached = runs[runs["personalized/accuracy_mean"] >= target].groupby("run_id").first()
+        reached = runs[runs[f"{model}/accuracy_mean"] >= target].groupby("run_id").first()
         row = {by: group, "reached": len(reached), "runs": runs["run_id"].nunique()}
         rows.append(row | {"rounds": (reached["round"] + 1).mean(), "MB": reached["megabytes"].mean()})
     return pd.DataFrame(rows)

@@ -6,40 +6,46 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from raysim.analysis.comparison import COLUMNS, Cell, Last, rounds_shown, samples
+from raysim.analysis.comparison import Cell, Last, columns, samples
 from raysim.analysis.table_formats import captioned, format_rows
+from raysim.views import View
 
 
-def paper_table(histories: Mapping[str, pd.DataFrame], by: str, last: Last, form: str) -> str:
+def paper_table(
+    histories: Mapping[str, pd.DataFrame], views: Mapping[str, View], by: str, last: Last, form: str
+) -> str:
     """The paper's table in Markdown, LaTeX or CSV: a row per group, columns per data set, best and second best marked.
 
-    It also says how many seeds or runs each group has, and which rounds the numbers come from. A group that has fewer of
-    them than another one is not marked: its mean is less certain.
+    Accuracy and AUC of the headline, and the accuracy of the other family. It also says how many seeds or runs each group
+    has, and what the numbers are about. A group that has fewer seeds than another one is not marked: its mean is less
+    certain.
 
     Args:
         histories: per data set, a row per run and round.
+        views: per data set, all of the same model.
         form: ``markdown`` (bold, underlined), ``latex`` (the same; needs no packages), or ``csv`` (numbers in
             percent, mean and standard deviation in columns of their own, nothing marked).
     """
-    metrics = ["personalized/accuracy_mean", "personalized/auc_micro"]
-    columns: dict[str, dict[str, Cell | int]] = {}
+    (model,) = {view.model for view in views.values()}
+    titles = {k: v for k, v in columns(model).items() if k.endswith(("accuracy_mean", "auc_mean")) and "new_" not in k}
+    shown: dict[str, dict[str, Cell | int]] = {}
     marks: dict[str, dict[str, str]] = {}
     for data, history in histories.items():
         prefix = "" if len(histories) == 1 else f"{data}: "
-        final = {str(group): samples(runs, by, last) for group, runs in history.groupby(by, sort=False)}
+        final = {str(group): samples(runs, model, by, last) for group, runs in history.groupby(by, sort=False)}
         counts = {group: len(runs) for group, runs in final.items()}
-        columns[prefix + ("seeds" if by == "name" else "runs")] = dict(counts)
-        for metric in metrics:
-            title = prefix + COLUMNS[metric]
-            columns[title] = {group: Cell.of(runs[metric]) for group, runs in final.items()}
-            marks[title] = _marks({g: cell for g, cell in columns[title].items() if counts[g] == max(counts.values())})
-    groups = list(dict.fromkeys(group for cells in columns.values() for group in cells))
-    shown = rounds_shown(last, pd.concat(histories.values()))
+        shown[prefix + ("seeds" if by == "name" else "runs")] = dict(counts)
+        for metric, name in titles.items():
+            title = prefix + name
+            shown[title] = {group: Cell.of(runs[metric]) for group, runs in final.items() if metric in runs}
+            marks[title] = _marks({g: cell for g, cell in shown[title].items() if counts[g] == max(counts.values())})
+    groups = list(dict.fromkeys(group for cells in shown.values() for group in cells))
+    texts = {str(view) for view in views.values()}
+    about = texts.pop() if len(texts) == 1 else "; ".join(f"{data}: {view}" for data, view in views.items())
     if form == "csv":
-        return _csv(columns, groups, by, shown)
-    rows = [[g, *(_marked(columns[t].get(g), marks.get(t, {}).get(g, ""), form) for t in columns)] for g in groups]
-    about = captioned(f"{', '.join(histories)}: {shown}, percent", form)
-    return about + format_rows([by, *columns], rows, form)
+        return _csv(shown, groups, by, about)
+    rows = [[g, *(_marked(shown[t].get(g), marks.get(t, {}).get(g, ""), form) for t in shown)] for g in groups]
+    return captioned(f"{', '.join(histories)}: {about}, percent", form) + format_rows([by, *shown], rows, form)
 
 
 def _marks(cells: Mapping[str, Cell | int]) -> dict[str, str]:
@@ -70,5 +76,5 @@ def _csv(columns: Mapping[str, Mapping[str, Cell | int]], groups: list[str], by:
         known = [cell if isinstance(cell, Cell) else None for cell in found]
         table[f"{title} mean"] = [100 * cell.mean if cell else None for cell in known]
         table[f"{title} std"] = [100 * cell.std if cell and cell.std is not None else None for cell in known]
-    table["rounds"] = shown
+    table["about"] = shown
     return table.to_csv(index=False, float_format="%.3f").rstrip()

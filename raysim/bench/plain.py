@@ -77,7 +77,7 @@ class PlainLoop:
         self, config: Config, dataset: Dataset, partition: Partition, shared: Tensor, personal: Tensor, processes: int
     ) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        self._config, self._num_train, self._shares_all = config, partition.num_train, not len(personal)
+        self._config, self._num_train = config, partition.num_train
         self.shared = shared.clone().share_memory_()
         self._sums = torch.zeros(processes, len(shared)).share_memory_()
         states = torch.zeros(config.data.num_clients, len(personal)).share_memory_()
@@ -119,11 +119,10 @@ class PlainLoop:
             pipe.send(("train", round, cohort[i::n], weights[i::n]))
         counts = np.sum([pipe.recv() for pipe in self._pipes], axis=0)
         self.shared.copy_(self._sums.sum(dim=0))
-        if self._shares_all:  # then the server's model is evaluated, too, as in raysim
-            for i, pipe in enumerate(self._pipes):
-                pipe.send(("evaluate", round, cohort[i::n], weights[i::n]))
-            for pipe in self._pipes:
-                pipe.recv()
+        for i, pipe in enumerate(self._pipes):  # after aggregation, too, as in raysim
+            pipe.send(("evaluate", round, cohort[i::n], weights[i::n]))
+        for pipe in self._pipes:
+            pipe.recv()
         return float(counts[0] / counts[1])
 
     def __enter__(self) -> PlainLoop:
@@ -165,8 +164,13 @@ def _work(
         except EOFError:
             return
         if what == "evaluate":
-            model.load_state_dict(layout.unflatten(shared.clone()), strict=False)
-            pipe.send(_hits(model, images, labels, partition.tests(clients), config, device))
+            hits = 0
+            # One model for all clients goes through their samples in one pass.
+            for ids in clients[:, None] if keeps else [clients]:
+                own = states[ids[0]] if keeps and has_state[ids[0]] else initial
+                model.load_state_dict(layout.unflatten(torch.cat([shared, own])), strict=False)
+                hits += _hits(model, images, labels, partition.tests(ids), config, device)[0]
+            pipe.send(hits)
             continue
         total.zero_()
         correct = seen = 0

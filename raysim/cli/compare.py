@@ -16,6 +16,11 @@ from raysim.cli.base import console, main
 @click.option(
     "--last", default=1, type=click.IntRange(1), help="Average over this many last evaluated rounds; default 1."
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["paper", "aggregated"]),
+    help="Clients as trained (paper) or after aggregation; default: what the runs' evaluate.protocol asks for.",
+)
 @click.option("--best", is_flag=True, help="Best round of each run: optimistic, as it is chosen on the test samples.")
 @click.option(
     "--format",

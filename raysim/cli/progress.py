@@ -12,6 +12,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from raysim.views import FAMILIES, MODELS
+
 if TYPE_CHECKING:
     from raysim.experiments.status import Status
     from raysim.storage.records import RoundRecord
@@ -99,13 +101,12 @@ class ProgressView:
         for i in sorted(order[:MOST_ROWS]):
             mark, style = MARKS[status.phases[i]]
             record = self._rounds.get(i)
-            accuracy = record.metrics.get("personalized/accuracy_mean") if record is not None else None
             table.add_row(
                 Text(mark, style=style),
                 Text(names[i]),
                 Text(status.phases[i], style=style),
                 Text(f"round {self._done(i, status, rounds)} of {rounds[i]}"),
-                Text(f"accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""),
+                Text(_accuracy(record.metrics) if record is not None else ""),
             )
         if len(order) > MOST_ROWS:
             table.add_row("", Text(f"and {len(order) - MOST_ROWS} more", style="dim"))
@@ -120,11 +121,16 @@ class ProgressView:
         return status.progress[run].round if run in status.progress else 0
 
 
+def _accuracy(metrics: dict[str, float]) -> str:
+    """The accuracies of a round, each with the model that it is about; empty if nobody was evaluated."""
+    known = {model: metrics.get(f"{model}/accuracy_mean") for model in FAMILIES}
+    parts = [f"{100 * value:.1f} % {MODELS[model]}" for model, value in known.items() if value is not None]
+    return f"accuracy {', '.join(parts)}" if parts else ""
+
+
 def summary(metrics: dict[str, float]) -> str:
     """One line about a round."""
-    parts = []
-    if "personalized/accuracy_mean" in metrics:
-        parts.append(f"accuracy {100 * metrics['personalized/accuracy_mean']:.1f} %")
+    parts = [text] if (text := _accuracy(metrics)) else []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.3f}")
     parts.append(f"{metrics['system/train_samples_per_second']:,.0f} samples/s")

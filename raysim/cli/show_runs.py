@@ -44,7 +44,7 @@ def _print_result(result: Result) -> None:
     from raysim.analysis.comparison import caption
     from raysim.analysis.table_formats import as_rich
 
-    console.print(as_rich(result.table, caption(result.experiment, result.history)))
+    console.print(as_rich(result.table, caption(result.experiment, result.history, result.view)))
     run_id = result.parent_run_id or result.runs[0].run_id
     pictures = "comparison.png" if result.parent_run_id else "partition.png"
     if any(r.new_clients is not None for r in result.runs):

@@ -86,6 +86,11 @@ def children(config: Config, where: str = "config") -> list[tuple[str, Config]]:
         for seed in seeds if seeds is not None else [changes.get("seed", config.seed)]:
             merged = merge(base, {**changes, "seed": seed}, entry=True)
             result.append((name, _validate({**merged, "name": f"{name} · seed {seed}"}, at)))
+    if len(asked := {str(child.evaluate.clients) for _, child in result}) > 1:
+        raise ConfigError(
+            f"{where}: study: entries differ in evaluate.clients ({', '.join(sorted(asked))}); accuracies of different "
+            "clients can't stand in one table"
+        )
     return result
 
 

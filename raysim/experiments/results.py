@@ -17,6 +17,7 @@ from raysim.errors import ClientError, ConfigError
 from raysim.experiments.launch import PlacedRun
 from raysim.storage.records import Records
 from raysim.storage.study_folder import RunState
+from raysim.views import View
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class RunResult:
     run_id: str
     history: pd.DataFrame
     clients: pd.DataFrame
-    """A row per client after the last round: accuracy, AUC, samples, label entropy, domain."""
+    """A row per client after the last round: accuracy and AUC as trained and after aggregation, samples, label entropy,
+    domain."""
     new_clients: pd.DataFrame | None
     """A row per client that never took part: accuracy ``before`` and ``after`` it adapted; None if there are none."""
     shared: NDArray[np.float32]
@@ -60,6 +62,7 @@ class Result:
         history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
         tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
         has_models: whether trained models are among the artifacts (``tracking.models``).
+        view: what the accuracies in ``table`` are about: those of the last round.
     """
 
     runs: list[RunResult]
@@ -68,11 +71,12 @@ class Result:
     experiment: str
     parent_run_id: str | None
     has_models: bool
+    view: View
 
     @property
     def table(self) -> pd.DataFrame:
         """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
-        return compare(self.history)
+        return compare(self.history, self.view.model)
 
 
 class StudyFailed(ClientError):

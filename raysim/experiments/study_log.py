@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from raysim.analysis.comparison import compare
+from raysim.analysis.comparison import compare, view_of
 from raysim.analysis.table_formats import formatted
 from raysim.config.loading import children, dump
 from raysim.config.schema import Config
@@ -20,8 +20,9 @@ from raysim.storage.study_folder import StudyState
 from raysim.tracking.dashboard import saved_view
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
-from raysim.tracking.run_description import describe_study, differing, title
+from raysim.tracking.run_description import clients_of, describe_study, differing, headline_of, title
 from raysim.tracking.tags import CHECKPOINT_TAG, DESCRIPTION_TAG, study_tags
+from raysim.views import ClientSet, View
 
 END_SECONDS = 10  # to report the end of a run to MLflow, after which the run is left open there
 
@@ -100,7 +101,8 @@ class StudyLog:
         self._state.parent = parent
         self.outbox.put(lambda: self.store.log_text(parent, dump(config), "config.yaml"))
         self._describe(describe_study(config, len(runs), self.commit, parent))
-        view = saved_view(parent, f"latest study: {config.name}", differing(list(runs)))
+        name, model = f"latest study: {config.name}", headline_of(list(runs))
+        view = saved_view(parent, name, differing(list(runs)), model)
         self.outbox.put(lambda: self.store.set_view(view))
 
     def log_comparison(self, config: Config, results: Sequence[RunResult]) -> None:
@@ -108,17 +110,21 @@ class StudyLog:
         parent = self._state.parent
         assert parent is not None
         history = pd.concat([r.history for r in results], ignore_index=True)
-        clients = {(r.entry, r.seed): r.clients for r in results}
         runs = dict(children(config))
         algorithms = {entry: child.algorithm.name for entry, child in runs.items()}
-        data = {e: child.data.model_dump_json() + child.evaluate.model_dump_json() for e, child in runs.items()}
-        table = formatted(compare(history), "markdown")
-        self._describe(describe_study(config, len(self._state.runs), self.commit, parent, table))
+        asked = {"protocol"}  # every run has the numbers of both
+        data = {e: c.data.model_dump_json() + c.evaluate.model_dump_json(exclude=asked) for e, c in runs.items()}
+        view = view_of(history, headline_of(list(runs.values())), clients_of(list(runs.values())))
+        accuracy = f"{view.model}_accuracy"
+        clients = {(r.entry, r.seed): r.clients.assign(accuracy=r.clients[accuracy]) for r in results}
+        of_clients = View(view.model, ClientSet("all", view.clients.size), view.rounds)
+        table = formatted(compare(history, view.model), "markdown")
+        self._describe(describe_study(config, len(self._state.runs), self.commit, parent, view, table))
 
         def draw() -> dict[str, bytes]:
             from raysim.analysis.artifacts import study_files  # not at the top: it imports matplotlib
 
-            return study_files(history, clients, algorithms, data, title(config))
+            return study_files(history, clients, algorithms, data, title(config), view, of_clients)
 
         self.outbox.put(lambda: self.store.log_files(parent, draw_or_notify(draw, self.notify)))
 

@@ -10,11 +10,13 @@ import pandas as pd
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
+from raysim.analysis.comparison import view_of
 from raysim.config.loading import children, config_of
 from raysim.errors import ConfigError
 from raysim.experiments.results import Result, RunResult
 from raysim.experiments.status import Status
 from raysim.storage.study_folder import StudyState
+from raysim.tracking.run_description import clients_of, headline_of
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30  # for closing the MLflow run after Ctrl-C
@@ -68,7 +70,8 @@ def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch 
         raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
     history = pd.concat([result.history for result in results], ignore_index=True)
     has_models = state.config["tracking"]["models"] != "none"
-    return Result(results, history, state.tracking_uri, state.experiment, parent, has_models)
+    view = view_of(history, headline_of(runs), clients_of(runs))
+    return Result(results, history, state.tracking_uri, state.experiment, parent, has_models, view)
 
 
 def _stop(driver: Any) -> None:

@@ -12,6 +12,7 @@ from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.federation.cohort import participation
 from raysim.storage.personal_states import NEVER_TRAINED, SlotIndex
+from raysim.training.aggregation import Weights
 from raysim.training.tasks import AdaptNewClients, Evaluate, EvaluateGlobal, EvaluateNewClients, Task, Train
 
 Ints = NDArray[np.int64]
@@ -56,8 +57,8 @@ class BatchPlanner:
                 read=self._index.addresses[ids],
                 samples=epochs * len(ids) * int(sizes[ids].max()),
                 weights={
-                    "samples": reports[at] * (sizes[ids] / total),
-                    "uniform": reports[at] * np.full(len(ids), 1 / len(cohort)),
+                    "samples": Weights(reports[at] * sizes[ids], total),
+                    "uniform": Weights(reports[at].astype(np.int64), len(cohort)),
                 },
                 reports=reports[at],
                 work_share=work[at] if work is not None and (work[at] < 1).any() else None,
@@ -81,7 +82,7 @@ class BatchPlanner:
             clients=client_0,
             read=self._index.addresses[client_0],
             samples=len(drawn),
-            weights={"samples": np.ones(1), "uniform": np.ones(1)},
+            weights={"samples": Weights(np.ones(1, np.int64), 1), "uniform": Weights(np.ones(1, np.int64), 1)},
             reports=np.ones(1, np.bool_),
             pooled=drawn,
         )

@@ -1,4 +1,4 @@
-"""Which clients are evaluated in which round, and whether before or after its server step."""
+"""Which clients are evaluated in which round."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ class EvaluationSchedule:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-
-    @property
-    def before_step(self) -> bool:
-        """Whether clients are evaluated before the server step; a pooled model belongs to no client."""
-        return self._config.evaluate.protocol == "paper" and not self._config.algorithm.pooled
 
     def is_due(self, round: int) -> bool:
         """Whether clients are evaluated in the round."""

@@ -13,15 +13,17 @@ from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.federation.client_batches import padding
 from raysim.federation.evaluation_schedule import EvaluationSchedule
-from raysim.federation.metrics.clients import ClientResults, global_metrics, new_clients_metrics
+from raysim.federation.metrics.clients import ClientResults, difference_metrics, global_metrics, new_clients_metrics
 from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.federation.metrics.communication import communication_metrics
 from raysim.federation.metrics.sensitivity import sensitivity_metrics
 from raysim.federation.metrics.system import NodeMetrics, speed_metrics
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.storage.accuracy_history import AccuracyRow
 from raysim.storage.records import Records
 from raysim.training.aggregation import FixedPoint
+from raysim.training.evaluation import Evaluation
 from raysim.training.sensitivity import SCALE_BITS
 from raysim.training.tasks import (
     AdaptNewClients,
@@ -33,6 +35,7 @@ from raysim.training.tasks import (
     TrainingReport,
     evaluations_of,
 )
+from raysim.views import Model
 
 Ints = NDArray[np.int64]
 
@@ -42,13 +45,21 @@ class RoundMetrics:
 
     Args:
         labels: (n,) of the whole data set.
+        one_model: all clients are evaluated with the shared parameters as they are: ``aggregated/`` is ``global/``.
     """
 
     def __init__(
-        self, config: Config, layout: ParameterLayout, labels: Ints, partition: Partition, schedule: EvaluationSchedule
+        self,
+        config: Config,
+        layout: ParameterLayout,
+        labels: Ints,
+        partition: Partition,
+        schedule: EvaluationSchedule,
+        one_model: bool,
     ) -> None:
         self._algorithm, self._local_epochs = config.algorithm, config.train.local_epochs
         self._layout, self._labels, self._partition, self._schedule = layout, labels, partition, schedule
+        self._one_model = one_model
         self._node = NodeMetrics()
 
     def of_training(
@@ -74,30 +85,57 @@ class RoundMetrics:
         size, senders = (0, 0) if self._algorithm.pooled else (cohort_size, int(cohort.sent.sum()))
         return communication_metrics(down, sums, size, senders)
 
-    def of_evaluation(self, round: int, results: Sequence[TaskResult], records: Records) -> dict[str, float]:
-        """``personalized/``, of clients that were evaluated beside or right after their training; none in some rounds."""
-        if not (parts := evaluations_of(results, Train, Evaluate)):
+    def as_trained(self, round: int, cohort: Ints, results: Sequence[TaskResult], records: Records) -> dict[str, float]:
+        """``personalized/``: the cohort with what it has just trained, all others as the round found them.
+
+        A pooled model is trained and aggregated at once, and belongs to no client: see ``after_step``.
+        """
+        if self._algorithm.pooled or not self._schedule.is_due(round):
+            return {}
+        parts: list[Evaluation | ClientResults] = [*evaluations_of(results, Train)]
+        if untrained := evaluations_of(results, Evaluate):
+            # Of the cohort, too, there are evaluations from before it trained, for the metrics of the round before.
+            others = np.setdiff1d(self._schedule.evaluated(round), cohort)
+            parts.append(ClientResults.merge(untrained).only(others))
+        return self._of_family("personalized", round, parts, records)
+
+    def after_step(
+        self, round: int, so_far: dict[str, float], results: Sequence[TaskResult], records: Records
+    ) -> dict[str, float]:
+        """The metrics of a round so far, and those of what was evaluated with the parameters after its step.
+
+        These are ``aggregated/``, ``difference/``, ``global/`` and ``new_clients/``.
+        """
+        parts = evaluations_of(results, Evaluate)
+        metrics = so_far | self._of_family("aggregated", round, parts, records)
+        if self._algorithm.pooled:
+            metrics |= self._of_family("personalized", round, parts, records)
+        if self._one_model and parts:
+            metrics |= global_metrics(ClientResults.merge(parts).only(self._schedule.reported(round)))
+        elif shared := evaluations_of(results, EvaluateGlobal):
+            metrics |= global_metrics(ClientResults.merge(shared))
+        before, after = evaluations_of(results, EvaluateNewClients), evaluations_of(results, AdaptNewClients)
+        if before and after:
+            metrics |= self._new_clients(ClientResults.merge(before), ClientResults.merge(after), records)
+        return metrics | difference_metrics(metrics)
+
+    def _of_family(
+        self, family: Model, round: int, parts: Sequence[Evaluation | ClientResults], records: Records
+    ) -> dict[str, float]:
+        """The metrics of a family, from the evaluations of at least the clients that they are about."""
+        if not parts:
             return {}
         everyone = ClientResults.merge(parts)
-        records.accuracy.append((round, everyone.clients, everyone.accuracy))
         if self._schedule.is_last(round):
             auc = everyone.client_auc(self._labels, self._partition)
-            records.final = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
+            columns = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
+            records.final |= {f"{family}.{name}": values for name, values in columns.items()}
         about = self._schedule.reported(round)
         those = everyone.only(about)
         if not len(those.clients):
             return {}
-        return those.metrics(self._labels, self._partition, missing=len(about) - len(those.clients))
-
-    def after_step(self, round: int, results: Sequence[TaskResult], records: Records) -> dict[str, float]:
-        """``personalized/``, ``global/`` and ``new_clients/``, of what was evaluated with the parameters after the step."""
-        metrics = self.of_evaluation(round, results, records)
-        if shared := evaluations_of(results, EvaluateGlobal):
-            metrics |= global_metrics(shared)
-        before, after = evaluations_of(results, EvaluateNewClients), evaluations_of(results, AdaptNewClients)
-        if before and after:
-            metrics |= self._new_clients(ClientResults.merge(before), ClientResults.merge(after), records)
-        return metrics
+        records.accuracy.add(AccuracyRow(family, round, those.clients, those.accuracy))
+        return those.metrics(family, self._labels, self._partition, missing=len(about) - len(those.clients))
 
     def _new_clients(self, before: ClientResults, after: ClientResults, records: Records) -> dict[str, float]:
         before, after = before.only(after.clients), after.only(before.clients)  # one may have been dropped

@@ -46,9 +46,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PendingRound:
-    """A round after its server step, with its metrics so far, and the evaluations that it still waits for, if any.
+    """A round after its server step, with its metrics so far.
 
-    ``evaluations`` need the parameters that the round ended with; they run beside the next round's training.
+    If it is an evaluated one, it waits for evaluations with the parameters that it ended with, which run beside the next
+    round's training.
     """
 
     round: int
@@ -56,7 +57,6 @@ class PendingRound:
     rejected: list[int]
     dropped: list[int]
     not_evaluated: list[int]
-    evaluations: list[Task]
 
 
 class FederatedRun:
@@ -97,7 +97,9 @@ class FederatedRun:
         self._server = Server(self._algorithm, layout, layout.split(theta)[0].clone(), config.data.num_clients)
         self._schedule = EvaluationSchedule(config)
         self._planner = BatchPlanner(config, partition, self.states.index)
-        self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule)
+        one_model = not self.states.layout.size and not self._algorithm.adapt_steps()
+        self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
+        self._evaluates_shared = not one_model and not layout.num_personal
         self._pending: PendingRound | None = None
         self.next_round = 0
         self.records = Records()
@@ -119,8 +121,8 @@ class FederatedRun:
         cohort = sample_cohort(self.config, round)
         messages = self._messages(self.states.index.addresses[cohort])
         down = down_bytes(self._server.sent, messages)
-        tasks = self._tasks(round, cohort, messages)
-        completed, late = yield from self._run_tasks(round, tasks)
+        tasks = self._planner.train(round, cohort, messages, evaluate=self._schedule.is_due(round))
+        completed = yield from self._run_tasks(round, tasks + self._evaluations(round, cohort, len(tasks)))
         if completed.results and round == max(0, self.config.rounds - 2):  # a typical round: the last evaluates more
             self.timeline = timeline(completed.results)
         trained = trained_in(completed.results)
@@ -130,53 +132,53 @@ class FederatedRun:
         for task, report in trained:
             assert task.write is not None
             self.states.index.commit(task.clients, task.write, report.accepted)
-        dropped, lost = _clients(completed.dropped, training=True), _clients(completed.dropped, training=False)
+        dropped = _clients(completed.dropped, training=True)
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
-        if self._schedule.before_step:
-            metrics |= self._metrics.of_evaluation(round, completed.results, self.records)
-        now = PendingRound(round, metrics, reported.rejected, dropped, lost, self._evaluations_after_step(round))
-        busy = sum(result.seconds for result in (*completed.results, *late.results))
+        metrics |= self._metrics.as_trained(round, cohort, completed.results, self.records)
+        lost = np.setdiff1d(_clients(completed.dropped, training=False), cohort)
+        of_this = np.intersect1d(lost, self._schedule.evaluated(round)).tolist() if not self._algorithm.pooled else []
+        now = PendingRound(round, metrics, reported.rejected, dropped, of_this)
+        busy = sum(result.seconds for result in completed.results)
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         self.next_round = round + 1
-        before, self._pending = self._pending, now if now.evaluations else None
+        before, self._pending = self._pending, now if self._schedule.is_due(round) else None
         if before is not None:
-            yield self._complete(before, late)
+            yield self._complete(before, completed)
         if self._pending is None:
             yield self._complete(now, Completed([], [], []))
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
         if self._pending is not None:
-            _, late = yield from self._run_tasks(self._pending.round, [])
+            nobody = np.empty(0, np.int64)
+            tasks = self._evaluations(self.next_round, nobody, 0)
+            completed = yield from self._run_tasks(self._pending.round, tasks)
             before, self._pending = self._pending, None
-            yield self._complete(before, late)
+            yield self._complete(before, completed)
 
     # The tasks of a round.
 
-    def _tasks(self, round: int, cohort: Ints, messages: dict[str, NDArray[np.float32]]) -> list[Task]:
-        """Train the cohort; with protocol ``paper`` also evaluate it, and beside it all others."""
-        before = self._schedule.before_step
-        tasks = self._planner.train(round, cohort, messages, evaluate=before and self._schedule.is_due(round))
-        if before:
-            everyone = self._schedule.evaluated(round)
-            others = everyone[np.isin(everyone, cohort, assume_unique=True, invert=True)]
-            tasks += self._planner.evaluate(round, others, first=len(tasks))
-        return tasks
+    def _evaluations(self, round: int, cohort: Ints, first: int) -> list[Task]:
+        """What is evaluated with the parameters that a round starts from, beside the training of its cohort.
 
-    def _evaluations_after_step(self, round: int) -> list[Task]:
-        """What is evaluated with the parameters after the server step: clients, the shared model itself, new clients."""
-        if not self._schedule.is_due(round):
-            return []
-        tasks: list[Task] = []
-        if not self._schedule.before_step:
-            tasks += self._planner.evaluate(round, self._schedule.evaluated(round))
-        if self._layout.num_personal == 0:
-            tasks += self._planner.evaluate_global(round, self._schedule.reported(round), first=len(tasks))
-        if self._schedule.is_last(round) and (new := self.config.evaluate.new_clients):
+        That is what the round before waits for: its clients after aggregation, the shared model itself, new clients. And
+        those clients of this round that do not train, who have the same parameters: one evaluation serves both.
+        """
+        clients = np.empty(0, np.int64)
+        if round < self.config.rounds and not self._algorithm.pooled:
+            clients = np.setdiff1d(self._schedule.evaluated(round), cohort)
+        if (before := self._pending) is None:
+            return self._planner.evaluate(round, clients, first)
+        clients = np.union1d(clients, self._schedule.evaluated(before.round))
+        tasks = self._planner.evaluate(round, clients, first)
+        if self._evaluates_shared:
+            about = self._schedule.reported(before.round)
+            tasks += self._planner.evaluate_global(round, about, first + len(tasks))
+        if self._schedule.is_last(before.round) and (new := self.config.evaluate.new_clients):
             messages = self._messages(np.full(new, NEVER_TRAINED))
-            tasks += self._planner.adapt_new_clients(round, messages, first=len(tasks))
+            tasks += self._planner.adapt_new_clients(round, messages, first + len(tasks))
         return tasks
 
     def _messages(self, addresses: Ints) -> dict[str, NDArray[np.float32]]:
@@ -185,30 +187,21 @@ class FederatedRun:
             return {}
         return self._server.messages(self.states.named(addresses))
 
-    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress, None, tuple[Completed, Completed]]:
-        """Run tasks, and those that the previous round waits for; the outcome of the latter is returned separately."""
-
+    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress, None, Completed]:
         def place(task: Task, node: int) -> Task:
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
             if isinstance(task, Train):
                 return replace(task, write=self.states.index.allocate(len(task.clients), node))
             return task
 
-        waited_for = self._pending.evaluations if self._pending is not None else []
         server = self._server
-        done = yield from Dispatch(self._pool, round, tasks + waited_for, server.version, server.broadcast, place).run()
-        keys = {task.key for task in waited_for}
-        own = [result for result in done.results if result.task.key not in keys]
-        late = [result for result in done.results if result.task.key in keys]
-        dropped = [task for task in done.dropped if task.key not in keys]
-        return replace(done, results=own, dropped=dropped), Completed(
-            late, [], [task for task in done.dropped if task.key in keys]
-        )
+        return (yield from Dispatch(self._pool, round, tasks, server.version, server.broadcast, place).run())
 
     def _complete(self, row: PendingRound, late: Completed) -> RoundRecord:
         """The record of a round, with the outcome of the evaluations that it waited for."""
-        metrics = row.metrics | self._metrics.after_step(row.round, late.results, self.records)
-        lost = sorted({*row.not_evaluated, *_clients(late.dropped, training=False)})
+        metrics = self._metrics.after_step(row.round, row.metrics, late.results, self.records)
+        lost_late = np.intersect1d(_clients(late.dropped, training=False), self._schedule.evaluated(row.round))
+        lost = sorted({*row.not_evaluated, *lost_late.tolist()})
         millis = int(time.time() * 1000)
         record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped), tuple(lost))
         self.records.rounds.append(record)
@@ -222,15 +215,8 @@ class FederatedRun:
         self._server.restore(checkpoint.shared, checkpoint.server_state)
         self.states.restore(checkpoint)
         if (left := manifest.open) is not None:
-            evaluations = self._evaluations_after_step(left.round)
-            self._pending = PendingRound(
-                left.round,
-                dict(left.metrics),
-                list(left.rejected),
-                list(left.dropped),
-                list(left.not_evaluated),
-                evaluations,
-            )
+            lists = (list(left.rejected), list(left.dropped), list(left.not_evaluated))
+            self._pending = PendingRound(left.round, dict(left.metrics), *lists)
 
     def snapshot(self) -> Snapshot:
         """The run as it is between two rounds; ``states.index.hold`` keeps its states where they are."""
@@ -239,7 +225,7 @@ class FederatedRun:
             self.next_round,
             self._server.shared.numpy(),
             {name: tensor.numpy() for name, tensor in self._server.state.items()},
-            Records(list(records.rounds), list(records.accuracy), dict(records.final), dict(records.new)),
+            Records(list(records.rounds), records.accuracy, dict(records.final), dict(records.new)),
             PendingRoundEntry(
                 round=left.round,
                 metrics=left.metrics,
@@ -251,6 +237,7 @@ class FederatedRun:
             else None,
             index.addresses.copy(),
             index.versions.copy(),
+            len(records.accuracy),
         )
 
     @property

@@ -65,8 +65,8 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
     if client is None:
         theta = broadcast["shared"]
     else:
-        last = run.config.rounds - 1
-        theta = engine.personalized(last, np.array([client]), broadcast, state)[0]
+        after = run.config.rounds  # the round that would come next: what is evaluated after the last server step
+        theta = engine.personalized(after, np.array([client]), broadcast, state)[0]
     values = run.layout.unflatten(theta) | frozen
     run.model.load_state_dict({name: value.clone() for name, value in values.items()}, strict=False)
     return ClientModel(run, client, run.model)

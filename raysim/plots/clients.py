@@ -64,7 +64,7 @@ def plot_who_gains(gains: Mapping[str, pd.DataFrame], baseline: str, title: str)
     return figure
 
 
-def plot_heat_map(rounds: NDArray[np.int64], accuracy: NDArray[np.float64], title: str) -> Figure:
+def plot_heat_map(rounds: NDArray[np.int64], accuracy: NDArray[np.floating], title: str) -> Figure:
     """Accuracy (E, N) of each client (rows, best at the end on top) in each evaluated round (E,)."""
     order = np.argsort(-np.nan_to_num(accuracy[-1], nan=-1.0), kind="stable")
     rows = accuracy.T[order]

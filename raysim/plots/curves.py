@@ -13,11 +13,12 @@ from raysim.plots.style import colour, line, new_figure, plain
 MOST_BANDS = 5  # with more groups, bands would hide the lines
 
 
-def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figure:
-    """Mean client accuracy over rounds, over megabytes sent and over time, a line per group: means over its runs.
+def plot_comparison(history: pd.DataFrame, metric: str, title: str, by: str = "name") -> Figure:
+    """A metric over rounds, over megabytes sent and over time, a line per group: means over its runs.
 
-    The band over rounds is the range over runs (of a few groups). ``history`` has a row per run and round, as
-    ``Result.history``. A group that sends nothing is a horizontal line over megabytes, at its last accuracy.
+    The band over rounds is the range over runs (of a few groups). ``metric`` is an accuracy, such as
+    ``personalized/accuracy_mean``; ``history`` has a row per run and round, as ``Result.history``. A group that sends nothing
+    is a horizontal line over megabytes, at its last accuracy.
     """
     figure = new_figure(13, 4.2)
     panels = figure.subplots(1, 3, sharey=True)
@@ -26,18 +27,18 @@ def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figu
         seconds=history["system/round_seconds"],
     ).sort_values(["run_id", "round"])
     per_run[["megabytes", "seconds"]] = per_run.groupby("run_id")[["megabytes", "seconds"]].cumsum()
-    table = per_run.dropna(subset=["personalized/accuracy_mean"])
+    table = per_run.dropna(subset=[metric])
     names = list(dict.fromkeys(history[by]))
     for i, group in enumerate(names):
         rows = table[table[by] == group]
         if rows.empty:
             continue
         runs, per_round = rows["run_id"].nunique(), rows.groupby("round")
-        mean = per_round["personalized/accuracy_mean"].mean()
+        mean = per_round[metric].mean()
         label = f"{group} ({runs} {'seeds' if by == 'name' else 'runs'})" if runs > 1 else str(group)
         panels[0].plot(mean.index + 1, mean, linewidth=1.8, label=label, **line(i))
         if runs > 1 and len(names) <= MOST_BANDS:
-            low, high = (getattr(per_round["personalized/accuracy_mean"], end)() for end in ("min", "max"))
+            low, high = (getattr(per_round[metric], end)() for end in ("min", "max"))
             panels[0].fill_between(mean.index + 1, low, high, color=colour(i), alpha=0.15, linewidth=0)
         for panel, cost in zip(panels[1:], ("megabytes", "seconds"), strict=True):
             spent = per_round[cost].mean()
@@ -56,7 +57,7 @@ def plot_comparison(history: pd.DataFrame, title: str, by: str = "name") -> Figu
     return figure
 
 
-def plot_accuracy(rounds: NDArray[np.int64], accuracy: NDArray[np.float64], title: str) -> Figure:
+def plot_accuracy(rounds: NDArray[np.int64], accuracy: NDArray[np.floating], title: str) -> Figure:
     """One run: accuracy (E, N) of its clients over the evaluated rounds (E,), NaN where one was not evaluated.
 
     Mean, median, the band from the 10th to the 90th percentile of clients, and the worst client.

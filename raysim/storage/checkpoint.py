@@ -6,7 +6,7 @@ A run's folder holds, all of it safetensors or JSON:
     shared-000010-….safetensors shared parameters, the server's state, and where each client's state is
     states-000010-….safetensors states of the clients that changed since the checkpoint before
     rounds-000009-….json        metrics of the rounds since the checkpoint before
-    clients-000009-….safetensors and the accuracy of each client in them
+    clients-000009-….safetensors and the accuracy of each client in them, by family of metrics
 
 A file is never changed: a later checkpoint refers to those of earlier ones, and what no manifest refers to is deleted.
 """
@@ -27,11 +27,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from raysim.errors import CheckpointError
+from raysim.storage.accuracy_history import AccuracyRow
 from raysim.storage.folder import Folder
-from raysim.storage.records import LEFT_OUT, Records, RoundRecord
+from raysim.storage.records import FINAL, LEFT_OUT, Records, RoundRecord
+from raysim.views import FAMILIES
 
 Ints = NDArray[np.int64]
-FORMAT = 2
+FORMAT = 3
+ROW = re.compile(rf"({'|'.join(FAMILIES)})\.\d{{1,12}}")
 MANIFEST = re.compile(r"checkpoint-(\d{6,})\.json")
 OWN_FILE = re.compile(r"(checkpoint|shared|states|rounds|clients)-\d{6,}[-\w]*\.(json|safetensors)(\.part)?")
 
@@ -82,7 +85,10 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run between two rounds, as the checkpoint keeps it; nothing in it changes any more."""
+    """A run between two rounds, as the checkpoint keeps it; nothing in it changes any more but ``records.accuracy``.
+
+    To that rows are added; those of the snapshot are the first ``num_accuracy``.
+    """
 
     round: int
     shared: NDArray[np.float32]
@@ -93,6 +99,7 @@ class Snapshot:
     """(N,): where the state of each client is, or -1."""
     versions: Ints
     """(N,): raised with every new state of a client."""
+    num_accuracy: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,29 +216,29 @@ def _records(folder: Folder, manifest: Manifest) -> Records:
                 raise
             raise CheckpointError(entry.name, f"it is no list of rounds: {error!r}") from error
     for entry in manifest.clients:
+        rows: list[AccuracyRow] = []
         tensors = _tensors(folder, entry, {})
         for key, values in tensors.items():
-            kind, _, what = key.partition(".")
+            kind, _, what = key.rpartition(".")
             ids = tensors.get(f"{kind}.clients", np.empty(0))
             _check(ids.dtype == np.int64 and ids.shape == values.shape, entry.name, f"{key} is not of its clients")
             last = np.iinfo(np.int64).max if kind == "new" else manifest.num_clients  # of new clients any id
             in_range = ids.ndim == 1 and bool(((ids >= 0) & (ids < last)).all())
             _check(in_range, entry.name, f"{kind}.clients has unknown clients")
-            if kind == "final":
-                records.final[what] = values
+            if key.startswith("final."):
+                records.final[key.removeprefix("final.")] = values
             elif kind == "new":
                 records.new[what] = values
             elif what == "accuracy":
-                _check(kind.isascii() and kind.isdecimal(), entry.name, f"{key} does not name a round")
-                records.accuracy.append((int(kind), ids, values))
-        _check(
-            records.final.keys() in (set(), {"clients", "accuracy", "auc"}),
-            entry.name,
-            "it has half a table of clients",
-        )
+                _check(bool(ROW.fullmatch(kind)), entry.name, f"{key} does not name a family and a round")
+                _check(values.dtype == np.float64, entry.name, f"{key} is no accuracy")
+                model, _, round = kind.partition(".")
+                rows.append(AccuracyRow(model, int(round), ids, values))
+        for row in sorted(rows, key=lambda row: row.round):
+            records.accuracy.add(row)
+        _check(records.final.keys() in (set(), set(FINAL)), entry.name, "it has half a table of clients")
         whole = records.new.keys() in (set(), {"clients", "before", "after"})
         _check(whole, entry.name, "it has half a table of new clients")
-    records.accuracy.sort(key=lambda row: row[0])
     return records
 
 

@@ -49,6 +49,10 @@ class _Durable:
     clients: list[FileEntry] = field(default_factory=list)
     num_rounds: int = 0
     num_accuracy: int = 0
+    closed: int = 0
+    """How many files of ``clients`` are full, ..."""
+    closed_accuracy: int = 0
+    """... and how many rows of accuracies they have."""
 
 
 class CheckpointWriter:
@@ -97,6 +101,7 @@ class CheckpointWriter:
         durable.segment[since.clients], durable.row[since.clients] = since.segment, since.row
         durable.rows = np.bincount(since.segment, minlength=len(manifest.states)).tolist()
         durable.num_rounds, durable.num_accuracy = len(since.records.rounds), len(since.records.accuracy)
+        durable.closed, durable.closed_accuracy = len(durable.clients), durable.num_accuracy
         self._kept[manifest.round] = {entry.name for entry in manifest.files}
 
     def _forget_after(self, since: Checkpoint | None) -> None:
@@ -169,7 +174,8 @@ class CheckpointWriter:
             return entry
 
         durable = self._with_states(snapshot, put)
-        self._add_records(durable, snapshot.records, put)
+        self._add_rounds(durable, snapshot.records, put)
+        self._add_clients(durable, snapshot, put)
         clients = np.flatnonzero(snapshot.addresses >= 0)
         tensors = {"shared": snapshot.shared, "index.clients": clients}
         tensors |= {"index.segment": durable.segment[clients], "index.row": durable.row[clients]}
@@ -210,6 +216,8 @@ class CheckpointWriter:
             list(old.clients),
             old.num_rounds,
             old.num_accuracy,
+            old.closed,
+            old.closed_accuracy,
         )
         changed = np.flatnonzero(again)
         size = max(1, SEGMENT_BYTES // max(1, 4 * self._state_size))
@@ -221,19 +229,34 @@ class CheckpointWriter:
             durable.rows.append(len(ids))
         return durable
 
-    def _add_records(self, durable: _Durable, records: Records, put: Callable[[str, bytes], FileEntry]) -> None:
+    def _add_rounds(self, durable: _Durable, records: Records, put: Callable[[str, bytes], FileEntry]) -> None:
         if len(durable.rounds) >= MOST_RECORD_FILES:
-            durable.rounds, durable.clients, durable.num_rounds, durable.num_accuracy = [], [], 0, 0
+            durable.rounds, durable.num_rounds = [], 0
         if new := records.rounds[durable.num_rounds :]:
             durable.rounds.append(put("rounds", json.dumps([record.as_json() for record in new]).encode()))
-        tensors: dict[str, NDArray[Any]] = {}
-        for round, clients, accuracy in records.accuracy[durable.num_accuracy :]:
-            tensors |= {f"{round}.clients": clients, f"{round}.accuracy": accuracy}
-        tensors |= {f"final.{name}": values for name, values in records.final.items()}
+        durable.num_rounds = len(records.rounds)
+
+    def _add_clients(self, durable: _Durable, snapshot: Snapshot, put: Callable[[str, bytes], FileEntry]) -> None:
+        """Write new accuracies. Many small files are written again as one, up to a size at which a file is closed."""
+        records = snapshot.records
+        if len(durable.clients) - durable.closed >= MOST_RECORD_FILES:
+            del durable.clients[durable.closed :]
+            durable.num_accuracy = durable.closed_accuracy
+        tensors: dict[str, NDArray[Any]] = {f"final.{name}": values for name, values in records.final.items()}
         tensors |= {f"new.{name}": values for name, values in records.new.items()}
+        size, at = 0, durable.num_accuracy
+        for row in records.accuracy.rows(durable.num_accuracy, snapshot.num_accuracy):
+            key, at = f"{row.model}.{row.round}", at + 1
+            tensors |= {f"{key}.clients": row.clients, f"{key}.accuracy": row.accuracy}
+            size += row.clients.nbytes + row.accuracy.nbytes
+            if size >= SEGMENT_BYTES:
+                durable.clients.append(put("clients", save_tensors(tensors)))
+                if len(durable.clients) == durable.closed + 1:  # all before it are closed, too
+                    durable.closed, durable.closed_accuracy = len(durable.clients), at
+                tensors, size = {}, 0
         if tensors:
             durable.clients.append(put("clients", save_tensors(tensors)))
-        durable.num_rounds, durable.num_accuracy = len(records.rounds), len(records.accuracy)
+        durable.num_accuracy = snapshot.num_accuracy
 
     def _prune(self) -> None:
         for round in sorted(self._kept)[: -self.keep]:

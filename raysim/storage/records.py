@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
+from raysim.storage.accuracy_history import AccuracyHistory
+from raysim.views import FAMILIES
 
 LEFT_OUT = ("rejected", "dropped", "not_evaluated")
 """The fields of a ``RoundRecord`` that list clients."""
@@ -37,24 +36,30 @@ class RoundRecord:
         return asdict(self)
 
 
+FINAL = tuple(f"{model}.{what}" for model in FAMILIES for what in ("clients", "accuracy", "auc"))
+"""The keys of ``Records.final``."""
+
+
 @dataclass
 class Records:
     """All rounds so far, in order."""
 
     rounds: list[RoundRecord] = field(default_factory=list)
-    accuracy: list[tuple[int, Ints, Floats]] = field(default_factory=list)
-    """(round, clients (E,), accuracy (E,)) of every evaluated round."""
+    accuracy: AccuracyHistory = field(default_factory=AccuracyHistory)
+    """Of the clients that the metrics are about, in every evaluated round, by family of metrics."""
     final: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """``clients``, ``accuracy`` and ``auc`` (N,) of the last round."""
+    """By ``<family>.clients``, ``<family>.accuracy``, ``<family>.auc``: all clients after the last round, each (M,)."""
     new: dict[str, NDArray[Any]] = field(default_factory=dict)
     """``clients``, ``before`` and ``after`` (M,): the accuracy of clients that never took part, before and after adapting."""
 
-    def accuracy_table(self, num_clients: int) -> dict[str, NDArray[Any]]:
-        """``rounds`` (E,) that were evaluated and ``accuracy`` (E, N) of every client, NaN where it was not."""
-        table = np.full((len(self.accuracy), num_clients), np.nan)
-        for row, (_, clients, values) in zip(table, self.accuracy, strict=True):
-            row[clients] = values
-        return {"rounds": np.array([round for round, _, _ in self.accuracy], np.int64), "accuracy": table}
+    def accuracy_tables(self, clients: str, num_clients: int) -> dict[str, NDArray[Any]]:
+        """What ``accuracy.npz`` has: ``rounds`` (E,) from 0, and by family the accuracy (E, N) of the clients in them.
+
+        It is NaN where a client was not evaluated; ``clients`` says in words whom the metrics are about.
+        """
+        rounds = self.accuracy.rounds(FAMILIES[0])
+        tables: dict[str, NDArray[Any]] = {f: self.accuracy.table(f, num_clients, rounds) for f in FAMILIES}
+        return {"rounds": np.array(rounds, np.int64), "clients": np.array(clients), **tables}
 
     def left_out(self) -> pd.DataFrame:
         """A row for every client that was rejected or dropped in a round, or could not be evaluated."""

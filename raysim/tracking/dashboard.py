@@ -21,17 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from raysim.errors import ConfigError
+from raysim.views import FAMILIES, MODELS, Model
 
 VIEW = "raysim"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 START_SECONDS = 60
-ACCURACY = "personalized/accuracy_mean"
-CHARTS = {
-    ACCURACY: "accuracy, mean over clients",
-    "personalized/accuracy_worst_decile": "accuracy, worst decile of clients",
-    "personalized/auc_micro": "AUC",
-    "train/loss": "training loss",
-}
 LINE = {
     "range": {},
     "yAxisKey": "metric",
@@ -41,17 +35,27 @@ LINE = {
 }
 LINE |= {"scaleType": "linear", "xAxisScaleType": "linear", "lineSmoothness": 0}
 LINE |= {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
-COLUMNS = (ACCURACY, "personalized/accuracy_weighted", "personalized/accuracy_worst_decile", "personalized/auc_micro")
 
 
-def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
+def _charts(model: Model) -> dict[str, str]:
+    """Titles of the charts over rounds, by metric: the headline first, then the other family."""
+    families = [model, *(family for family in FAMILIES if family != model)]
+    charts = {f"{family}/accuracy_mean": f"accuracy {MODELS[family]}, mean over clients" for family in families}
+    charts[f"{model}/accuracy_worst_decile"] = f"accuracy {MODELS[model]}, worst decile of clients"
+    return charts | {f"{model}/auc_mean": f"AUC {MODELS[model]}, mean over clients", "train/loss": "training loss"}
+
+
+def saved_view(parent: str, name: str, differing: Sequence[str], model: Model) -> str:
     """The value of ``VIEW_TAG`` for a study: JSON as MLflow's page writes it.
 
     Args:
         parent: run id of the study.
         name: of the view, in MLflow's menu of views.
         differing: parameters in which the study's runs differ.
+        model: that the headline is about.
     """
+    charts, accuracy = _charts(model), f"{model}/accuracy_mean"
+    columns = [key for key in charts if key != "train/loss"]
     now = int(time.time() * 1000)
     sections = [{"uuid": f"{VIEW}-{key}", "name": title, "display": True} for key, title in _SECTIONS.items()]
     shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
@@ -64,15 +68,15 @@ def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
             "xAxisKey": "step",
         }
         | {"selectedMetricKeys": [key], "displayName": title, **LINE, **shared}
-        for i, (key, title) in enumerate(CHARTS.items())
+        for i, (key, title) in enumerate(charts.items())
     ]
-    bars = {"type": "BAR", "uuid": f"{VIEW}-bar", "metricSectionId": f"{VIEW}-end", "metricKey": ACCURACY}
+    bars = {"type": "BAR", "uuid": f"{VIEW}-bar", "metricSectionId": f"{VIEW}-end", "metricKey": accuracy}
     parallel = {"type": "PARALLEL", "uuid": f"{VIEW}-parallel", "metricSectionId": f"{VIEW}-end", "showAllRuns": False}
-    parallel |= {"selectedParams": list(differing[:6]), "selectedMetrics": [ACCURACY]}
+    parallel |= {"selectedParams": list(differing[:6]), "selectedMetrics": [accuracy]}
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
         # Sorted by anything else than time, MLflow lists the runs of a study without their parent.
-        "orderByKey": f"metrics.`{ACCURACY}`",
+        "orderByKey": f"metrics.`{accuracy}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -80,7 +84,7 @@ def saved_view(parent: str, name: str, differing: Sequence[str]) -> str:
         "modelVersionFilter": "All Runs",
         "selectedColumns": [
             *(f"params.`{key}`" for key in ("seed", *differing)),
-            *(f"metrics.`{key}`" for key in COLUMNS),
+            *(f"metrics.`{key}`" for key in columns),
         ],
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": [*lines, bars | shared, *([parallel | shared] if differing else [])],

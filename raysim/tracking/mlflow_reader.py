@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
 from raysim.tracking.tags import CHECKPOINT_TAG, FAILURE_TAG
+from raysim.views import MODELS, Model
 
 
 def checkpoint_of(uri: str, run_id: str) -> str:
@@ -131,31 +132,29 @@ class FinishedRuns(MLflowStore):
             for run in self._latest_runs()
         }
 
-    def client_accuracy(self, run_id: str, last: int | Literal["best"] = 1) -> NDArray[np.float64]:
-        """(N,): a client's mean accuracy over the ``last`` rounds in which it was evaluated, NaN if it never was.
+    def client_accuracy(self, run_id: str, model: Model, last: int | Literal["best"] = 1) -> NDArray[np.float64]:
+        """(N,): a client's mean accuracy over the run's ``last`` evaluated rounds, NaN if one of them did not evaluate it.
 
-        With ``best``: its accuracy in the round in which the mean over clients is best.
+        The rounds are the same for all clients. With ``best``: the round in which the mean over clients is best.
 
         Raises:
             ConfigError: the run has no such artifact.
         """
-        _, accuracy = self.accuracy_table(run_id)
-        if last == "best":
-            row: NDArray[np.float64] = accuracy[np.nanmean(accuracy, axis=1).argmax()]
-            return row
-        evaluated = np.isfinite(accuracy)
-        newest = evaluated & (evaluated[::-1].cumsum(axis=0)[::-1] <= last)
-        counts = newest.sum(axis=0)
-        return np.where(counts > 0, np.where(newest, accuracy, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)
+        accuracy = self.accuracy_table(run_id, model)[1]
+        rows = accuracy[[np.nanmean(accuracy, axis=1).argmax()]] if last == "best" else accuracy[-last:]
+        mean: NDArray[np.float64] = rows.astype(np.float64).mean(axis=0)
+        return mean
 
-    def accuracy_table(self, run_id: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def accuracy_table(self, run_id: str, model: Model) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The evaluated rounds (E,), and the accuracy (E, N) of every client in them, NaN where it was not evaluated.
 
         Raises:
-            ConfigError: the run has no such artifact.
+            ConfigError: the run has no such artifact, or that of an earlier version.
         """
         with self._artifact(run_id, "accuracy.npz") as path, np.load(path, allow_pickle=False) as file:
-            return file["rounds"], file["accuracy"].astype(np.float64)
+            if model not in file:
+                raise ConfigError(f"run {run_id}: accuracy.npz has no accuracies {MODELS[model]}: an earlier version's")
+            return file["rounds"], file[model]
 
     def clients(self, run_id: str) -> pd.DataFrame:
         """The table of clients after the last round.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from raysim.config.dotted import flatten
 from raysim.config.schema import Config
-
-WHEN = {"paper": "before", "aggregated": "after"}
-"""Whether clients are evaluated before or after aggregation, by ``evaluate.protocol``."""
+from raysim.views import MODELS, ClientSet, Model, View, headline
 
 
 def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mapping[str, float] | None = None) -> str:
@@ -25,11 +23,16 @@ def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mappi
     return "\n".join([*lines, how_to_repeat(commit)])
 
 
-def describe_study(config: Config, runs: int, commit: str | None, run_id: str, table: str | None = None) -> str:
-    """The description of a study's own run in MLflow; ``table``, once it is finished, is its comparison in Markdown."""
+def describe_study(
+    config: Config, runs: int, commit: str | None, run_id: str, view: View | None = None, table: str | None = None
+) -> str:
+    """The description of a study's own run in MLflow.
+
+    Once it is finished, ``table`` is its comparison in Markdown, and ``view`` what that is about.
+    """
     lines = [f"A study of {runs} runs: {what_is_run(config)}", ""]
     if table is not None:
-        lines += ["Last round, percent, mean ± standard deviation over seeds:", "", table, ""]
+        lines += [f"{view}, percent, mean ± standard deviation over seeds:", "", table, ""]
         lines += [_picture("comparison.png", run_id), ""]
         lines += ["Artifacts: `comparison.png`, `clients.png`, gains over the baselines client by client.", ""]
     return "\n".join([*lines, how_to_repeat(commit)])
@@ -46,8 +49,8 @@ def what_is_run(config: Config) -> str:
     alpha = f", alpha {data.partition.alpha:g}" if data.partition.alpha is not None else ""
     return (
         f"{config.model.name} on {data.name}, {data.num_clients} clients ({data.partition.name}{alpha}), "
-        f"{config.cohort_size} per round, {config.rounds} rounds of {train.local_epochs} local epochs; clients are "
-        f"{what_is_evaluated(config)}."
+        f"{config.cohort_size} per round, {config.rounds} rounds of {train.local_epochs} local epochs. The headline is the "
+        f"accuracy {MODELS[headline_of([config])]}, on {clients_of([config])}."
     )
 
 
@@ -66,18 +69,25 @@ def differing(configs: list[Config]) -> list[str]:
 
 def _results(metrics: Mapping[str, float]) -> str:
     shown = {
-        key: value for key, value in metrics.items() if key.startswith(("personalized/", "global/", "new_clients/"))
+        key: value
+        for key, value in metrics.items()
+        if key.startswith(("personalized/", "aggregated/", "difference/", "global/", "new_clients/"))
     }
     rows = [f"| {key} | {value:.4f} |" for key, value in sorted(shown.items())]
     return "\n".join(["| metric | value |", "| --- | ---: |", *rows])
 
 
-def what_is_evaluated(config: Config) -> str:
-    """When clients are evaluated, for titles."""
-    return f"evaluated {WHEN[config.evaluate.protocol]} aggregation"
+def headline_of(runs: Sequence[Config]) -> Model:
+    """The model that the numbers of these runs are about."""
+    return headline(run.evaluate.protocol for run in runs)
+
+
+def clients_of(runs: Sequence[Config]) -> ClientSet:
+    """The clients that the metrics of these runs are about; they agree in ``evaluate.clients``."""
+    sizes = {run.data.num_clients for run in runs}
+    return ClientSet.asked(runs[0].evaluate.clients, sizes.pop() if len(sizes) == 1 else None)
 
 
 def title(config: Config) -> str:
-    """The title of a comparison's picture: the name, who trains, and when clients are evaluated."""
-    cohort, clients = config.cohort_size, config.data.num_clients
-    return f"{config.name}: {cohort} of {clients} clients train per round, {what_is_evaluated(config)}"
+    """The first part of a picture's title: the name, and who trains; a ``View`` is the second."""
+    return f"{config.name}: {config.cohort_size} of {config.data.num_clients} clients train per round"

@@ -2,13 +2,14 @@
 
 Floating-point addition depends on its order; integer addition does not. The weighted sum of a client batch (float64, in
 the batch's own order, which is a function of the cohort alone) is rounded once to fixed point; from there on only int64
-are added. Weights are the clients' planned shares, which sum to 1 over the cohort, so no sum can overflow.
+are added. A client counts with its planned share, and these sum to 1 over the cohort, so no sum can overflow. What arrived is
+counted in integers, too, so that shares of any number of clients sum to exactly 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,25 +19,56 @@ from torch import Tensor
 from algorithms import Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
-WEIGHT_BITS = 40
 SUM_ELEMENTS = 2**18  # how many are converted to float64 at a time, so that they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The weights of K clients: integers, and what they sum to over the whole cohort.
+
+    Attributes:
+        counts: (K,), a client's training samples, or 1; 0 if it does not report.
+        planned: the sum over the cohort if everyone reports.
+    """
+
+    counts: NDArray[np.int64]
+    planned: int
+
+    def __getitem__(self, index: slice) -> Weights:
+        return Weights(self.counts[index], self.planned)
+
+    def accepted(self, accepted: NDArray[np.bool_]) -> Weights:
+        """The same with 0 for clients that are not accepted."""
+        return Weights(np.where(accepted, self.counts, 0), self.planned)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(K,)"""
+        shares: NDArray[np.float64] = self.counts / self.planned
+        return shares
+
+
+@dataclass(frozen=True)
 class FixedPoint:
-    """A weighted sum and the weight that went into it, both integers: ``total / 2^scale_bits`` and ``weight / 2^40``."""
+    """A sum over clients, each with its share, as integers: ``total / 2^scale_bits``.
+
+    Attributes:
+        weight: the weights that went into it, of ``planned``.
+    """
 
     total: NDArray[np.int64]
     weight: int
+    planned: int
 
     def __add__(self, other: FixedPoint) -> FixedPoint:
-        return FixedPoint(self.total + other.total, self.weight + other.weight)
+        assert self.planned == other.planned, "sums of different cohorts"
+        return FixedPoint(self.total + other.total, self.weight + other.weight, self.planned)
 
     def mean(self, scale_bits: int) -> Tensor | None:
         """The mean (n,) float64, rescaled by the weight that arrived; None if none did."""
         if self.weight == 0:
             return None
-        return torch.from_numpy(self.total.astype(np.float64) * (2.0 ** (WEIGHT_BITS - scale_bits) / self.weight))
+        return torch.from_numpy(self.total.astype(np.float64) * (self.planned / self.weight * 2.0**-scale_bits))
 
 
 def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declared: Mapping[str, Upload]) -> Tensor:
@@ -61,19 +93,17 @@ def _within(values: Tensor, limit: float) -> Tensor:
     return (values.amax(dim=1) < limit) & (values.amin(dim=1) > -limit)
 
 
-def weighted_sum(
-    values: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], scale_bits: int
-) -> FixedPoint:
-    """Clients' values (K, n) and planned shares (K,) to fixed point; clients that are not accepted have no part in it."""
-    shares = np.where(accepted, weights, 0.0)
-    total = float64_sum(values, torch.from_numpy(shares).to(values.device), accepted)
-    weight = sum(round(share * 2**WEIGHT_BITS) for share in shares.tolist())
-    return fixed_point(total, weight, scale_bits)
+def weighted_sum(values: Tensor, weights: Weights, accepted: NDArray[np.bool_], scale_bits: int) -> FixedPoint:
+    """Clients' values (K, n) and weights (K,) to fixed point; clients that are not accepted have no part in it."""
+    weights = weights.accepted(accepted)
+    total = float64_sum(values, torch.from_numpy(weights.shares).to(values.device), accepted)
+    return fixed_point(total, weights, scale_bits)
 
 
-def fixed_point(total: Tensor, weight: int, scale_bits: int) -> FixedPoint:
-    """A float64 sum (n,) rounded to integers; overwrites it."""
-    return FixedPoint(total.mul_(2.0**scale_bits).round_().to(torch.int64).cpu().numpy(), weight)
+def fixed_point(total: Tensor, weights: Weights, scale_bits: int) -> FixedPoint:
+    """A float64 sum (n,) of clients with these weights rounded to integers; overwrites it."""
+    integers = total.mul_(2.0**scale_bits).round_().to(torch.int64).cpu().numpy()
+    return FixedPoint(integers, int(weights.counts.sum()), weights.planned)
 
 
 def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) -> Tensor:
@@ -107,9 +137,9 @@ class PartialSum:
         for name, value in sums.items():
             if name in self.sums:  # in place: these are as long as the model, and there is one for every client batch
                 np.add(self.sums[name].total, value.total, out=self.sums[name].total)
-                self.sums[name] = FixedPoint(self.sums[name].total, self.sums[name].weight + value.weight)
+                self.sums[name] = replace(self.sums[name], weight=self.sums[name].weight + value.weight)
             else:
-                self.sums[name] = FixedPoint(value.total.copy(), value.weight)
+                self.sums[name] = replace(value, total=value.total.copy())
 
 
 def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:

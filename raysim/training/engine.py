@@ -25,7 +25,7 @@ from raysim.functional.loss_and_gradient import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.functional.state_layout import StateLayout
-from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
+from raysim.training.aggregation import FixedPoint, Weights, acceptable, fixed_point, weighted_sum
 from raysim.training.evaluation import Evaluation, Evaluator
 from raysim.training.for_each_client import for_each_client, select
 from raysim.training.sample_batches import ClientSamples, Pool, to_device
@@ -41,7 +41,7 @@ class LocalTraining:
 
     Attributes:
         clients: (K,) ids.
-        weights: planned shares (K,) by weighting (``samples``, ``uniform``).
+        weights: of the clients (K,), by weighting (``samples``, ``uniform``).
         local_epochs: passes over a client's training samples, as given to the algorithm's ``epochs``.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         evaluate: evaluate the clients afterwards, with what they trained.
@@ -54,7 +54,7 @@ class LocalTraining:
 
     round: int
     clients: Ints
-    weights: dict[str, Floats]
+    weights: dict[str, Weights]
     local_epochs: int
     messages: Tensors = field(default_factory=dict)
     evaluate: bool = True
@@ -147,7 +147,7 @@ class ClientEngine:
             weights = training.weights[self.algorithm.uploads["shared"].weighting]
             updates = uploads["shared"] - context.broadcast["shared"]
             units, squares = directions(updates, weights, accepted, self.layout)
-            sums[DIRECTIONS] = fixed_point(units, sums["shared"].weight, SCALE_BITS)
+            sums[DIRECTIONS] = fixed_point(units, weights.accepted(accepted), SCALE_BITS)
         packed, shared = self.state_layout.pack(after), uploads["shared"]
         if not accepted.all():
             keep = torch.from_numpy(accepted).to(self.device)[:, None]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysim.functional.parameters import ParameterLayout
-from raysim.training.aggregation import float64_sum
+from raysim.training.aggregation import Weights, float64_sum
 
 DIRECTIONS = "sensitivity.directions"  # beside the algorithm's own uploads
 SCALE_BITS = 52  # entries of unit vectors
@@ -54,7 +54,7 @@ def shared_types(layout: ParameterLayout) -> list[str]:
 
 
 def directions(
-    updates: Tensor, weights: NDArray[np.float64], accepted: NDArray[np.bool_], layout: ParameterLayout
+    updates: Tensor, weights: Weights, accepted: NDArray[np.bool_], layout: ParameterLayout
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum (S,) float64 of updates (K, S) as unit vectors per type, and each type's squared norms (K,)."""
     kinds = shared_types(layout)
@@ -63,7 +63,7 @@ def directions(
     for kind, piece in zip(kinds, pieces, strict=True):
         square = torch.linalg.vector_norm(piece, dim=-1).double().square()
         squares[kind] = squares[kind] + square if kind in squares else square
-    shares = torch.from_numpy(np.where(accepted, weights, 0.0)).to(updates.device)
+    shares = torch.from_numpy(weights.accepted(accepted).shares).to(updates.device)
     factors = {kind: torch.where(square > 0, shares * square.rsqrt(), 0.0) for kind, square in squares.items()}
     total = torch.cat([float64_sum(p, factors[kind], accepted) for kind, p in zip(kinds, pieces, strict=True)])
     squares.pop("", None)

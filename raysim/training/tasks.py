@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.functional.optimizers import Tensors
+from raysim.training.aggregation import Weights
 from raysim.training.engine import ClientEngine, LocalTraining, Trained
 from raysim.training.evaluation import Evaluation
 
@@ -69,7 +70,7 @@ class Train(Task):
     """Train clients that take part in the round.
 
     Attributes:
-        weights: (K,) planned shares by weighting; 0 for clients that do not report.
+        weights: of the clients (K,), by weighting; 0 for those that do not report.
         reports: (K,) who reports to the server (``cohort.dropout``).
         work_share: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
@@ -81,7 +82,7 @@ class Train(Task):
     kind = "train"
     passes = 3.0  # the backward pass costs two forward passes
 
-    weights: dict[str, Floats]
+    weights: dict[str, Weights]
     reports: NDArray[np.bool_]
     work_share: Floats | None = None
     messages: dict[str, Rows] = field(default_factory=dict)
@@ -163,7 +164,7 @@ class AdaptNewClients(Task):
     messages: dict[str, Rows] = field(default_factory=dict)
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
-        ones = np.ones(len(self.clients))
+        ones = Weights(np.ones(len(self.clients), np.int64), len(self.clients))
         training = LocalTraining(
             self.round,
             self.clients,

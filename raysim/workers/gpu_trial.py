@@ -14,6 +14,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from raysim.training.aggregation import Weights
 from raysim.training.engine import ClientEngine, LocalTraining
 from raysim.workers.client_actor import make_engine
 from raysim.workers.run_setup import RunSetup
@@ -86,7 +87,7 @@ def peak_bytes(engine: ClientEngine, num_clients: int) -> int | None:
 
 def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     """Train clients (K,) for one local step and evaluate them, with no effect; runs on any device."""
-    weights = np.full(len(clients), 1 / len(clients))
+    equal = Weights(np.ones(len(clients), np.int64), len(clients))
     shared = engine.layout.split(engine.initial)[0]
     algorithm = engine.algorithm
     broadcast = algorithm.broadcast(shared, algorithm.server_init(shared))
@@ -96,7 +97,7 @@ def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     if algorithm.reads_cohort_states:
         messages = algorithm.server_messages(engine.state_layout.unpack(torch.from_numpy(states)))
         messages = {name: m.to(engine.device) for name, m in messages.items()}
-    shares = {"samples": weights, "uniform": weights}
+    weights = {"samples": equal, "uniform": equal}
     epochs = engine.config.train.local_epochs
-    training = LocalTraining(0, clients, shares, epochs, messages, sensitivity=True, steps_per_epoch=1)
+    training = LocalTraining(0, clients, weights, epochs, messages, sensitivity=True, steps_per_epoch=1)
     engine.train(training, broadcast, states)

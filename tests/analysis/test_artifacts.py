@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysim.analysis.artifacts import baselines, by_method, gain_rows, study_files
+from raysim.analysis.artifacts import MOST_ROUNDS, baselines, by_method, drawn_rounds, gain_rows, study_files
+from raysim.views import ClientSet, View
 
+VIEW = View("personalized", ClientSet("all", 4), (2,))
 ALGORITHMS = {"perfix": "fedperfix", "avg": "fedavg", "alone": "local"}
 
 
@@ -35,19 +37,21 @@ def history():
 
 
 def test_only_clients_of_the_same_data_are_paired(history, tables):
-    files = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "a", "alone": "b"}, "title")
+    files = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "a", "alone": "b"}, "title", VIEW, VIEW)
     gained = pd.read_csv(io.BytesIO(files["gains_over_avg.csv"])).set_index("name")
     assert list(gained.index) == ["perfix"]
+    assert gained.loc["perfix", "about"] == "as trained, all 4 clients, round 3"
     # Clients 0, 2 and 3 are in both: 25, 0 and 25 points.
     assert gained.loc["perfix", "gain"] == pytest.approx(50 / 3)
     assert not [name for name in files if "over_alone" in name]
-    none = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "b", "alone": "c"}, "title")
+    none = study_files(history, tables, ALGORITHMS, {"perfix": "a", "avg": "b", "alone": "c"}, "title", VIEW, VIEW)
     assert set(none) == {"comparison.png", "comparison.csv", "clients.png", "fairness.csv"}
 
 
 def test_a_baseline_that_failed_is_left_out(history, tables):
     del tables["avg", 0]
-    files = study_files(history[history["name"] != "avg"], tables, ALGORITHMS, dict.fromkeys(ALGORITHMS, "a"), "title")
+    rest, data = history[history["name"] != "avg"], dict.fromkeys(ALGORITHMS, "a")
+    files = study_files(rest, tables, ALGORITHMS, data, "title", VIEW, VIEW)
     assert not [name for name in files if "over_avg" in name]
 
 
@@ -64,3 +68,9 @@ def test_the_first_entry_of_an_algorithm_is_the_baseline_on_each_data():
     algorithms = {"a": "fedavg", "b": "fedavg", "c": "local", "d": "fedperfix"}
     assert baselines(algorithms, dict.fromkeys(algorithms, "x")) == ["c", "a"]
     assert baselines(algorithms, {"a": "x", "b": "y", "c": "y", "d": "y"}) == ["c", "a", "b"]
+
+
+def test_of_many_rounds_a_picture_draws_some_and_the_last():
+    assert drawn_rounds([1, 3, 4]) == [1, 3, 4]
+    chosen = drawn_rounds(list(range(1000)))
+    assert (len(chosen), chosen[0], chosen[-1]) == (MOST_ROUNDS, 0, 999)

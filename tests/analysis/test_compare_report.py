@@ -23,12 +23,18 @@ def fill(tracker, scale=1.0, **parameters):
         child = tracker.start(f"{name} · seed {seed}", given | parameters, {"raysim.entry": name}, parent)
         for round_ in range(2):
             metrics = {"personalized/accuracy_mean": float(accuracy.mean()) * (round_ + 1) / 2}
-            metrics |= {"personalized/auc_micro": 0.5, "sensitivity/qkv": 0.4, "sensitivity/qkv_spread": 1.0}
+            metrics["aggregated/accuracy_mean"] = metrics["personalized/accuracy_mean"] / 2
+            metrics |= {
+                "personalized/auc_mean": 0.5,
+                "aggregated/auc_mean": 0.5,
+                "sensitivity/qkv": 0.4,
+                "sensitivity/qkv_spread": 1.0,
+            }
             metrics |= {"communication/down_bytes": 1e6, "communication/up_bytes": 0.0, "system/round_seconds": 1.0}
             tracker.log_round(child, round_, metrics)
-        tracker.log_arrays(
-            child, {"rounds": np.array([0, 1]), "accuracy": np.stack([accuracy / 2, accuracy])}, "accuracy.npz"
-        )
+        over_rounds = np.stack([accuracy / 2, accuracy])
+        arrays = {"rounds": np.array([0, 1]), "personalized": over_rounds, "aggregated": over_rounds / 2}
+        tracker.log_arrays(child, arrays, "accuracy.npz")
         tracker.end(child, "FINISHED")
     tracker.end(parent, "FINISHED")
 
@@ -58,18 +64,31 @@ def cells(output, name):
 
 
 def test_a_table_of_the_last_round_or_the_mean_of_several(invoke):
-    assert " ".join(cells(invoke("one").output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 1.00 1.00"
-    assert " ".join(cells(invoke("one", "--last", "2").output, "other")) == "other 2 30.0 ± 5.3 50.0 ± 0.0 1.00 1.00"
+    assert " ".join(cells(invoke("one").output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 20.0 ± 3.5 1.00 1.00"
+    assert (
+        " ".join(cells(invoke("one", "--last", "2").output, "other"))
+        == "other 2 30.0 ± 5.3 50.0 ± 0.0 15.0 ± 2.7 1.00 1.00"
+    )
 
 
 def test_data_sets_side_by_side(invoke):
     caption, _, header, _, *rows = invoke("one", "two", "--format", "markdown").output.splitlines()
-    assert caption == "*one, two: last round, percent*"
-    assert header == "| name | one: seeds | one: accuracy | one: AUC | two: seeds | two: accuracy | two: AUC |"
+    assert caption == "*one, two: as trained, all clients, round 2, percent*"
+    of = ("seeds", "accuracy", "AUC", "after aggregation")
+    assert header == f"| name | {' | '.join(f'{data}: {name}' for data in ('one', 'two') for name in of)} |"
+    auc = "**50.0 ± 0.0**"
     assert rows == [
-        "| base | 2 | <u>30.0 ± 0.0</u> | **50.0 ± 0.0** | 2 | <u>15.0 ± 0.0</u> | **50.0 ± 0.0** |",
-        "| other | 2 | **40.0 ± 7.1** | **50.0 ± 0.0** | 2 | **20.0 ± 3.5** | **50.0 ± 0.0** |",
+        f"| base | 2 | <u>30.0 ± 0.0</u> | {auc} | <u>15.0 ± 0.0</u> "
+        f"| 2 | <u>15.0 ± 0.0</u> | {auc} | <u>7.5 ± 0.0</u> |",
+        f"| other | 2 | **40.0 ± 7.1** | {auc} | **20.0 ± 3.5** | 2 | **20.0 ± 3.5** | {auc} | **10.0 ± 1.8** |",
     ]
+
+
+def test_the_other_protocol_is_an_option_and_in_every_table(invoke):
+    output = " ".join(invoke("one", "--protocol", "aggregated", "--baseline", "base").output.split())
+    assert output.count("after aggregation, all clients, round 2") == 3  # the comparison, fairness, gains
+    assert "other 2 20.0 ± 3.5 50.0 ± 0.0 40.0 ± 7.1" in output
+    assert "other +5.0 [" in output
 
 
 def test_groups_by_algorithm_or_by_any_parameter(invoke):
@@ -150,11 +169,11 @@ def test_groups_that_can_not_be_compared_are_named(tmp_path):
         metrics = {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0}
         metrics |= {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0}
         tracker.log_round(child, 0, metrics)
-        tracker.log_arrays(child, {"rounds": np.zeros(1), "accuracy": np.array([[0.5, 0.25]])}, "accuracy.npz")
+        tracker.log_arrays(child, {"rounds": np.zeros(1), "personalized": np.array([[0.5, 0.25]])}, "accuracy.npz")
         tracker.end(child, "FINISHED")
     invoke = lambda *arguments: CliRunner().invoke(main, ["compare", "--uri", uri, "a/b", *arguments])  # noqa: E731
     assert "not compared: late: it shares no seed with base" in invoke("--baseline", "base").output
-    assert "over clients (one seed)" in invoke("--baseline", "base").output
+    assert "clients, 1 seed" in invoke("--baseline", "base").output
     alone = invoke("--baseline", "late")
     assert alone.exit_code == 2
     assert "nothing in 'a/b' to compare with it: base: it shares no seed with late" in " ".join(alone.output.split())
@@ -177,7 +196,7 @@ NAMES = ("base", "other")
 def test_the_best_round_is_called_optimistic(invoke):
     output = invoke("one", "--best").output
     assert "optimistic" in output
-    assert " ".join(cells(output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 1.00 1.00"
+    assert " ".join(cells(output, "other")) == "other 2 40.0 ± 7.1 50.0 ± 0.0 20.0 ± 3.5 1.00 1.00"
     for form in ("csv", "latex", "markdown"):
         output = invoke("one", "--best", "--baseline", "base", "--format", form).stdout
         main, gains = output.split("\n\n")[-2:] if form != "markdown" else output.split("| base |")
@@ -194,8 +213,8 @@ def test_what_is_no_table_does_not_go_into_a_file(invoke, tmp_path):
 
 def test_the_cost_of_a_target(invoke):
     lines = invoke("one", "--target", "0.4", "--format", "csv").output.splitlines()
-    title = "one: until the mean accuracy is 40 %"
-    assert lines[-2:] == [f"base,0,2,,,{title}", f"other,1,2,2,2,{title}"]
+    title = "one: until the mean accuracy is 40 %; as trained, all clients"
+    assert lines[-2:] == [f'base,0,2,,,"{title}"', f'other,1,2,2,2,"{title}"']
 
 
 def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
@@ -203,7 +222,7 @@ def test_all_pictures_go_to_a_folder(invoke, tmp_path, uri):
     assert (result.exit_code, "--plots: no/pictures can't be made" in result.output) == (2, True)
     tracker = FinishedRuns(uri, "one")
     clients = (
-        "client,accuracy,auc,train_samples,test_samples,label_entropy,domain\n0,0.5,0.5,9,3,1.0,\n1,0.4,0.5,5,2,0.5,\n"
+        "client,personalized_accuracy,train_samples,test_samples,label_entropy,domain\n0,0.5,9,3,1.0,\n1,0.4,5,2,0.5,\n"
     )
     for run_id in tracker.parameters():
         tracker.log_text(run_id, clients, "clients.csv")
@@ -267,7 +286,7 @@ def test_what_is_missing_of_a_study_is_listed_with_its_reason(uri, invoke):
         run = store.start(f"{name} · seed {seed}", given, {"raysim.entry": name}, parent)
         metrics = {"communication/down_bytes": 1e6, "communication/up_bytes": 0.0, "system/round_seconds": 1.0}
         store.log_round(run, 0, {"personalized/accuracy_mean": 0.5, **metrics})
-        store.log_arrays(run, {"rounds": np.array([0]), "accuracy": np.full((1, 2), 0.5)}, "accuracy.npz")
+        store.log_arrays(run, {"rounds": np.array([0]), "personalized": np.full((1, 2), 0.5)}, "accuracy.npz")
         if status == "FAILED":
             store.set_tags(run, {"raysim.failure": "train of client 3: ZeroDivisionError"})
         store.end(run, status)
@@ -278,3 +297,50 @@ def test_what_is_missing_of_a_study_is_listed_with_its_reason(uri, invoke):
     )
     assert "warning: not all have 2 seeds: b has 1" in output
     assert "warning: not in these numbers" not in invoke("one").output
+
+
+def mixed(store, **parameters):
+    """A study of two runs with the same numbers that differ in a parameter; of four clients two are evaluated."""
+    parent = store.start("study", {}, {"raysim.kind": "study"})
+    for i, name in enumerate(("a", "b")):
+        given = {"seed": 0, "algorithm.name": name, "model.state_parameters": 0, "data.num_clients": 4}
+        given |= {key: values[i] for key, values in parameters.items()}
+        run = store.start(name, given, {"raysim.entry": name}, parent)
+        row = {"personalized/accuracy_mean": 0.5 + i / 10, "aggregated/accuracy_mean": 0.4 - i / 10}
+        row |= {"communication/down_bytes": 1e6, "communication/up_bytes": 0.0, "system/round_seconds": 1.0}
+        for round_ in range(2):
+            store.log_round(run, round_, row)
+        values = np.full((2, 4), np.nan)
+        values[:, :2] = 0.5 + i / 10
+        arrays = {"rounds": np.array([0, 1]), "personalized": values, "aggregated": values - 0.1 - i / 5}
+        store.log_arrays(run, arrays, "accuracy.npz")
+        store.end(run, "FINISHED")
+
+
+def test_runs_of_two_protocols_are_shown_after_aggregation(invoke, uri):
+    mixed(MLflowStore(uri, "protocols"), **{"evaluate.protocol": ("paper", "aggregated")})
+    output = " ".join(invoke("protocols").output.split())
+    assert "runs differ in evaluate.protocol: all numbers are after aggregation; --protocol chooses" in output
+    assert "protocols: after aggregation, all 4 clients, round 2, percent" in output
+    assert "a 1 40.0" in output
+    assert "b 1 30.0" in output
+
+
+def test_runs_about_different_clients_are_refused(invoke, uri):
+    mixed(MLflowStore(uri, "clients"), **{"evaluate.clients": ("all", "cohort")})
+    result = invoke("clients")
+    assert result.exit_code == 2
+    assert "its runs differ in evaluate.clients (all, cohort)" in result.output
+
+
+def test_all_tables_are_about_the_same_clients_and_rounds(invoke, uri):
+    """The mean of the accuracies that gains and fairness are made of is the accuracy in the table above them."""
+    mixed(MLflowStore(uri, "cohorts"), **{"evaluate.clients": ("cohort", "cohort")})
+    output = " ".join(invoke("cohorts", "--baseline", "a").output.split())
+    assert output.count("as trained, the cohort of each round, round 2") == 3
+    assert "b 1 60.0" in output
+    assert "b +10.0 [" in output
+    assert "2 pairs, 1 seed" in output
+    several = " ".join(invoke("cohorts", "--last", "2").output.split())
+    assert "as trained, the cohort of each round, mean of rounds 1 to 2" in several
+    assert "no client-by-client comparison: with evaluate.clients: cohort every round is about other clients" in several

@@ -1,6 +1,9 @@
 import pandas as pd
+import pytest
 
-from raysim.analysis.comparison import Cell, caption, compare, rounds_shown, to_target
+from raysim.analysis.comparison import Cell, caption, compare, to_target, view_of
+from raysim.errors import ConfigError
+from raysim.views import ClientSet
 
 from histories import small_history
 
@@ -13,29 +16,39 @@ def test_rounds_and_megabytes_to_a_target():
     ]
     table = pd.DataFrame(rows, columns=["name", "run_id", "round", "personalized/accuracy_mean"])
     table = table.assign(**{"communication/down_bytes": 1e6, "communication/up_bytes": 2e6})
-    found = to_target(table.sample(frac=1, random_state=0).sort_values("name"), 0.5).set_index("name")
+    found = to_target(table.sample(frac=1, random_state=0).sort_values("name"), "personalized", 0.5).set_index("name")
     assert found.loc["a"].tolist() == [2, 2, (3 + 1) / 2, (9 + 3) / 2]
     assert found.loc["b", ["reached", "runs"]].tolist() == [0, 1]
     assert found.loc["b", ["rounds", "MB"]].isna().all()
 
 
+P = "personalized"
+
+
 def test_the_table_by_hand():
-    table = compare(small_history()).set_index("name")
-    assert table.loc["a"].tolist() == [2, "60.0 ± 14.1", "–", "1.50", "2.00"]
-    assert table.loc["b"].tolist() == [1, "25.0", "10.0", "1.50", "2.00"]
-    assert list(table.columns) == ["seeds", "accuracy", "global", "MB/round", "s/round"]
+    table = compare(small_history(), P).set_index("name")
+    assert table.loc["a"].tolist() == [2, "60.0 ± 14.1", "30.0 ± 7.1", "–", "1.50", "2.00"]
+    assert table.loc["b"].tolist() == [1, "25.0", "12.5", "10.0", "1.50", "2.00"]
+    assert list(table.columns) == ["seeds", "accuracy", "after aggregation", "global", "MB/round", "s/round"]
+    other = compare(small_history(), "aggregated").set_index("name")
+    assert other.loc["b", ["accuracy", "as trained"]].tolist() == ["12.5", "25.0"]
 
 
 def test_the_mean_of_the_last_rounds_and_other_groups():
-    table = compare(small_history(), last=3).set_index("name")
+    table = compare(small_history(), P, last=3).set_index("name")
     assert table.loc["a", "accuracy"] == "40.0 ± 9.4"  # two thirds of it, over three rounds
-    grouped = compare(small_history().assign(method="x"), by="method")
+    grouped = compare(small_history().assign(method="x"), P, by="method")
     assert grouped[["method", "runs", "accuracy"]].values.tolist() == [["x", 3, "48.3 ± 22.5"]]
 
 
 def test_the_caption_speaks_of_a_spread_only_where_there_is_one():
-    assert caption("study", small_history()) == "study: last round, percent, mean ± standard deviation over seeds"
-    assert caption("study", small_history()[small_history()["run_id"] == "a0"]) == "study: last round, percent"
+    history, everyone = small_history(), ClientSet("all", 4)
+    text = caption("study", history, view_of(history, P, everyone))
+    assert text == "study: as trained, all 4 clients, round 3, percent, mean ± standard deviation over seeds"
+    one = history[history["run_id"] == "a0"]
+    assert caption("study", one, view_of(one, "aggregated", everyone)) == (
+        "study: after aggregation, all 4 clients, round 3, percent"
+    )
 
 
 def test_cells():
@@ -47,13 +60,28 @@ def test_cells():
 def test_a_seed_that_was_run_twice_counts_once():
     history = small_history()
     again = history[history["run_id"] == "a0"].assign(run_id="again")
-    once, twice = compare(history), compare(pd.concat([history, again]))
+    once, twice = compare(history, P), compare(pd.concat([history, again]), P)
     assert twice.equals(once)
-    assert compare(pd.concat([history, again]).assign(kind="x"), "kind")["runs"].tolist() == [4]
+    assert compare(pd.concat([history, again]).assign(kind="x"), P, "kind")["runs"].tolist() == [4]
 
 
-def test_a_mean_over_more_rounds_than_there_are_says_so():
+def test_the_rounds_of_a_view_are_those_that_all_runs_have_or_are_told_to_differ():
+    history, everyone = small_history(), ClientSet("all", 4)
+    assert view_of(history, P, everyone, 2).rounds == (1, 2)
+    shorter = history[(history["name"] == "a") | (history["round"] < 2)]
+    assert str(view_of(shorter, P, everyone)) == (
+        "as trained, all 4 clients, last round of each run, which end with rounds 2 to 3"
+    )
+    assert "mean of the last 3 evaluated rounds of each run (some runs have only 2)" in str(
+        view_of(shorter, P, everyone, 3)
+    )
+    assert "optimistic" in str(view_of(history, P, everyone, "best"))
+
+
+def test_a_run_without_the_asked_family_is_refused():
     history = small_history()
-    assert rounds_shown(3, history) == "mean of the last 3 evaluated rounds"
-    assert rounds_shown(5, history) == "mean of the last 5 evaluated rounds (some runs have only 3)"
-    assert "only 3" in caption("e", history, last=5)
+    history.loc[history["run_id"] == "b0", "aggregated/accuracy_mean"] = float("nan")
+    with pytest.raises(ConfigError, match=r"run b0 has no aggregated/accuracy_mean \(after aggregation\)"):
+        view_of(history, "aggregated", ClientSet("all", 4))
+    with pytest.raises(ConfigError, match="earlier version"):
+        view_of(history.drop(columns="aggregated/accuracy_mean"), "aggregated", ClientSet("all", 4))

@@ -60,7 +60,7 @@ def test_a_single_run_needs_no_table():
     text = shown([status], ["mine"], [5])
     assert "mine, rounds" in text
     assert "3/5" in text
-    assert "accuracy 50.0 % · loss 1.250" in text
+    assert "accuracy 50.0 % as trained · loss 1.250" in text
 
 
 @pytest.mark.parametrize("terminal", [True, False])

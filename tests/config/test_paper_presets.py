@@ -1,4 +1,4 @@
-"""``yaml/fedperfix/`` against the constants of the FedPerfix authors' code, by the setting that their README's command selects.
+"""``yaml/fedperfix/`` against the constants of the FedPerfix authors' code, by the setting that its README's command selects.
 
 Where raysim differs on purpose, ``docs/paper.md`` says so.
 """

@@ -41,7 +41,7 @@ def study(store):
         {"name": "one by one", **EVERYONE, "resources": {"clients_per_batch": 1}},
         {"name": "all at once", **EVERYONE, "resources": {"clients_per_batch": 8}},
         {"name": "avg", "algorithm": {"name": "fedavg"}, "evaluate": {"protocol": "aggregated"}},
-        {"name": "seldom", "evaluate": {"every": 2, "clients": 3}, "rounds": 3},
+        {"name": "seldom", "evaluate": {"every": 2}, "rounds": 3},
         {"name": "poisoned", "algorithm": {"name": "methods:Poisoned"}, "train": {"local_epochs": 1}},
     ]
     return run(store, study=entries)
@@ -52,15 +52,12 @@ def text(client, run_id, name, tmp_path):
         return file.read()
 
 
+OF_CLIENTS = ("accuracy_mean", "accuracy_std", "accuracy_weighted", "accuracy_worst_decile")
+OF_CLIENTS += ("auc_mean", "auc_weighted", "auc_micro", "not_evaluated")
+EVALUATED = {f"{family}/{name}" for family in ("personalized", "aggregated") for name in OF_CLIENTS}
+EVALUATED |= {f"difference/{name}" for name in ("accuracy_mean", "accuracy_weighted", "auc_mean")}
 METRICS = {
-    "personalized/accuracy_mean",
-    "personalized/accuracy_std",
-    "personalized/accuracy_weighted",
-    "personalized/accuracy_worst_decile",
-    "personalized/auc_mean",
-    "personalized/auc_weighted",
-    "personalized/auc_micro",
-    "personalized/not_evaluated",
+    *EVALUATED,
     "train/loss",
     "system/round_seconds",
     "system/train_samples_per_second",
@@ -90,7 +87,8 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
         "comparison.csv",
         "clients.png",
         "fairness.csv",
-    }  # no gains over FedAvg: its clients are evaluated by another protocol than the others'
+        *("gains_over_avg.csv", "gains_over_avg.png", "who_gains_over_avg.png"),
+    }
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {r.info.run_name for r in children} == {f"{r.entry} · seed {r.seed}" for r in study.runs}
     (data,) = parent.inputs.dataset_inputs
@@ -108,7 +106,7 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
             points = client.get_metric_history(child.info.run_id, name)
             every_round, seldom = [0, 1], child.info.run_name.startswith("seldom")
             if seldom:
-                every_round = [1, 2] if name.startswith("personalized") else [0, 1, 2]
+                every_round = [1, 2] if name in EVALUATED else [0, 1, 2]
             assert [point.step for point in points] == every_round
         artifacts = {a.path for a in client.list_artifacts(child.info.run_id)}
         assert artifacts == {
@@ -127,10 +125,10 @@ def test_mlflow_has_a_parent_with_children_and_every_metric_of_every_round(study
         assert {"version.ray", "version.torch", "raysim.algorithm", "checksum.shared"} <= set(child.data.tags)
         clients = pd.read_csv(io.StringIO(text(client, child.info.run_id, "clients.csv", tmp_path)))
         assert clients["client"].tolist() == list(range(8))
-        accuracy = child.data.metrics["personalized/accuracy_mean"]
-        if not seldom:  # its metrics are about three clients, its table is about all
-            assert clients["accuracy"].mean() == pytest.approx(accuracy)
-        assert 0 <= accuracy <= 1
+        for family in ("personalized", "aggregated"):
+            accuracy = child.data.metrics[f"{family}/accuracy_mean"]
+            assert clients[f"{family}_accuracy"].mean() == pytest.approx(accuracy)
+            assert 0 <= accuracy <= 1
 
 
 def test_the_result_is_what_mlflow_has(study, store):
@@ -162,10 +160,18 @@ def test_clients_per_batch_changes_rounding_only(study):
         np.testing.assert_allclose(other.history["train/loss"], one.history["train/loss"], rtol=1e-4)
 
 
-def test_the_aggregated_protocol_evaluates_the_new_shared_model(study):
+def test_after_aggregation_everyone_has_the_shared_model(study):
     average = next(r for r in study.runs if r.entry == "avg").history
-    # Everything is shared, so after aggregation every client has the global model.
-    assert average["personalized/accuracy_weighted"].tolist() == average["global/accuracy"].tolist()
+    assert average["aggregated/accuracy_weighted"].tolist() == average["global/accuracy"].tolist()
+    assert average["aggregated/accuracy_weighted"].tolist() != average["personalized/accuracy_weighted"].tolist()
+
+
+def test_a_table_of_runs_whose_protocols_differ_is_after_aggregation(study):
+    assert study.view.model == "aggregated"
+    average = next(r for r in study.runs if r.entry == "avg").history.iloc[-1]
+    table = study.table.set_index("name")
+    assert table.loc["avg", "accuracy"] == f"{100 * average['aggregated/accuracy_mean']:.1f}"
+    assert table.loc["avg", "as trained"] == f"{100 * average['personalized/accuracy_mean']:.1f}"
 
 
 def test_rejected_clients_are_counted_by_id_and_the_run_goes_on(study, store, tmp_path):

@@ -40,10 +40,11 @@ def test_who_does_not_report_has_no_weight():
     tasks = planner.train(3, np.arange(8), {}, evaluate=True)
     reports, work = participation(config, 3, np.arange(8))
     assert 0 < reports.sum() < 8
-    share = partition.num_train / partition.num_train.sum()
     for task in tasks:
         assert task.write is None  # until a worker of some node gets it
         assert task.reports.tolist() == reports[task.clients].tolist()
-        assert task.weights["samples"].tolist() == np.where(task.reports, share[task.clients], 0).tolist()
-        assert task.weights["uniform"].tolist() == np.where(task.reports, 1 / 8, 0).tolist()
+        samples, uniform = task.weights["samples"], task.weights["uniform"]
+        assert samples.counts.tolist() == np.where(task.reports, partition.num_train[task.clients], 0).tolist()
+        assert uniform.counts.tolist() == task.reports.astype(int).tolist()
+        assert (samples.planned, uniform.planned) == (partition.num_train.sum(), 8)
         assert (task.work_share is None) == bool((work[task.clients] == 1).all())

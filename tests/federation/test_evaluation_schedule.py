@@ -24,12 +24,3 @@ def test_the_last_round_evaluates_all_and_reports_those_that_were_asked_for(clie
     assert [len(schedule.evaluated(r)) for r in (0, 1)] == [expected, 8]
     if clients == "cohort":
         assert schedule.reported(0).tolist() == sample_cohort(config, 0).tolist()
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "protocol", "before"),
-    [("fedavg", "paper", True), ("fedavg", "aggregated", False), ("centralized", "paper", False)],
-)
-def test_a_pooled_model_is_evaluated_after_the_server_step(algorithm, protocol, before):
-    schedule = EvaluationSchedule(tiny(algorithm={"name": algorithm}, evaluate={"protocol": protocol}))
-    assert schedule.before_step is before

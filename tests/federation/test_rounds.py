@@ -5,9 +5,11 @@ import pytest
 import ray
 import torch
 
+from raysim.federation.cohort import sample_cohort
+from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.records import RoundRecord
-from raysim.training.aggregation import PartialSum
+from raysim.training.aggregation import PartialSum, Weights
 from raysim.training.engine import LocalTraining
 from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
 from raysim.workers.dispatch import Completed, Progress
@@ -78,6 +80,9 @@ def run(cluster, monkeypatch):
     return to_the_end
 
 
+BY_ONE = {"clients_per_batch": 1}
+
+
 def history(rounds):
     return [{"round": r.round, **r.metrics} for r in rounds.records.rounds]
 
@@ -87,7 +92,7 @@ def history(rounds):
     [
         {"train": {"optimizer": {"name": "adamw", "lr": 0.01}}},
         {"algorithm": {"name": "fedavg"}, "evaluate": {"every": 2}},
-        {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 1}, "evaluate": {"protocol": "aggregated"}},
+        {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 2, "adapt_momentum": 0.9}},
         {"algorithm": {"name": "methods:Scaffold"}, "evaluate": {"clients": "cohort"}},
         {"algorithm": {"name": "centralized"}, "evaluate": {"new_clients": 2}},
         {"evaluate": {"new_clients": 3, "adapt_epochs": 2}},
@@ -102,11 +107,11 @@ def test_no_bit_depends_on_the_order_in_which_tasks_complete(run, changes):
 
 
 def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run):
-    rounds, done, pool, records = run(0, algorithm={"name": "fedavg"}, evaluate={"every": 2})
+    rounds, done, pool, records = run(0, algorithm={"name": "fedbabu"}, evaluate={"every": 2})
     # rounds 1 and 3 are evaluated; the shared model that they end with is the one that the next round starts from
     assert done == [[0], [], [1, 2], [], [3]]
     late = {(at, of, version) for at, kind, of, version in pool.log if kind == "global"}
-    assert late == {(2, 1, 3), (3, 3, 5)}
+    assert late == {(2, 2, 3), (3, 4, 5)}
     trained_with = {at: version for at, kind, _, version in pool.log if kind == "train"}
     assert trained_with == {0: 1, 1: 2, 2: 3, 3: 4}
     assert [r.round for r in records] == [0, 1, 2, 3]
@@ -115,21 +120,76 @@ def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run)
     assert [r["round"] for r in history(rounds)] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("clients", ["all", "cohort", 3])
+@pytest.mark.parametrize("name", ["fedperfix", "fedavg", "fedbabu"])
+def test_both_families_are_what_an_evaluation_of_each_client_gives(run, name, clients):
+    """As trained and after aggregation, in every round, about the same clients."""
+    changes = {"algorithm": {"name": name}, "evaluate": {"clients": clients}, "rounds": 3, "resources": BY_ONE}
+    rounds, _, pool, records = run(0, **changes)
+    simulation, config = Simulation(**changes), rounds.config
+    engine, sizes = simulation.engine, pool.engine.partition.num_test
+    tables = rounds.records.accuracy_tables("", 8)
+    assert tables["rounds"].tolist() == [0, 1, 2]
+    everyone = np.arange(8)
+
+    def accuracy(round_, ids, shared):
+        found = engine.evaluate(round_, ids, {"shared": shared}, simulation.states[ids])
+        return found.correct / sizes[ids]
+
+    for round_ in range(3):
+        cohort = sample_cohort(config, round_)
+        incoming, expected = simulation.shared.clone(), np.zeros(8)
+        others = np.setdiff1d(everyone, cohort)
+        expected[others] = accuracy(round_, others, incoming)
+        # The batches of the run: sorted by size, one by one.
+        trained = simulation.round(round_, [[c] for c in sorted(cohort, key=lambda c: -engine.partition.num_train[c])])
+        for one in trained:
+            expected[one.clients] = one.evaluation.correct / one.evaluation.num_test
+        after = accuracy(round_ + 1, everyone, simulation.shared)
+        about = EvaluationSchedule(config).reported(round_)
+        row = records[round_].metrics
+        assert row["personalized/accuracy_mean"] == pytest.approx(expected[about].mean())
+        assert row["aggregated/accuracy_mean"] == pytest.approx(after[about].mean())
+        assert row["difference/accuracy_mean"] == pytest.approx(expected[about].mean() - after[about].mean())
+        for family, values in (("personalized", expected), ("aggregated", after)):
+            known = np.flatnonzero(np.isfinite(tables[family][round_]))
+            assert known.tolist() == about.tolist()  # also in the last round, whose table of clients has everyone
+            np.testing.assert_allclose(tables[family][round_, about], values[about], rtol=1e-6)
+    final = rounds.records.final
+    for family, values in (("personalized", expected), ("aggregated", after)):
+        assert final[f"{family}.clients"].tolist() == list(range(8))
+        np.testing.assert_allclose(final[f"{family}.accuracy"], values)
+
+
+def test_a_client_that_does_not_train_is_evaluated_once_for_both_rounds(run):
+    _, _, pool, _ = run(0, algorithm={"name": "fedper"}, resources=BY_ONE)
+    # Eight clients: round 0 evaluates those four that do not train, later ones everyone before the cohort trains.
+    assert [sum(at == r and kind == "evaluate" for at, kind, *_ in pool.log) for r in range(4)] == [4, 8, 8, 8 + 8]
+
+
+def test_a_pooled_model_is_as_trained_and_aggregated_at_once(run):
+    rounds, *_ = run(0, algorithm={"name": "centralized"}, evaluate={"every": 2})
+    for row in history(rounds)[1::2]:
+        assert row["personalized/accuracy_mean"] == row["aggregated/accuracy_mean"]
+        assert row["personalized/accuracy_weighted"] == row["global/accuracy"]
+        assert row["difference/accuracy_mean"] == 0
+
+
 def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(run):
     new = {"new_clients": 3, "adapt_epochs": 2}
     changes = {"train": {"local_epochs": 1}, "cohort": {"fraction": 1.0}, "resources": {"clients_per_batch": 2}}
     rounds, done, pool, _ = run(0, evaluate=new, **changes)
-    assert done == [[0], [1], [2], [], [3]]
+    assert done == [[], [0], [1], [2], [3]]
     kinds = [kind for _, kind, _, version in pool.log if version == 5]
-    assert sorted(set(kinds)) == ["adapted", "unadapted"]
+    assert sorted(set(kinds)) == ["adapted", "evaluate", "unadapted"]
     assert rounds.states.index.addresses.shape == (8,)
     engine, ids = pool.engine, np.arange(8, 11)
     broadcast = {"shared": rounds.shared}
     initial = np.tile(engine.initial_state, (3, 1))
-    before = engine.evaluate(3, ids, broadcast, initial)
-    ones = {"samples": np.ones(3), "uniform": np.ones(3)}
-    one_epoch = engine.train(LocalTraining(3, ids, ones, 1), broadcast, initial).evaluation
-    after = engine.train(LocalTraining(3, ids, ones, 2), broadcast, initial).evaluation
+    before = engine.evaluate(4, ids, broadcast, initial)
+    ones = dict.fromkeys(("samples", "uniform"), Weights(np.ones(3, int), 3))
+    one_epoch = engine.train(LocalTraining(4, ids, ones, 1), broadcast, initial).evaluation
+    after = engine.train(LocalTraining(4, ids, ones, 2), broadcast, initial).evaluation
     found = rounds.records.new
     assert found["clients"].tolist() == [8, 9, 10]
     assert found["before"].tolist() == (before.correct / before.num_test).tolist()
@@ -149,12 +209,6 @@ def test_a_metric_of_one_phase_survives_stragglers_that_do_not_get_there(run):
     assert 1.0 in reported
 
 
-def test_nothing_is_late_when_all_is_evaluated_beside_the_training(run):
-    _, done, pool, _ = run(0)
-    assert done == [[0], [1], [2], [3], []]
-    assert all(at == of for at, _, of, _ in pool.log)
-
-
 def test_padding_is_what_clients_of_unequal_size_cost(run):
     rounds, _, pool, _ = run(0, resources={"clients_per_batch": 1})
     assert all(row["system/padding_fraction"] == 0 for row in history(rounds))
@@ -163,15 +217,26 @@ def test_padding_is_what_clients_of_unequal_size_cost(run):
     assert history(rounds)[0]["system/padding_fraction"] == pytest.approx(1 - sizes.sum() / (8 * sizes.max()))
 
 
-@pytest.mark.parametrize("protocol", ["paper", "aggregated"])
-def test_clients_that_were_lost_in_evaluation_are_counted_and_listed(run, monkeypatch, protocol):
+def test_clients_that_were_lost_in_evaluation_are_counted_and_listed(run, monkeypatch):
     monkeypatch.setattr(
         ShuffledPool, "drops", staticmethod(lambda task: isinstance(task, Evaluate) and 3 in task.clients)
     )
-    changes = {"resources": {"clients_per_batch": 1}, "cohort": {"schedule": [[0, 1, 2]] * 2}, "rounds": 2}
-    rounds, _, _, records = run(0, algorithm={"name": "fedper"}, evaluate={"protocol": protocol}, **changes)
+    changes = {"resources": BY_ONE, "cohort": {"schedule": [[0, 1, 2]] * 2}, "rounds": 2}
+    rounds, _, _, records = run(0, algorithm={"name": "fedper"}, **changes)
     assert [record.not_evaluated for record in records] == [(3,), (3,)]
     assert [record.dropped for record in records] == [(), ()]
-    assert [row["personalized/not_evaluated"] for row in history(rounds)] == [1.0, 1.0]
-    assert 3 not in rounds.records.final["clients"]
+    for family in ("personalized", "aggregated"):
+        assert [row[f"{family}/not_evaluated"] for row in history(rounds)] == [1.0, 1.0]
+        assert 3 not in rounds.records.final[f"{family}.clients"]
     assert rounds.records.left_out().to_numpy().tolist() == [[0, 3, "not evaluated"], [1, 3, "not evaluated"]]
+
+
+def test_a_client_that_is_lost_before_it_trains_is_missing_after_the_round_before_only(run, monkeypatch):
+    monkeypatch.setattr(
+        ShuffledPool, "drops", staticmethod(lambda t: isinstance(t, Evaluate) and t.round == 1 and 0 in t.clients)
+    )
+    changes = {"resources": BY_ONE, "cohort": {"schedule": [[0, 1, 2]] * 2}, "rounds": 2}
+    rounds, _, _, records = run(0, algorithm={"name": "fedper"}, **changes)
+    assert [record.not_evaluated for record in records] == [(0,), ()]
+    assert [row["aggregated/not_evaluated"] for row in history(rounds)] == [1.0, 0.0]
+    assert [row["personalized/not_evaluated"] for row in history(rounds)] == [0.0, 0.0]

@@ -12,7 +12,7 @@ from raysim.functional.loss_and_gradient import Batch, FunctionalModel
 from raysim.functional.optimizers import Optimizer
 from raysim.functional.parameters import ParameterLayout
 from raysim.plugins.registry import PLUGINS
-from raysim.training.aggregation import weighted_sum
+from raysim.training.aggregation import Weights, weighted_sum
 
 NUMBERS = np.load(Path(__file__).parent.parent / "data" / "fedperfix_numbers.npz")
 
@@ -75,7 +75,7 @@ def test_the_weighted_mean_of_three_clients(group, personal):
         personal = [pattern for pattern in personal if pattern != "adapter"]
     _, layout, _ = build(group, personal)
     clients = torch.stack([layout.split(theta(layout, f"{group}/client{i}"))[0] for i in range(3)])
-    sum_ = weighted_sum(clients, np.array([10, 20, 30]) / 60, np.ones(3, bool), 40)
+    sum_ = weighted_sum(clients, Weights(np.array([10, 20, 30]), 60), np.ones(3, bool), 40)
     shared = [name.replace("qkv.adapter", "adapter") for name in layout.names[: layout.num_shared_tensors]]
     expected = np.concatenate([NUMBERS[f"{group}/agg4/{name}"].ravel() for name in shared])
     np.testing.assert_allclose(sum_.mean(40), expected, atol=1e-6)

@@ -19,6 +19,7 @@ from raysim.experiments.preparation import prepare
 from raysim.models.build import build_model
 from raysim.models.export import client_model, export, predict, read_images
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
+from raysim.training.aggregation import Weights
 from raysim.training.engine import ClientEngine, LocalTraining
 from raysim.training.transforms import to_model_input
 
@@ -37,7 +38,7 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     )
     shared, _ = run.layout.split(torch.from_numpy(run.initial).clone())
     broadcast = config.algorithm.broadcast(shared + 0.01, config.algorithm.server_init(shared))
-    one = np.ones(1)
+    one = Weights(np.ones(1, np.int64), 1)
     states = engine.initial_state[None].copy()
     messages = {}
     if config.algorithm.reads_cohort_states:
@@ -59,7 +60,7 @@ def inside(
 ) -> torch.Tensor:
     """The logits with which raysim evaluates the client, and its next round's number is that of the export."""
     state = engine.state_layout.unpack(torch.from_numpy(state))
-    theta = engine.personalized(engine.config.rounds - 1, np.array([CLIENT]), broadcast, state)[0]
+    theta = engine.personalized(engine.config.rounds, np.array([CLIENT]), broadcast, state)[0]
     context = engine._context(0, broadcast)
     with torch.no_grad(), context.model.mode(training=False, vectorised=False):
         return context.logits(theta, to_model_input(torch.from_numpy(images), engine.config.model.image_size))

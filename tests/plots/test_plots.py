@@ -19,7 +19,7 @@ from histories import small_history
 def test_the_comparison_has_a_line_per_name_over_rounds_and_over_megabytes():
     table = small_history()
     table.loc[table["name"] == "b", ["communication/down_bytes", "communication/up_bytes"]] = 0.0
-    figure = plot_comparison(table, "title")
+    figure = plot_comparison(table, "personalized/accuracy_mean", "title")
     over_rounds, over_bytes, over_time = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a (2 seeds)", "b"]
     assert len(over_rounds.collections) == 1
@@ -109,13 +109,13 @@ def test_the_timeline_shows_batches_and_gaps():
 
 def test_a_dark_background_has_light_ink():
     with theme("dark"):
-        figure = plot_comparison(small_history(), "title")
+        figure = plot_comparison(small_history(), "personalized/accuracy_mean", "title")
         last = colour(len(COLOURS))
         png = as_png(figure)
     assert figure.get_facecolor()[:3] == pytest.approx((13 / 255, 17 / 255, 23 / 255))
     assert last == "#e6edf3"
-    assert as_png(plot_comparison(small_history(), "title")) != png
-    assert plot_comparison(small_history(), "title").get_facecolor() == (1, 1, 1, 1)
+    assert as_png(plot_comparison(small_history(), "personalized/accuracy_mean", "title")) != png
+    assert plot_comparison(small_history(), "personalized/accuracy_mean", "title").get_facecolor() == (1, 1, 1, 1)
     assert colour(len(COLOURS)) == "black"
 
 

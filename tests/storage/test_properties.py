@@ -45,7 +45,7 @@ def reads_or_names(folder):
         return
     read = [clients for clients, _ in checkpoint.states()]
     assert sum(map(len, read)) == len(checkpoint.clients)
-    checkpoint.records.accuracy_table(checkpoint.manifest.num_clients)
+    checkpoint.records.accuracy_tables("all", checkpoint.manifest.num_clients)
 
 
 @relaxed

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from raysim.storage.accuracy_history import AccuracyRow
 from raysim.storage.checkpoint import PendingRoundEntry, Snapshot
 from raysim.storage.checkpoint_writer import CheckpointWriter
 from raysim.storage.records import Records, RoundRecord
@@ -29,17 +30,28 @@ class CheckpointedRun:
             self.addresses[client] = 1000 * client + self.versions[client]
         metrics = {"train/loss": 0.1 + self.round, "nan": float("nan")}
         self.records.rounds.append(RoundRecord(self.round, 1000 + self.round, metrics, (self.round,), ()))
-        self.records.accuracy.append((self.round, np.array([1, 2]), np.array([0.5, 1 / 3])))
+        for model in ("personalized", "aggregated"):
+            accuracy = np.array([0.5, 1 / 3]) + self.round
+            self.records.accuracy.add(AccuracyRow(model, self.round, np.array([1, 2]), accuracy))
         self.round += 1
 
     def write(self, wait=True):
-        records = Records(list(self.records.rounds), list(self.records.accuracy), dict(self.records.final))
+        records = Records(list(self.records.rounds), self.records.accuracy, dict(self.records.final))
         shared = np.arange(4, dtype=np.float32) + self.round
         state = {"control": np.full(2, self.round / 7)}
         metrics = {"a": 1 / 3, "nan": float("nan"), "inf": float("inf")}
         left = PendingRoundEntry(round=self.round, metrics=metrics, rejected=[1], dropped=[], not_evaluated=[2])
         self.writer.write(
-            Snapshot(self.round, shared, state, records, left, self.addresses.copy(), self.versions.copy())
+            Snapshot(
+                self.round,
+                shared,
+                state,
+                records,
+                left,
+                self.addresses.copy(),
+                self.versions.copy(),
+                len(records.accuracy),
+            )
         )
         return self.writer.finished(wait)
 
@@ -50,7 +62,11 @@ class CheckpointedRun:
         assert checkpoint.records.rounds[0].metrics["train/loss"] == 0.1
         assert [r.round for r in checkpoint.records.rounds] == list(range(self.round))
         assert [r.time for r in checkpoint.records.rounds] == [1000 + i for i in range(self.round)]
-        assert checkpoint.records.accuracy[-1][2].tolist() == [0.5, 1 / 3]
+        history = checkpoint.records.accuracy
+        assert history.rounds("personalized") == history.rounds("aggregated") == list(range(self.round))
+        assert {row.round: row.accuracy.tolist() for row in history.rows()} == {
+            r: [0.5 + r, 1 / 3 + r] for r in range(self.round)
+        }
         assert str(checkpoint.manifest.open.metrics) == str({"a": 1 / 3, "nan": np.nan, "inf": np.inf})
         found = {}
         for clients, rows in checkpoint.states():

@@ -11,6 +11,7 @@ def small_history():
             for round_ in range(3):
                 row = {"name": name, "seed": seed, "round": round_, "run_id": f"{name}{seed}"}
                 row["personalized/accuracy_mean"] = accuracy * (round_ + 1) / 3
+                row["aggregated/accuracy_mean"] = accuracy * (round_ + 1) / 6
                 row |= {"communication/down_bytes": 1e6, "communication/up_bytes": 5e5, "system/round_seconds": 2.0}
                 rows.append(row | ({"global/accuracy": 0.1} if name == "b" else {}))
     return pd.DataFrame(rows)

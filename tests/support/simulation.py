@@ -7,7 +7,7 @@ from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.functional.context import ServerContext
 from raysim.models.build import build_model
-from raysim.training.aggregation import PartialSum, combine
+from raysim.training.aggregation import PartialSum, Weights, combine
 from raysim.training.engine import ClientEngine, LocalTraining, layout_of
 
 from configs import tiny
@@ -35,7 +35,7 @@ class Simulation:
 
     def train(self, round_, clients, weights=None, messages=None, **options):
         """Train clients together, with equal weights unless others are given; nothing is kept of it."""
-        equal = np.full(len(clients), 1 / len(clients))
+        equal = Weights(np.ones(len(clients), np.int64), len(clients))
         epochs = options.pop("local_epochs", self.config.train.local_epochs)
         own = weights or {"samples": equal, "uniform": equal}
         training = LocalTraining(round_, clients, own, epochs, messages or {}, **options)
@@ -50,7 +50,8 @@ class Simulation:
             rows = self.engine.state_layout.unpack(torch.from_numpy(self.states[np.sort(cohort)]))
             messages = self.algorithm.server_messages(rows)
         for i, group in enumerate(map(np.array, groups)):
-            weights = {"samples": sizes[group] / sizes[cohort].sum(), "uniform": np.full(len(group), 1 / len(cohort))}
+            total, ones = int(sizes[cohort].sum()), np.ones(len(group), np.int64)
+            weights = {"samples": Weights(sizes[group], total), "uniform": Weights(ones, len(cohort))}
             rows = {k: v[np.searchsorted(np.sort(cohort), group)] for k, v in messages.items()}
             trained.append(self.train(round_, group, weights, rows))
             parts.add(i, trained[-1].sums)

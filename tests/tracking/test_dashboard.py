@@ -28,13 +28,16 @@ def test_a_study_leaves_a_view_with_its_runs_and_what_differs(quickstart):
 
 
 def test_the_view_names_charts_and_parameters():
-    state = json.loads(json.loads(saved_view("p", "name", ["algorithm.name", "train.optimizer.lr"]))["state"])
+    state = json.loads(
+        json.loads(saved_view("p", "name", ["algorithm.name", "train.optimizer.lr"], "personalized"))["state"]
+    )
     charts = {(c["type"], c.get("metricKey")) for c in state["compareRunCharts"]}
     assert {("LINE", "personalized/accuracy_mean"), ("BAR", "personalized/accuracy_mean"), ("PARALLEL", None)} <= charts
+    assert ("LINE", "aggregated/accuracy_mean") in charts
     sections = {s["uuid"] for s in state["compareRunSections"]}
     assert {c["metricSectionId"] for c in state["compareRunCharts"]} == sections
     assert "params.`train.optimizer.lr`" in state["selectedColumns"]
-    same = json.loads(json.loads(saved_view("p", "name", []))["state"])
+    same = json.loads(json.loads(saved_view("p", "name", [], "personalized"))["state"])
     assert not any(c["type"] == "PARALLEL" for c in same["compareRunCharts"])
     assert page_of("7", view=False) == "#/experiments/7/runs"
 

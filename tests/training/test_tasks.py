@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from raysim.training.aggregation import Weights
 from raysim.training.tasks import (
     AdaptNewClients,
     Evaluate,
@@ -21,7 +22,7 @@ IDS = np.array([3, 1, 2])
 
 
 def train(**more):
-    shares = {"samples": np.array([0.5, 0.3, 0.2]), "uniform": np.full(3, 1 / 3)}
+    shares = {"samples": Weights(np.array([5, 3, 2]), 10), "uniform": Weights(np.ones(3, int), 3)}
     return Train(round=1, index=4, clients=IDS, read=IDS, weights=shares, reports=np.array([True, False, True]), **more)
 
 
@@ -36,7 +37,7 @@ def test_one_client_of_a_batch_keeps_what_is_its_own():
         [0.5],
     )
     assert one.messages["m"].tolist() == [[2, 3]]
-    assert {name: w.tolist() for name, w in one.weights.items()} == {"samples": [0.3], "uniform": [1 / 3]}
+    assert {name: w.shares.tolist() for name, w in one.weights.items()} == {"samples": [0.3], "uniform": [1 / 3]}
     assert one.key == (1, 4)
     adapt = AdaptNewClients(round=1, index=0, clients=IDS, read=IDS, messages={"m": np.ones((3, 2), np.float32)})
     assert adapt.of_one(2).messages["m"].shape == (1, 2)

@@ -119,7 +119,7 @@ class FakeActor:
         if isinstance(task, Train):
             if self.partial.round != task.round:
                 self.partial = PartialSum(task.round)
-            self.partial.add(task.index, {"shared": FixedPoint(np.array([task.clients.sum()]), len(task.clients))})
+            self.partial.add(task.index, {"shared": FixedPoint(np.array([task.clients.sum()]), len(task.clients), 100)})
         return TaskResult(task, NOTHING)
 
     def do_partial_sum(self, round_):

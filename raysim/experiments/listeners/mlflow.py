@@ -18,7 +18,7 @@ from raysim.storage.records import RoundRecord
 from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.round_journal import RunJournal
-from raysim.tracking.run_description import describe_run
+from raysim.tracking.run_description import clients_of, describe_run
 from raysim.tracking.tags import DESCRIPTION_TAG, FAILURE_TAG, checksum_tags, run_tags
 
 
@@ -87,7 +87,7 @@ class MLflowListener(RunListener):
 
     def finished(self, run: FederatedRun, result: RunResult) -> None:
         store, run_id, config = self._log.store, result.run_id, run.config
-        left_out, accuracy = run.records.left_out(), run.records.accuracy_table(config.data.num_clients)
+        records, left_out = run.records, run.records.left_out()
         tables: dict[str, pd.DataFrame | None] = {
             "clients.csv": result.clients,
             "new_clients.csv": result.new_clients,
@@ -96,7 +96,8 @@ class MLflowListener(RunListener):
         }
         files = {name: table.to_csv(index=False).encode() for name, table in tables.items() if table is not None}
         self._outbox.put(lambda: store.log_files(run_id, files))
-        self._outbox.put(lambda: store.log_arrays(run_id, accuracy, "accuracy.npz"))
+        about, num_clients = str(clients_of([config])), config.data.num_clients
+        self._outbox.put(lambda: store.log_arrays(run_id, records.accuracy_tables(about, num_clients), "accuracy.npz"))
         self._outbox.put(lambda: store.set_tags(run_id, checksum_tags(result.checksums)))
         last = run.records.rounds[-1].metrics
         self._describe(run_id, describe_run(config, self._log.commit, run_id, last))

@@ -10,6 +10,7 @@ from raysim.experiments.study_log import draw_or_notify
 from raysim.federation.rounds import FederatedRun
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
+from raysim.tracking.run_description import headline_of
 
 
 class PictureListener(RunListener):
@@ -37,13 +38,14 @@ class PictureListener(RunListener):
         self._log(str(run.state.run_id), draw)
 
     def finished(self, run: FederatedRun, result: RunResult) -> None:
-        config, accuracy = run.config, run.records.accuracy_table(run.config.data.num_clients)
-        timeline = run.timeline
+        config, history, timeline = run.config, run.records.accuracy, run.timeline
+        model = headline_of([config])
 
         def draw() -> dict[str, bytes]:
-            from raysim.analysis.artifacts import run_files  # not at the top: it imports matplotlib
+            from raysim.analysis.artifacts import drawn_rounds, run_files  # not at the top: it imports matplotlib
 
-            return run_files(config, accuracy, timeline)
+            rounds = drawn_rounds(history.rounds(model))
+            return run_files(config, rounds, history.table(model, config.data.num_clients, rounds), timeline)
 
         self._log(result.run_id, draw)
 

@@ -1,8 +1,8 @@
-"""``personalized/...``, ``global/...``, ``new_clients/...``: from each client's test samples, reduced in client-id order."""
+"""``personalized/``, ``aggregated/``, ``global/``, ``new_clients/``: from each client's test samples, in client-id order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raysim.data.partition import Partition, ranges
 from raysim.training.evaluation import Evaluation
+from raysim.views import FAMILIES, Model
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -26,7 +27,7 @@ class ClientResults:
     """(sum of num_test, classes), client after client."""
 
     @classmethod
-    def merge(cls, parts: Sequence[Evaluation]) -> ClientResults:
+    def merge(cls, parts: Sequence[Evaluation | ClientResults]) -> ClientResults:
         """Evaluations of client batches, in whatever order they came, to one in client-id order."""
         whole = cls(
             np.concatenate([part.clients for part in parts]),
@@ -52,8 +53,8 @@ class ClientResults:
         """(E,), fractions."""
         return self.correct / self.num_test
 
-    def metrics(self, labels: Ints, partition: Partition, missing: int = 0) -> dict[str, float]:
-        """The round's ``personalized/...`` metrics.
+    def metrics(self, family: Model, labels: Ints, partition: Partition, missing: int = 0) -> dict[str, float]:
+        """The round's metrics of a family, ``personalized/...`` or ``aggregated/...``.
 
         Args:
             labels: (n,) the whole data set's.
@@ -61,26 +62,34 @@ class ClientResults:
         """
         accuracy, auc = self.accuracy, self.client_auc(labels, partition)
         worst = np.sort(accuracy)[: max(1, len(accuracy) // 10)]
-        return {
-            "personalized/accuracy_mean": float(accuracy.mean()),
-            "personalized/accuracy_std": float(accuracy.std()),
-            "personalized/accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
-            "personalized/accuracy_worst_decile": float(worst.mean()),
-            "personalized/auc_mean": float(auc.mean()),
-            "personalized/auc_weighted": float((auc * self.num_test).sum() / self.num_test.sum()),
-            "personalized/auc_micro": auc_micro(self.probabilities, labels[partition.tests(self.clients)]),
-            "personalized/not_evaluated": float(missing),
+        metrics = {
+            "accuracy_mean": float(accuracy.mean()),
+            "accuracy_std": float(accuracy.std()),
+            "accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
+            "accuracy_worst_decile": float(worst.mean()),
+            "auc_mean": float(auc.mean()),
+            "auc_weighted": float((auc * self.num_test).sum() / self.num_test.sum()),
+            "auc_micro": auc_micro(self.probabilities, labels[partition.tests(self.clients)]),
+            "not_evaluated": float(missing),
         }
+        return {f"{family}/{name}": value for name, value in metrics.items()}
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
         """(E,): micro-averaged AUC of each client's own test samples."""
         return grouped_auc(self.probabilities, labels[partition.tests(self.clients)], self.num_test)
 
 
-def global_metrics(parts: Sequence[Evaluation]) -> dict[str, float]:
+def difference_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``difference/...``: what ``personalized/...`` has more than ``aggregated/...``; empty unless both are there."""
+    names = ("accuracy_mean", "accuracy_weighted", "auc_mean")
+    personalized, aggregated = ([metrics.get(f"{family}/{name}") for name in names] for family in FAMILIES)
+    pairs = zip(names, personalized, aggregated, strict=True)
+    return {f"difference/{name}": a - b for name, a, b in pairs if a is not None and b is not None}
+
+
+def global_metrics(results: ClientResults) -> dict[str, float]:
     """``global/...``: the shared model on the test samples of the clients that the metrics are about."""
-    merged = ClientResults.merge(parts)
-    return {"global/accuracy": float(merged.correct.sum() / merged.num_test.sum())}
+    return {"global/accuracy": float(results.correct.sum() / results.num_test.sum())}
 
 
 def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str, float]:

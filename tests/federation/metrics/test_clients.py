@@ -26,7 +26,7 @@ def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
     for arrived in (parts, parts[::-1]):
         results = ClientResults.merge(arrived)
         assert results.clients.tolist() == [0, 1]
-        metrics = results.metrics(LABELS, PARTITION)
+        metrics = results.metrics("personalized", LABELS, PARTITION)
         assert metrics["personalized/accuracy_mean"] == 0.75
         assert metrics["personalized/accuracy_std"] == 0.25
         assert metrics["personalized/accuracy_weighted"] == pytest.approx(2 / 3)
@@ -45,9 +45,8 @@ def test_the_worst_decile_of_twenty_clients_is_two():
     partition = Partition(np.arange(220), np.arange(0, 221, 11), np.ones(20, int))
     labels = np.zeros(220, int)
     accuracies = sorted((c % 11) / 10 for c in range(20))
-    assert ClientResults.merge(parts).metrics(labels, partition)["personalized/accuracy_worst_decile"] == pytest.approx(
-        np.mean(accuracies[:2])
-    )
+    metrics = ClientResults.merge(parts).metrics("aggregated", labels, partition)
+    assert metrics["aggregated/accuracy_worst_decile"] == pytest.approx(np.mean(accuracies[:2]))
 
 
 def test_only_keeps_those_that_were_asked_for():

@@ -5,6 +5,7 @@ from torch import nn
 
 from raysim.federation.metrics.sensitivity import sensitivity_metrics
 from raysim.functional.parameters import ParameterLayout
+from raysim.training.aggregation import Weights
 from raysim.training.sensitivity import directions
 
 
@@ -17,8 +18,9 @@ class Two(nn.Module):
 
 def measure(updates, weights):
     layout = ParameterLayout.of(Two())
-    updates, weights = torch.tensor(updates), np.array(weights) / sum(weights)
-    direction, squares = directions(updates, weights, np.ones(len(weights), bool), layout)
+    updates, of_clients = torch.tensor(updates), Weights(np.array(weights), sum(weights))
+    direction, squares = directions(updates, of_clients, np.ones(len(weights), bool), layout)
+    weights = of_clients.shares
     mean = sum(w * u.double() for w, u in zip(weights, updates, strict=True))
     return sensitivity_metrics(
         mean, direction, {k: float((v.double().numpy() * weights).sum()) for k, v in squares.items()}, layout
