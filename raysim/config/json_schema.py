@@ -58,10 +58,10 @@ def keys() -> Iterator[str]:
 def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
+        if section is not field.annotation:  # a value, or also a value
+            yield f"{prefix}{name}"
         if section is not None:
             yield from _keys_of(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

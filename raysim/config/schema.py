@@ -34,6 +34,21 @@ def _allow_only(section: Section, owner: str, allowed: set[str], conditional: se
             raise ValueError(f"{key!r} is not used by {owner}, which takes {', '.join(sorted(allowed)) or 'no keys'}")
 
 
+class NormalizeConfig(Section):
+    """``(x / 255 - mean) / std``, one value for all channels or one for each."""
+
+    mean: list[float] = Field([0.5], min_length=1, max_length=3)
+    """Of the values of a channel, from 0 to 1."""
+    std: list[Annotated[float, Field(gt=0)]] = Field([0.5], min_length=1, max_length=3)
+    """Standard deviation of these values."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> NormalizeConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
+        return self
+
+
 class PartitionConfig(Section):
     """How samples are divided among clients."""
 
@@ -99,6 +114,9 @@ class DataConfig(Section):
     """Use about this many samples, the same share of every class, evenly spaced through it. null: all."""
     augment: Literal["none", "flip", "crop_flip"] = "none"
     """Training images: mirrored at random; and shifted by up to an eighth of their size."""
+    normalize: Auto | NormalizeConfig = "auto"
+    """How pixels become the model's input: ``{mean: [...], std: [...]}``. auto: with pretrained weights as timm says of them,
+    else 0.5 and 0.5, from -1 to 1."""
     rotated_domains: bool = False
     """digits: four domains of equal size, their images rotated by 0, 90, 180 and 270 degrees."""
     rgb: bool = False

@@ -101,7 +101,7 @@ def _block(
         if key in skip:
             continue
         section = section_of(field.annotation)
-        if section is not None:
+        if section is not None and isinstance(resolved[key], Mapping):
             inside = list(_block(section, given.get(key, {}), resolved[key], f"{indent}  "))
             live = any(not line.lstrip().startswith("#") for line in inside if line)
             if not indent:

@@ -12,12 +12,13 @@ from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.federated_npz import as_uint8, read_clients
+from raysim.data.images import TooDeep, image_size, read_image, resized
 from raysim.data.npz_files import check_memory, read_npz
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 
 
-def npz(config: DataConfig, image_size: int) -> Dataset:
+def npz(config: DataConfig, side: int) -> Dataset:
     """A user's own file: ``images`` uint8 (n, H, W) or (n, H, W, C), ``labels`` (n,), optional ``domains`` (n,)."""
     form = "an npz with images (n, H, W[, C]) uint8, labels (n,) and optionally domains (n,)"
     if config.root is None:
@@ -55,7 +56,7 @@ def npz(config: DataConfig, image_size: int) -> Dataset:
     return Dataset(images, labels, names, domains.astype(np.int64), texts)
 
 
-def federated_npz(config: DataConfig, image_size: int) -> Dataset:
+def federated_npz(config: DataConfig, side: int) -> Dataset:
     """The clients' files of PFLlib and of the FedPerfix authors' code, with their own split."""
     if config.root is None:
         raise ConfigError(
@@ -79,7 +80,7 @@ def federated_npz(config: DataConfig, image_size: int) -> Dataset:
     return Dataset(as_uint8([x for x, _ in files], root), labels, names, split=split)
 
 
-def image_folder(config: DataConfig, image_size: int) -> Dataset:
+def image_folder(config: DataConfig, side: int) -> Dataset:
     """``root/<domain>/<class>/*.jpg|png``, the Office-Home layout; every domain must have the same classes."""
     from torchvision.datasets import ImageFolder  # not at the top: it takes seconds
 
@@ -108,37 +109,30 @@ def image_folder(config: DataConfig, image_size: int) -> Dataset:
     paths = [Path(path) for folder in folders for path, _ in folder.samples]
     labels = np.array([label for folder in folders for _, label in folder.samples], np.int64)
     domains = np.repeat(np.arange(len(folders)), [len(folder.samples) for folder in folders])
-    return Dataset(_read_images(paths, image_size), labels, tuple(folders[0].classes), domains, tuple(domain_names))
+    return Dataset(_read_images(paths, side), labels, tuple(folders[0].classes), domains, tuple(domain_names))
 
 
-def _read_images(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
-    """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's."""
-    from PIL import Image  # not at the top: only folders of images need it
+def _read_images(paths: list[Path], side: int) -> NDArray[np.uint8]:
+    """RGB images (n, H, W, 3): in their own size if all have the same, else each resized to the model's side."""
 
     def size(path: Path) -> tuple[int, int]:
         try:
-            with Image.open(path) as image:
-                return image.size
+            return image_size(path)
         except Exception as error:  # Pillow's decoders raise many kinds, and an error of its own for bombs
             raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
 
     def read(path: Path) -> NDArray[np.uint8]:
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I") or image.mode == "F":
-                    raise ConfigError(
-                        f"data.root: {path} has more than 8 bits per channel ({image.mode}); convert it first"
-                    )
-                rgb = image.convert("RGB")
-                return np.asarray(rgb if rgb.size == target else rgb.resize(target, Image.Resampling.BICUBIC))
-        except ConfigError:
-            raise
+            image = read_image(path, 3)
+            return image if len(sizes) == 1 else resized(image, side)
+        except TooDeep as error:
+            raise ConfigError(f"data.root: {path} {error}") from error
         except Exception as error:
             raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
 
     with ThreadPoolExecutor() as threads:
         sizes = set(threads.map(size, paths))
-        target = sizes.pop() if len(sizes) == 1 else (image_size, image_size)
+        target = next(iter(sizes)) if len(sizes) == 1 else (side, side)
         try:
             check_memory(len(paths) * target[0] * target[1] * 3)
         except ValueError as error:

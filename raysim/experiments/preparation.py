@@ -93,6 +93,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     """
     # Not at the top: timm takes two seconds, in which the actors start.
     from raysim.models.build import build_model, has_batch_norm, tokens_per_image
+    from raysim.models.normalization import with_normalization
 
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
@@ -106,6 +107,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
         size = 1
     else:
         size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
+    config = with_normalization(config, dataset.images.shape[3])
     auto_batches = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
     resolved = with_clients_per_batch(config, size)
     return PreparedRun(entry, resolved, dataset, partition, layout, initial, frozen, auto_batches)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
+from raysim.data.images import TooDeep, read_image
 from raysim.data.loading import load_data
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
@@ -23,7 +23,7 @@ from raysim.models.build import plain_model
 from raysim.models.saved import SavedRun
 from raysim.plugins.fold import fold, rebuild
 from raysim.training.engine import ClientEngine
-from raysim.training.transforms import to_model_input
+from raysim.training.transforms import ModelInput
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class ClientModel:
     @torch.no_grad()
     def logits(self, images: NDArray[np.uint8]) -> Tensor:
         """Images (B, H, W, C) uint8, of any size, to logits (B, classes)."""
-        size = self.run.config.model.image_size
-        result: Tensor = self.model.eval()(to_model_input(torch.from_numpy(images.copy()), size))
+        result: Tensor = self.model.eval()(ModelInput.of(self.run.config)(torch.from_numpy(images.copy())))
         return result
 
 
@@ -77,6 +76,15 @@ def _engine(run: SavedRun) -> ClientEngine:
     config = run.config
     if config.algorithm.adapt_steps():
         data, partition = load_data(config)
+        about = run.about
+        found = {"samples": data.digest, "division among clients": partition.digest}
+        expected = {"samples": about.data_digest, "division among clients": about.partition_digest}
+        if differ := [what for what, digest in found.items() if digest != expected[what]]:
+            raise ConfigError(
+                f"data: the {differ[0]} (digest {found[differ[0]]}) differ from the run's ({expected[differ[0]]}), and with "
+                f"{config.algorithm.name!r} a client adapts on its samples before it is evaluated: the model would be "
+                "another one. Put the run's data back"
+            )
         images, labels = data.images, data.labels
     else:
         images = np.zeros((1, 1, 1, run.about.in_channels), np.uint8)
@@ -140,8 +148,9 @@ The model {whose} after round {config.rounds} of {config.name!r}: {config.model.
 {code}
 ```
 
-Input: {colours} images (B, {of.run.about.in_channels}, {size}, {size}), resized bilinearly with antialiasing, values
-`(x / 255 - 0.5) / 0.5`. Output: logits (B, {len(names)}). Classes: {classes}.
+Input: {colours} images (B, {of.run.about.in_channels}, {size}, {size}), turned as EXIF says, what is transparent on white,
+resized bilinearly with antialiasing (as `torch.nn.functional.interpolate` does, to whole grey levels), values
+{ModelInput.of(config)}. Output: logits (B, {len(names)}). Classes: {classes}.
 """
 
 
@@ -154,13 +163,11 @@ def read_images(paths: Sequence[Path], channels: int) -> list[NDArray[np.uint8]]
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith("I") or image.mode == "F":
-                    raise ConfigError(f"{path}: has more than 8 bits per channel ({image.mode}); convert it first")
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            images.append(read_image(path, channels)[None])
+        except TooDeep as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except Exception as error:  # Pillow's decoders raise many kinds, and an error of its own for bombs
             raise ConfigError(f"{path}: is no image that can be read: {error}") from error
-        images.append(pixels.reshape(1, *pixels.shape[:2], channels))
     return images
 
 

@@ -40,11 +40,15 @@ class About(BaseModel):
     """``about.json``."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    format: int = 1
+    format: int = 2
     config: dict[str, Any]
     """The run's configuration, with every ``auto`` resolved."""
     class_names: list[str]
     in_channels: int
+    data_digest: str
+    """Of the run's samples, ..."""
+    partition_digest: str
+    """... and of their division among clients: where a client adapts before it is evaluated, it needs the same again."""
 
 
 def shared_file(broadcast: Tensors, layout: ParameterLayout, frozen: Mapping[str, NDArray[np.float32]]) -> bytes:
@@ -66,8 +70,15 @@ def personal_file(clients: NDArray[np.int64], states: Mapping[str, NDArray[np.fl
     return bytes(save(tensors))
 
 
-def about_file(config: Config, class_names: tuple[str, ...], in_channels: int) -> bytes:
-    about = About(config=config.model_dump(mode="json"), class_names=list(class_names), in_channels=in_channels)
+def about_file(config: Config, class_names: tuple[str, ...], in_channels: int, digests: Mapping[str, str]) -> bytes:
+    """``digests`` has those of ``data`` and ``partition``."""
+    about = About(
+        config=config.model_dump(mode="json"),
+        class_names=list(class_names),
+        in_channels=in_channels,
+        data_digest=digests["data"],
+        partition_digest=digests["partition"],
+    )
     return about.model_dump_json(indent=1).encode()
 
 

@@ -18,7 +18,7 @@ from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.functional.loss_and_gradient import Batch
-from raysim.training.transforms import augment, draw_augmentation, to_model_input
+from raysim.training.transforms import ModelInput, augment, draw_augmentation
 
 Ints = NDArray[np.int64]
 
@@ -106,6 +106,7 @@ class ClientSamples:
     ) -> None:
         self._config, self.partition, self._device = config, partition, device
         self._has_batch_norm = has_batch_norm
+        self.model_input = ModelInput.of(config)
         self.data = Samples(images, labels, device, _data_budget(config, device))
 
     def training(self, clients: Ints) -> Pool:
@@ -128,11 +129,7 @@ class ClientSamples:
         size = self._config.train.batch_size * batches_per_step
         # BatchNorm has no statistics of one sample: a last batch of one is left out (another sample in every epoch).
         least = 2 * batches_per_step if self._has_batch_norm else 1
-        return batches(pool, order, epoch, size, self._config.model.image_size, least)
-
-    def model_input(self, images: Tensor) -> Tensor:
-        """Stored images (..., H, W, C) as the model takes them."""
-        return to_model_input(images, self._config.model.image_size)
+        return batches(pool, order, epoch, size, self.model_input, least)
 
 
 def _data_budget(config: Config, device: torch.device) -> int:
@@ -173,7 +170,7 @@ def draw_order(
 
 
 def batches(
-    pool: Pool, order: Order, epoch: int, batch_size: int, image_size: int, least: int = 1
+    pool: Pool, order: Order, epoch: int, batch_size: int, model_input: ModelInput, least: int = 1
 ) -> Iterator[tuple[Batch, bool]]:
     """The batches (K, B, ...) of one epoch, and whether every client has samples in it.
 
@@ -190,5 +187,5 @@ def batches(
             assert order.shifts is not None
             flips, shifts = order.flips[epoch, :, here], order.shifts[epoch, :, here]
             images = augment(images.flatten(0, 1), flips.flatten(), shifts.flatten(0, 1)).view_as(images)
-        batch = Batch(to_model_input(images, image_size), pool.labels[client, positions], order.mask[:, here])
+        batch = Batch(model_input(images), pool.labels[client, positions], order.mask[:, here])
         yield batch, bool((pool.counts > start).all())

@@ -5,11 +5,15 @@ Shapes: ``..., H, W, C`` stored, ``..., C, S, S`` out, for a model image size of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from raysim.config.schema import Config
+from raysim.data.images import resize
 
 
 def draw_augmentation(
@@ -36,10 +40,40 @@ def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
     return moved * inside[..., None]
 
 
-def to_model_input(images: Tensor, size: int) -> Tensor:
-    """uint8 (..., H, W, C) to float32 (..., C, size, size) in [-1, 1]: ``(x / 255 - 0.5) / 0.5`` as in the paper's code."""
-    *lead, height, width, channels = images.shape
-    x = images.reshape(-1, height, width, channels).permute(0, 3, 1, 2).float()
-    if (height, width) != (size, size):
-        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
-    return x.mul_(2 / 255).sub_(1).reshape(*lead, channels, size, size)
+@dataclass(frozen=True)
+class ModelInput:
+    """From stored images to what the model sees, the same in training, evaluation and prediction.
+
+    Attributes:
+        size: side in pixels.
+        mean, std: of ``(x / 255 - mean) / std``, one for all channels or one for each.
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    @classmethod
+    def of(cls, config: Config) -> ModelInput:
+        normalize = config.data.normalize
+        if normalize == "auto":
+            assert not config.model.pretrained, "prepare_run resolves it"
+            return cls(config.model.image_size)
+        return cls(config.model.image_size, tuple(normalize.mean), tuple(normalize.std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (..., H, W, C) to float32 (..., C, size, size)."""
+        *lead, height, width, channels = images.shape
+        x = images.reshape(-1, height, width, channels).permute(0, 3, 1, 2).float()
+        x = resize(x, self.size)
+        scale = [1 / (255 * std) for std in self.std]
+        shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        if len(scale) == 1:
+            x = x.mul_(scale[0]).sub_(shift[0])
+        else:
+            x = x.mul_(x.new_tensor(scale)[:, None, None]).sub_(x.new_tensor(shift)[:, None, None])
+        return x.reshape(*lead, channels, self.size, self.size)
+
+    def __str__(self) -> str:
+        mean, std = (values[0] if len(values) == 1 else list(values) for values in (self.mean, self.std))
+        return f"`(x / 255 - {mean}) / {std}`"

@@ -7,7 +7,7 @@ import torch
 import raysim
 from raysim import seeds
 from raysim.models.build import build_model
-from raysim.training.transforms import to_model_input
+from raysim.training.transforms import ModelInput
 
 from configs import tiny
 from simulation import Simulation
@@ -39,7 +39,7 @@ def test_training_on_pooled_samples_is_plain_torch_training_on_them():
     for order in rng.permuted(np.tile(np.arange(len(drawn)), (2, 1)), axis=1):
         for chunk in torch.from_numpy(drawn[order]).split(8):
             optimizer.zero_grad()
-            images = to_model_input(engine.samples.data.at(chunk.numpy())[0], 8)
+            images = ModelInput(8)(engine.samples.data.at(chunk.numpy())[0])
             torch.nn.functional.cross_entropy(model(images), engine.samples.data.at(chunk.numpy())[1]).backward()
             optimizer.step()
     expected = engine.layout.flatten(model.state_dict())

@@ -21,7 +21,7 @@ from raysim.models.export import client_model, export, predict, read_images
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
 from raysim.training.aggregation import Weights
 from raysim.training.engine import ClientEngine, LocalTraining
-from raysim.training.transforms import to_model_input
+from raysim.training.transforms import ModelInput
 
 from configs import TINY, tiny
 
@@ -46,7 +46,7 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     weights, epochs = {"samples": one, "uniform": one}, config.train.local_epochs
     trained = engine.train(LocalTraining(0, np.array([CLIENT]), weights, epochs, messages), broadcast, states)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "about.json").write_bytes(about_file(run.config, data.class_names, data.images.shape[3]))
+    (folder / "about.json").write_bytes(about_file(run.config, data.class_names, data.images.shape[3], run.digests))
     (folder / "shared.safetensors").write_bytes(shared_file(broadcast, run.layout, run.frozen))
     unpack = engine.state_layout.unpack
     rows = {name: value.numpy() for name, value in unpack(torch.from_numpy(trained.states)).items()}
@@ -63,13 +63,13 @@ def inside(
     theta = engine.personalized(engine.config.rounds, np.array([CLIENT]), broadcast, state)[0]
     context = engine._context(0, broadcast)
     with torch.no_grad(), context.model.mode(training=False, vectorised=False):
-        return context.logits(theta, to_model_input(torch.from_numpy(images), engine.config.model.image_size))
+        return context.logits(theta, ModelInput(engine.config.model.image_size)(torch.from_numpy(images)))
 
 
 def outside(readmes: list[Path], images: np.ndarray) -> list[torch.Tensor]:
     """What the READMEs' code gives where raysim can't be imported."""
     folder = readmes[0].parent
-    save_file({"x": to_model_input(torch.from_numpy(images), 8)}, folder / "input.safetensors")
+    save_file({"x": ModelInput(8)(torch.from_numpy(images))}, folder / "input.safetensors")
     lines = ["import sys; sys.modules['raysim'] = sys.modules['algorithms'] = sys.modules['ray'] = None"]
     lines += ["from safetensors.torch import load_file, save_file", "logits = {}"]
     for i, readme in enumerate(readmes):
@@ -180,3 +180,49 @@ def test_an_image_file_is_classified(tmp_path):
         read_images([tmp_path / "deep.png"], 1)
     with pytest.raises(ConfigError, match="not.png: is no image"):
         read_images([tmp_path / "not.png"], 1)
+
+
+def test_a_client_does_not_adapt_on_other_data_than_the_runs(tmp_path):
+    images, labels = np.zeros((400, 8, 8), np.uint8), np.arange(400) % 10
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    data = {"name": "npz", "root": str(tmp_path / "data.npz"), "subset": None}
+    for algorithm in ("fedbabu", "fedavg"):
+        train_one(tiny(algorithm={"name": algorithm}, data=data), tmp_path / algorithm)
+    client_model(SavedRun.open(tmp_path / "fedbabu"), CLIENT)
+    np.savez(tmp_path / "data.npz", images=images + 1, labels=labels)
+    with pytest.raises(ConfigError, match="the samples .* differ from the run's .* 'fedbabu' a client adapts"):
+        client_model(SavedRun.open(tmp_path / "fedbabu"), CLIENT)
+    client_model(SavedRun.open(tmp_path / "fedavg"), None)  # needs no data
+
+
+def test_prediction_sees_what_training_saw(tmp_path):
+    """Files of mixed sizes, turned by EXIF, transparent: pixel for pixel, and normalised as the run was."""
+    rng = np.random.default_rng(0)
+    for domain in ("a", "b"):
+        for label in ("x", "y"):
+            folder = tmp_path / "images" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(4):
+                height, width = rng.integers(9, 40, 2)
+                alpha = i == 1
+                pixels = rng.integers(0, 256, (height, width, 4 if alpha else 3), dtype=np.uint8)
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                Image.fromarray(pixels).save(folder / f"{i}.png", **({"exif": exif} if i == 2 else {}))
+    normalize = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    data = {"name": "image_folder", "root": str(tmp_path / "images"), "subset": None, "num_clients": 4}
+    data |= {"normalize": normalize, "partition": {"name": "iid", "alpha": None, "min_samples": None, "cap": None}}
+    config = tiny(data=data, algorithm={"name": "fedavg"}, train={"batch_size": 2})
+    engine, _, _ = train_one(config, tmp_path / "run")
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    trained = engine.samples.model_input(engine.samples.data.at(np.arange(len(files)))[0])
+    model = client_model(SavedRun.open(tmp_path / "run"), None)
+    seen = []
+    model.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for image in read_images(files, 3):
+        model.logits(image)
+    torch.testing.assert_close(torch.cat(seen), trained, atol=0, rtol=0)
+    assert trained.max() > 1.5  # white; with one half it would be 1
+    readme = export(model, tmp_path / "all.safetensors").read_text()
+    assert "(x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]" in readme
+    assert "EXIF" in readme

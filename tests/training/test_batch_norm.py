@@ -11,7 +11,7 @@ from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
 from raysim.functional.loss_and_gradient import Batch
 from raysim.models.build import build_model
-from raysim.training.transforms import to_model_input
+from raysim.training.transforms import ModelInput
 
 from configs import tiny
 from simulation import Simulation
@@ -42,7 +42,7 @@ def plain_training(engine, config, client):
         for chunk in torch.from_numpy(index[order]).split(8):
             if len(chunk) == 1:
                 continue
-            images = to_model_input(engine.samples.data.at(chunk.numpy())[0], 8)
+            images = ModelInput(8)(engine.samples.data.at(chunk.numpy())[0])
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(images), engine.samples.data.at(chunk.numpy())[1]).backward()
             optimizer.step()
@@ -70,7 +70,7 @@ def test_no_optimiser_touches_statistics(optimizer):
     s = simulation(train={"optimizer": optimizer, "local_epochs": 1, "batch_size": 400})
     s.round(0, [[0]])
     plain = build_model(s.config.model, s.config.algorithm, 10, 1, 0).train()
-    plain(to_model_input(s.engine.samples.data.at(s.engine.partition.train(0))[0], 8))
+    plain(ModelInput(8)(s.engine.samples.data.at(s.engine.partition.train(0))[0]))
     ours = s.engine.layout.unflatten(s.shared)
     for name in s.engine.layout.statistics:
         np.testing.assert_allclose(ours[name], plain.state_dict()[name], atol=1e-5)
@@ -150,7 +150,7 @@ def test_per_fedavg_pairs_of_a_resnet_are_those_of_plain_torch(count):
     s = simulation(algorithm={"name": "perfedavg"})
     engine = s.engine
     context = engine._context(0, s.broadcast)
-    images = to_model_input(engine.samples.data.at(np.arange(count))[0], 8)
+    images = ModelInput(8)(engine.samples.data.at(np.arange(count))[0])
     batch = Batch(images, engine.samples.data.at(np.arange(count))[1], torch.ones(count))
     with context.model.mode(training=True, vectorised=False):
         carry = s.algorithm.client_init({"personal": torch.zeros(0)}, context)
@@ -174,7 +174,7 @@ def test_per_fedavg_pairs_of_a_resnet_are_those_of_plain_torch(count):
 def test_running_statistics_have_no_part_in_apfls_alpha(mixture):
     s = simulation(algorithm={"name": "apfl", "alpha": 0.5, "mixture": mixture})
     engine, context = s.engine, s.engine._context(0, s.broadcast)
-    images = to_model_input(engine.samples.data.at(np.arange(8))[0], 8)
+    images = ModelInput(8)(engine.samples.data.at(np.arange(8))[0])
     batch = Batch(images, engine.samples.data.at(np.arange(8))[1], torch.ones(8))
     alphas = []
     for shift in (0.0, 5.0):

@@ -57,7 +57,7 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
     simulation = Simulation(algorithm={"name": "fedavg"})
     engine, config = simulation.engine, simulation.config
     from raysim import seeds
-    from raysim.training.transforms import to_model_input
+    from raysim.training.transforms import ModelInput
 
     expected, sizes = 0.0, engine.partition.num_train[:2]
     for client in (0, 1):
@@ -67,7 +67,7 @@ def test_fedavg_is_plain_torch_training_and_a_weighted_mean():
         rng = seeds.stream(0, "batches", 0, client)
         for order in rng.permuted(np.tile(np.arange(len(index)), (2, 1)), axis=1):
             for chunk in torch.from_numpy(index[order]).split(8):
-                images = to_model_input(engine.samples.data.at(chunk.numpy())[0], 8)
+                images = ModelInput(8)(engine.samples.data.at(chunk.numpy())[0])
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(images), engine.samples.data.at(chunk.numpy())[1]).backward()
                 optimizer.step()

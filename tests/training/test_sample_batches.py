@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from raysim.training.sample_batches import Pool, Samples, batches, draw_order
-from raysim.training.transforms import augment, draw_augmentation, to_model_input
+from raysim.training.transforms import ModelInput, augment, draw_augmentation
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
 LABELS = np.arange(10)
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def epoch_of(indices, clients, batch_size=2, augmentation="none", budget=0):
     pool = Pool.gather(Samples(IMAGES, LABELS, CPU, budget), [np.array(i) for i in indices])
     order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation, 2, CPU)
-    return list(batches(pool, order, 1, batch_size, 2))
+    return list(batches(pool, order, 1, batch_size, ModelInput(2)))
 
 
 def test_every_sample_once_per_epoch_padding_masked():
@@ -93,8 +93,8 @@ def test_augmentation_is_the_clients_own():
 
 def test_model_input_is_normalised_and_resized_on_the_way():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 3, 4, 4, 1)
-    out = to_model_input(images, 8)
+    out = ModelInput(8)(images)
     assert out.shape == (2, 3, 1, 8, 8)
     torch.testing.assert_close(out, torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1).expand_as(out))
     x = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
-    torch.testing.assert_close(to_model_input(x, 16)[0, 0], (x[0, :, :, 0].float() / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(ModelInput(16)(x)[0, 0], (x[0, :, :, 0].float() / 255 - 0.5) / 0.5)
