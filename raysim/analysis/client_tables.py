@@ -51,9 +51,13 @@ def partition_table(partition: Partition, dataset: Dataset, most: int = 40) -> p
 
 
 def client_table(
-    results: dict[str, NDArray[Any]], partition: Partition, class_counts: Ints, domains: NDArray[np.str_]
+    results: dict[str, NDArray[Any]],
+    rounds: int,
+    partition: Partition,
+    class_counts: Ints,
+    domains: NDArray[np.str_],
 ) -> pd.DataFrame:
-    """A row per client after the last round, from ``Records.final`` or ``Records.new``.
+    """A row per client after the last of so many ``rounds``, from ``Records.final`` or ``Records.new``.
 
     Columns of a family of metrics are named after it, ``personalized_accuracy``, ``aggregated_auc``, and NaN for a client
     that could not be evaluated there. ``label_entropy``, in bits, is that of the classes of a client's samples: 0 with one
@@ -64,6 +68,7 @@ def client_table(
     ids = measured["client"].to_numpy()
     shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
     return measured.assign(
+        rounds=rounds,
         train_samples=partition.num_train[ids],
         test_samples=partition.num_test[ids],
         label_entropy=-(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),

@@ -41,13 +41,14 @@ class RunResult:
         """The result, built from the records and shared parameters of a run or of its last checkpoint."""
         entry, seed, run_id = placed.entry, placed.config.seed, str(state.run_id)
         tables = ray.get(placed.setup.partition), placed.class_counts, placed.domains
+        rounds = placed.config.rounds
         return cls(
             entry,
             seed,
             run_id,
             records.history(entry, seed, run_id),
-            client_table(records.final, *tables),
-            client_table(records.new, *tables) if records.new else None,
+            client_table(records.final, rounds, *tables),
+            client_table(records.new, rounds, *tables) if records.new else None,
             shared,
             dict(state.checksums),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,11 +50,12 @@ class PendingRound:
     """A round after its server step, with its metrics so far.
 
     If it is an evaluated one, it waits for evaluations with the parameters that it ended with, which run beside the next
-    round's training.
+    round's training. So do the metrics of the clients as trained: their AUC takes a while.
     """
 
     round: int
     metrics: dict[str, float]
+    as_trained: Future[dict[str, float]]
     rejected: list[int]
     dropped: list[int]
     not_evaluated: list[int]
@@ -101,6 +103,7 @@ class FederatedRun:
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._pending: PendingRound | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self.next_round = 0
         self.records = Records()
         self.timeline: pd.DataFrame | None = None
@@ -136,10 +139,10 @@ class FederatedRun:
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
-        metrics |= self._metrics.as_trained(round, cohort, completed.results, self.records)
+        as_trained = self._thread.submit(self._metrics.as_trained, round, cohort, completed.results, self.records)
         lost = np.setdiff1d(_clients(completed.dropped, training=False), cohort)
         of_this = np.intersect1d(lost, self._schedule.evaluated(round)).tolist() if not self._algorithm.pooled else []
-        now = PendingRound(round, metrics, reported.rejected, dropped, of_this)
+        now = PendingRound(round, metrics, as_trained, reported.rejected, dropped, of_this)
         busy = sum(result.seconds for result in completed.results)
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         self.next_round = round + 1
@@ -199,7 +202,8 @@ class FederatedRun:
 
     def _complete(self, row: PendingRound, late: Completed) -> RoundRecord:
         """The record of a round, with the outcome of the evaluations that it waited for."""
-        metrics = self._metrics.after_step(row.round, row.metrics, late.results, self.records)
+        so_far = row.metrics | row.as_trained.result()
+        metrics = self._metrics.after_step(row.round, so_far, late.results, self.records)
         lost_late = np.intersect1d(_clients(late.dropped, training=False), self._schedule.evaluated(row.round))
         lost = sorted({*row.not_evaluated, *lost_late.tolist()})
         millis = int(time.time() * 1000)
@@ -216,11 +220,14 @@ class FederatedRun:
         self.states.restore(checkpoint)
         if (left := manifest.open) is not None:
             lists = (list(left.rejected), list(left.dropped), list(left.not_evaluated))
-            self._pending = PendingRound(left.round, dict(left.metrics), *lists)
+            nothing_more: Future[dict[str, float]] = Future()
+            nothing_more.set_result({})
+            self._pending = PendingRound(left.round, dict(left.metrics), nothing_more, *lists)
 
     def snapshot(self) -> Snapshot:
         """The run as it is between two rounds; ``states.index.hold`` keeps its states where they are."""
         records, left, index = self.records, self._pending, self.states.index
+        metrics = left.metrics | left.as_trained.result() if left else {}
         return Snapshot(
             self.next_round,
             self._server.shared.numpy(),
@@ -228,7 +235,7 @@ class FederatedRun:
             Records(list(records.rounds), records.accuracy, dict(records.final), dict(records.new)),
             PendingRoundEntry(
                 round=left.round,
-                metrics=left.metrics,
+                metrics=metrics,
                 rejected=left.rejected,
                 dropped=left.dropped,
                 not_evaluated=left.not_evaluated,
