@@ -92,6 +92,5 @@ class View:
         steps = {b - a for a, b in pairwise(at)}
         if steps == {1}:
             return f"mean of rounds {at[0]} to {at[-1]}"
-        if len(at) > 6 and len(steps) == 1:
-            return f"mean of every {steps.pop()}th round from {at[0]} to {at[-1]}"
-        return f"mean of rounds {', '.join(map(str, at))}"
+        few = at if len(at) <= 6 or len(steps) > 1 else [at[0], at[1], "…", at[-1]]
+        return f"mean of rounds {', '.join(map(str, few))}"

@@ -11,7 +11,7 @@ from raysim.views import ClientSet, View, headline
         ((15,), "round 16"),
         ((35, 36, 37, 38, 39), "mean of rounds 36 to 40"),
         ((31, 33, 39), "mean of rounds 32, 34, 40"),
-        (tuple(range(9, 100, 10)), "mean of every 10th round from 10 to 100"),
+        (tuple(range(9, 100, 10)), "mean of rounds 10, 20, …, 100"),
         ("best round of each run", "best round of each run"),
     ],
 )

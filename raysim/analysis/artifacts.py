@@ -38,10 +38,11 @@ def drawn_rounds(rounds: list[int]) -> list[int]:
 
 
 def run_files(
-    config: Config, rounds: list[int], accuracy: NDArray[np.float32], timeline: pd.DataFrame | None
+    config: Config, rounds: list[int], of: int, accuracy: NDArray[np.float32], timeline: pd.DataFrame | None
 ) -> dict[str, bytes]:
-    """Pictures of a run: the headline's accuracy (E, N) in rounds (E,), and ``FederatedRun.timeline``."""
-    view = View(headline_of([config]), clients_of([config]), "every evaluated round")
+    """Pictures of a run: the headline's accuracy (E, N) in E rounds ``of`` so many, and ``FederatedRun.timeline``."""
+    drawn = "every evaluated round" if len(rounds) == of else f"{len(rounds)} of {of} evaluated rounds"
+    view = View(headline_of([config]), clients_of([config]), drawn)
     title = f"{config.name}: {view}"
     at = np.array(rounds, np.int64)
     files = {

@@ -76,7 +76,7 @@ def _warn(study: LoadedStudy) -> None:
         warn(f"not all have {_seeds(counts.max())}: {', '.join(fewer)}")
     repeated = study.runs[study.runs.duplicated(["name", "seed"])]
     for group, seed in repeated[["name", "seed"]].itertuples(index=False):
-        warn(f"{group} has several runs of seed {seed}, which count as one")
+        warn(f"{group} has several runs of seed {seed}, which count as one, with their mean")
     first, *others = study.groups
     for group in study.groups:
         if inside := study.differences(group, group):

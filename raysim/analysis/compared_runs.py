@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from raysim.analysis.comparison import Last, view_of
+from raysim.analysis.comparison import Last, evaluated_rounds, shown_rounds, view_of
 from raysim.analysis.paired_tests import gains
 from raysim.config.locations import resolve_uri
 from raysim.config.schema import TrackingConfig
@@ -96,7 +96,8 @@ class LoadedStudy:
             raise ConfigError(f"several runs of a group of {by!r} have the same seed; group by name")
         accuracy: dict[str, dict[int, NDArray[np.float64]]] = {group: {} for group in self.groups}
         for group, seed, run_id in self.runs[[by, "seed", "run_id"]].itertuples(index=False):
-            accuracy[group][seed] = self.reader.client_accuracy(run_id, self.view.model, last)
+            rounds = shown_rounds(self.history[self.history["run_id"] == run_id], self.view.model, last)
+            accuracy[group][seed] = self.reader.client_accuracy(run_id, self.view.model, rounds)
         return accuracy
 
     def algorithms(self) -> dict[str, str]:
@@ -173,6 +174,7 @@ def _load_study(
     experiment: str, reader: FinishedRuns, model: Model, options: Options, console: Console, notes: Console
 ) -> LoadedStudy:
     history, parameters, by = reader.latest_study(), reader.parameters(), options.by
+    _refuse_earlier(history, parameters)
     view = view_of(history, model, _clients(experiment, list(parameters.values())), options.last)
     if by != "name":
         key = "algorithm.name" if by == "algorithm" else by
@@ -183,6 +185,17 @@ def _load_study(
             )
         history = history.assign(**{by: history["run_id"].map(values).fillna("–")})
     return LoadedStudy(experiment, reader, history, parameters, view, options, console, notes)
+
+
+def _refuse_earlier(history: pd.DataFrame, parameters: dict[str, dict[str, str]]) -> None:
+    """Earlier versions had one family of metrics, under the name of the first, whatever ``evaluate.protocol`` asked for."""
+    with_both = set(evaluated_rounds(history, "aggregated")["run_id"])
+    for run_id, own in parameters.items():
+        if own.get(HEADLINE_KEY) == "aggregated" and run_id not in with_both:
+            raise ConfigError(
+                f"run {run_id} was logged by an earlier version of raysim, whose personalized/... is after aggregation in "
+                "this run and as trained in others; run it again"
+            )
 
 
 def _clients(experiment: str, runs: list[dict[str, str]]) -> ClientSet:

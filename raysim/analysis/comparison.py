@@ -16,7 +16,10 @@ Last = int | Literal["best"]
 
 
 def columns(model: Model) -> dict[str, str]:
-    """The metrics of a comparison with their headings; those without another model's name are about ``model``."""
+    """The metrics of a comparison with their headings; those without another model's name are about ``model``.
+
+    New clients are evaluated after the last round only: where others are shown, they have no column.
+    """
     (other,) = (family for family in FAMILIES if family != model)
     return {
         f"{model}/accuracy_mean": "accuracy",
@@ -38,6 +41,8 @@ def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 
     round, and ``s/round``, the median.
     """
     rows, count, shown = [], "seeds" if by == "name" else "runs", columns(model)
+    if last != 1:
+        shown = {metric: column for metric, column in shown.items() if not metric.startswith("new_clients/")}
     for group, runs in history.groupby(by, sort=False):
         final = samples(runs, model, by, last)
         row: dict[str, object] = {by: group, count: len(final)}
@@ -68,7 +73,7 @@ def view_of(history: pd.DataFrame, model: Model, clients: ClientSet, last: Last 
         )
     if last == "best":
         return View(model, clients, "best round of each run, chosen on the test samples: optimistic")
-    of_runs = {tuple(rows["round"].tail(last).astype(int)) for _, rows in evaluated.groupby("run_id", sort=False)}
+    of_runs = {tuple(shown_rounds(run, model, last)) for _, run in evaluated.groupby("run_id", sort=False)}
     if len(of_runs) == 1:
         rounds = of_runs.pop()
         return View(model, clients, rounds)
@@ -96,21 +101,33 @@ def evaluated_rounds(runs: pd.DataFrame, model: Model) -> pd.DataFrame:
 
 
 def samples(runs: pd.DataFrame, model: Model, by: str, last: Last) -> pd.DataFrame:
-    """The rows over which a group's mean and spread are: one per seed, or one per run if not grouped by name.
+    """The rows over which a group's mean and spread are: one per seed, or one per name and seed if not grouped by name.
 
     A seed that was run twice counts once, with the mean of its runs: the second run has nothing new to say.
     """
-    final = last_rounds(runs, model, last)
-    return final.groupby("seed", sort=False).mean() if by == "name" else final
+    final = last_rounds(runs, model, last).drop(columns="seed", errors="ignore")
+    of_run = runs.drop_duplicates("run_id").set_index("run_id").loc[final.index]
+    same = [of_run["seed"]] if by == "name" else [of_run["name"], of_run["seed"]]
+    return final.groupby(same, sort=False).mean()
+
+
+def shown_rounds(run: pd.DataFrame, model: Model, last: Last) -> list[int]:
+    """The rounds of one run that are shown: its ``last`` evaluated ones, or the one with the best mean over clients."""
+    evaluated = evaluated_rounds(run, model)
+    if last == "best":
+        evaluated = evaluated.nlargest(1, f"{model}/accuracy_mean")
+        last = 1
+    rounds: list[int] = evaluated["round"].astype(int).tail(last).tolist()
+    return rounds
 
 
 def last_rounds(runs: pd.DataFrame, model: Model, last: Last) -> pd.DataFrame:
-    """Per run, the mean of every metric over its ``last`` evaluated rounds: a row per ``run_id``."""
-    evaluated = evaluated_rounds(runs, model)
-    if last == "best":
-        best = evaluated.groupby("run_id", sort=False)[f"{model}/accuracy_mean"].idxmax()
-        return evaluated.loc[best].set_index("run_id").select_dtypes("number")
-    return evaluated.groupby("run_id", sort=False).tail(last).groupby("run_id", sort=False).mean(numeric_only=True)
+    """Per run, the mean of every metric over its ``shown_rounds``: a row per ``run_id``."""
+    of_runs = {
+        run_id: run[run["round"].isin(shown_rounds(run, model, last))].mean(numeric_only=True)
+        for run_id, run in runs.groupby("run_id", sort=False)
+    }
+    return pd.DataFrame(of_runs).T.rename_axis("run_id")
 
 
 @dataclass(frozen=True)

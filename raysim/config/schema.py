@@ -237,7 +237,7 @@ class CohortConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Who is evaluated, when, with which parameters."""
+    """Who is evaluated and when, and which model the headline is about."""
 
     every: Positive = 1
     """Evaluate once in this many rounds, and in the last round."""
@@ -245,9 +245,10 @@ class EvaluateConfig(Section):
     """All clients, the round's cohort, or a fixed random sample of this size. The last round evaluates all, for the table of
     clients; its metrics are still about those asked for here."""
     protocol: Literal["paper", "aggregated"] = "paper"
-    """``paper``: a client that has just trained is evaluated with its own parameters before aggregation; any other with
-    the round's incoming shared parameters and its personal ones. ``aggregated``: everyone is evaluated after the server
-    step, with the new shared parameters and their personal ones."""
+    """The headline of tables and pictures; both are evaluated in any case. ``paper``: as trained (``personalized/...``), a
+    client that has just trained with its own parameters before aggregation, any other with the round's incoming shared
+    parameters and its personal ones. ``aggregated``: everyone with the shared parameters after the server step and their
+    personal ones (``aggregated/...``)."""
     new_clients: int = Field(0, ge=0)
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""

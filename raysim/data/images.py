@@ -16,14 +16,16 @@ ORIENTATION = 0x0112
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, turned as EXIF says; reads the header only.
+    """Width and height in pixels, turned as EXIF says; of most formats it reads the header only.
 
     Raises:
         OSError, ValueError, DecompressionBombError, ...: as Pillow's decoders do.
     """
-    from PIL import Image  # not at the top: only image files need it
+    from PIL import Image, ImageOps  # not at the top: only image files need it
 
     with Image.open(path) as image:
+        if image.format == "TIFF":  # whether Pillow has turned it already depends on its version
+            return ImageOps.exif_transpose(image).size
         width, height = image.size
         return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 

@@ -34,4 +34,6 @@ def _source_key(data: DataConfig, image_size: int) -> str:
     """Equal for two runs that use the same samples."""
     size = image_size if data.name == "image_folder" else None  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
-    return f"{data.name} {data.root} {data.subset} {data.rotated_domains} {size} {clients} {data.allow_legacy_pickle}"
+    division = {"num_clients", "test_fraction", "partition"}
+    later = {"augment", "normalize"}  # on the way to the model
+    return f"{data.model_dump_json(exclude=division | later)} {size} {clients}"

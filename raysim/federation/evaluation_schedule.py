@@ -21,6 +21,11 @@ class EvaluationSchedule:
         """Whether clients are evaluated in the round."""
         return (round + 1) % self._config.evaluate.every == 0 or self.is_last(round)
 
+    @property
+    def num_due(self) -> int:
+        """How many rounds of the run are evaluated."""
+        return -(-self._config.rounds // self._config.evaluate.every)
+
     def is_last(self, round: int) -> bool:
         """Whether it is the last round, whose table has every client."""
         return round + 1 == self._config.rounds

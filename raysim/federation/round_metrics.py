@@ -13,7 +13,13 @@ from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.federation.client_batches import padding
 from raysim.federation.evaluation_schedule import EvaluationSchedule
-from raysim.federation.metrics.clients import ClientResults, difference_metrics, global_metrics, new_clients_metrics
+from raysim.federation.metrics.clients import (
+    NOBODY,
+    ClientResults,
+    difference_metrics,
+    global_metrics,
+    new_clients_metrics,
+)
 from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.federation.metrics.communication import communication_metrics
 from raysim.federation.metrics.sensitivity import sensitivity_metrics
@@ -59,7 +65,7 @@ class RoundMetrics:
     ) -> None:
         self._algorithm, self._local_epochs = config.algorithm, config.train.local_epochs
         self._layout, self._labels, self._partition, self._schedule = layout, labels, partition, schedule
-        self._one_model = one_model
+        self._one_model, self._new = one_model, config.evaluate.new_clients
         self._node = NodeMetrics()
 
     def of_training(
@@ -115,32 +121,37 @@ class RoundMetrics:
         elif shared := evaluations_of(results, EvaluateGlobal):
             metrics |= global_metrics(ClientResults.merge(shared))
         before, after = evaluations_of(results, EvaluateNewClients), evaluations_of(results, AdaptNewClients)
-        if before and after:
-            metrics |= self._new_clients(ClientResults.merge(before), ClientResults.merge(after), records)
+        if self._new and self._schedule.is_last(round):
+            metrics |= self._new_clients(before, after, records)
         return metrics | difference_metrics(metrics)
 
     def _of_family(
         self, family: Model, round: int, parts: Sequence[Evaluation | ClientResults], records: Records
     ) -> dict[str, float]:
-        """The metrics of a family, from the evaluations of at least the clients that they are about."""
-        if not parts:
+        """The metrics of a family, from the evaluations of at least the clients that they are about, if none is lost."""
+        about = self._schedule.reported(round)
+        if not len(about):
             return {}
-        everyone = ClientResults.merge(parts)
+        everyone = ClientResults.merge(parts) if parts else NOBODY
         if self._schedule.is_last(round):
-            auc = everyone.client_auc(self._labels, self._partition)
+            auc = everyone.client_auc(self._labels, self._partition) if parts else np.empty(0)
             columns = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
             records.final |= {f"{family}.{name}": values for name, values in columns.items()}
-        about = self._schedule.reported(round)
-        those = everyone.only(about)
+        those, expected = everyone.only(about), len(about)
         if not len(those.clients):
-            return {}
+            return {f"{family}/not_evaluated": float(expected)}
         records.accuracy.add(AccuracyRow(family, round, those.clients, those.accuracy))
-        return those.metrics(family, self._labels, self._partition, missing=len(about) - len(those.clients))
+        return those.metrics(family, self._labels, self._partition, missing=expected - len(those.clients))
 
-    def _new_clients(self, before: ClientResults, after: ClientResults, records: Records) -> dict[str, float]:
-        before, after = before.only(after.clients), after.only(before.clients)  # one may have been dropped
-        records.new = {"clients": before.clients, "before": before.accuracy, "after": after.accuracy}
-        return new_clients_metrics(before, after)
+    def _new_clients(
+        self, before: Sequence[Evaluation], after: Sequence[Evaluation], records: Records
+    ) -> dict[str, float]:
+        """Of those that have both evaluations; one of them may have been lost."""
+        both = [ClientResults.merge(parts) if parts else NOBODY for parts in (before, after)]
+        first, second = both[0].only(both[1].clients), both[1].only(both[0].clients)
+        records.new = {"clients": first.clients, "before": first.accuracy, "after": second.accuracy}
+        missing = self._new - len(first.clients)
+        return new_clients_metrics(first, second) | {"new_clients/not_evaluated": float(missing)}
 
     def of_system(
         self,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,12 +30,14 @@ from raysim.federation.round_metrics import RoundMetrics
 from raysim.federation.server import Server
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.storage.accuracy_history import BYTES_PER_CLIENT
 from raysim.storage.checkpoint import Checkpoint, PendingRoundEntry, Snapshot
 from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import Task, Train, trained_in
+from raysim.training.tasks import Task, TaskResult, Train, trained_in
+from raysim.views import FAMILIES
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
 from raysim.workers.remote_states import StateNodes
@@ -50,12 +51,13 @@ class PendingRound:
     """A round after its server step, with its metrics so far.
 
     If it is an evaluated one, it waits for evaluations with the parameters that it ended with, which run beside the next
-    round's training. So do the metrics of the clients as trained: their AUC takes a while.
+    round's training.
     """
 
     round: int
     metrics: dict[str, float]
-    as_trained: Future[dict[str, float]]
+    results: Sequence[TaskResult]
+    """Of the round's own tasks, from which ``personalized/`` is still to be measured; empty once it is."""
     rejected: list[int]
     dropped: list[int]
     not_evaluated: list[int]
@@ -94,16 +96,19 @@ class FederatedRun:
         self._partition: Partition = partition
         theta = torch.from_numpy(initial.copy())
         self.states = ClientStates(self._algorithm.client_state(theta, layout), config.data.num_clients, nodes)
-        ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
-        check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size)
         self._server = Server(self._algorithm, layout, layout.split(theta)[0].clone(), config.data.num_clients)
         self._schedule = EvaluationSchedule(config)
+        ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
+        evaluations = self._schedule.num_due * len(self._schedule.reported(config.rounds - 1))
+        accuracies = len(FAMILIES) * BYTES_PER_CLIENT * evaluations
+        check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size, accuracies)
         self._planner = BatchPlanner(config, partition, self.states.index)
         one_model = not self.states.layout.size and not self._algorithm.adapt_steps()
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._pending: PendingRound | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._evaluated: list[tuple[PendingRound, Completed]] = []  # rounds that wait for nothing but to be measured
+        self._unseen: list[RoundRecord] = []
         self.next_round = 0
         self.records = Records()
         self.timeline: pd.DataFrame | None = None
@@ -112,10 +117,11 @@ class FederatedRun:
         self._server.send()
 
     def round(self) -> Iterator[Progress | RoundRecord]:
-        """Run one round; yields the progress of its tasks, and the record of each round that it completes.
+        """Run one round; yields the progress of its tasks, and the record of each round that is complete by now.
 
         What is evaluated with the parameters after the server step is evaluated beside the next round's training, which
-        starts from those parameters. So a round may be complete one call later, the last one with ``finish``.
+        starts from those parameters; and metrics are computed while the actors are busy with the round after that. So the
+        record of a round comes two calls later, those of the last ones with ``finish``.
 
         Raises:
             StatesLost: the node that had a client's state is gone; the run can't be used any more.
@@ -139,18 +145,18 @@ class FederatedRun:
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
-        as_trained = self._thread.submit(self._metrics.as_trained, round, cohort, completed.results, self.records)
         lost = np.setdiff1d(_clients(completed.dropped, training=False), cohort)
         of_this = np.intersect1d(lost, self._schedule.evaluated(round)).tolist() if not self._algorithm.pooled else []
-        now = PendingRound(round, metrics, as_trained, reported.rejected, dropped, of_this)
+        now = PendingRound(round, metrics, completed.results, reported.rejected, dropped, of_this)
         busy = sum(result.seconds for result in completed.results)
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         self.next_round = round + 1
-        before, self._pending = self._pending, now if self._schedule.is_due(round) else None
-        if before is not None:
-            yield self._complete(before, completed)
-        if self._pending is None:
-            yield self._complete(now, Completed([], [], []))
+        if self._pending is not None:
+            self._evaluated.append((self._pending, completed))
+        self._pending = now
+        if not self._schedule.is_due(round):  # it waits for nothing
+            self._evaluated.append((now, Completed([], [], [])))
+            self._pending = None
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
@@ -158,8 +164,9 @@ class FederatedRun:
             nobody = np.empty(0, np.int64)
             tasks = self._evaluations(self.next_round, nobody, 0)
             completed = yield from self._run_tasks(self._pending.round, tasks)
-            before, self._pending = self._pending, None
-            yield self._complete(before, completed)
+            self._evaluated.append((self._pending, completed))
+            self._pending = None
+        yield from self._completed()
 
     # The tasks of a round.
 
@@ -190,7 +197,7 @@ class FederatedRun:
             return {}
         return self._server.messages(self.states.named(addresses))
 
-    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress, None, Completed]:
+    def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress | RoundRecord, None, Completed]:
         def place(task: Task, node: int) -> Task:
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
             if isinstance(task, Train):
@@ -198,18 +205,48 @@ class FederatedRun:
             return task
 
         server = self._server
-        return (yield from Dispatch(self._pool, round, tasks, server.version, server.broadcast, place).run())
+        dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place).run()
+        while True:
+            try:
+                progress = next(dispatch)
+            except StopIteration as end:
+                completed: Completed = end.value
+                return completed
+            yield progress
+            yield from self._completed()  # at the first progress: the actors have work
 
-    def _complete(self, row: PendingRound, late: Completed) -> RoundRecord:
+    def _completed(self) -> Iterator[RoundRecord]:
+        """The records of rounds that are complete and were not yielded yet."""
+        self._measure()
+        while self._unseen:
+            yield self._unseen.pop(0)
+
+    def _measure(self) -> None:
+        """Compute all metrics that can be computed by now; AUC takes a while for many samples and classes."""
+        while self._evaluated:
+            row, late = self._evaluated.pop(0)
+            record = self._record(self._with_as_trained(row), late)
+            self.records.rounds.append(record)
+            self._unseen.append(record)
+        if self._pending is not None:
+            self._pending = self._with_as_trained(self._pending)
+
+    def _with_as_trained(self, row: PendingRound) -> PendingRound:
+        if not row.results:
+            return row
+        cohort = sample_cohort(self.config, row.round)
+        metrics = row.metrics | self._metrics.as_trained(row.round, cohort, row.results, self.records)
+        return replace(row, metrics=metrics, results=())
+
+    def _record(self, row: PendingRound, late: Completed) -> RoundRecord:
         """The record of a round, with the outcome of the evaluations that it waited for."""
-        so_far = row.metrics | row.as_trained.result()
-        metrics = self._metrics.after_step(row.round, so_far, late.results, self.records)
-        lost_late = np.intersect1d(_clients(late.dropped, training=False), self._schedule.evaluated(row.round))
-        lost = sorted({*row.not_evaluated, *lost_late.tolist()})
-        millis = int(time.time() * 1000)
-        record = RoundRecord(row.round, millis, metrics, tuple(row.rejected), tuple(row.dropped), tuple(lost))
-        self.records.rounds.append(record)
-        return record
+        metrics = self._metrics.after_step(row.round, row.metrics, late.results, self.records)
+        about = self._schedule.evaluated(row.round)
+        if self._schedule.is_last(row.round):  # and new clients, whose ids come after all others
+            about = np.arange(self.config.data.num_clients + self.config.evaluate.new_clients)
+        lost = np.intersect1d(_clients(late.dropped, training=False), about).tolist()
+        left_out = tuple(row.rejected), tuple(row.dropped), tuple(sorted({*row.not_evaluated, *lost}))
+        return RoundRecord(row.round, int(time.time() * 1000), metrics, *left_out)
 
     # The run as a whole.
 
@@ -220,14 +257,12 @@ class FederatedRun:
         self.states.restore(checkpoint)
         if (left := manifest.open) is not None:
             lists = (list(left.rejected), list(left.dropped), list(left.not_evaluated))
-            nothing_more: Future[dict[str, float]] = Future()
-            nothing_more.set_result({})
-            self._pending = PendingRound(left.round, dict(left.metrics), nothing_more, *lists)
+            self._pending = PendingRound(left.round, dict(left.metrics), (), *lists)
 
     def snapshot(self) -> Snapshot:
         """The run as it is between two rounds; ``states.index.hold`` keeps its states where they are."""
+        self._measure()
         records, left, index = self.records, self._pending, self.states.index
-        metrics = left.metrics | left.as_trained.result() if left else {}
         return Snapshot(
             self.next_round,
             self._server.shared.numpy(),
@@ -235,7 +270,7 @@ class FederatedRun:
             Records(list(records.rounds), records.accuracy, dict(records.final), dict(records.new)),
             PendingRoundEntry(
                 round=left.round,
-                metrics=metrics,
+                metrics=left.metrics,
                 rejected=left.rejected,
                 dropped=left.dropped,
                 not_evaluated=left.not_evaluated,

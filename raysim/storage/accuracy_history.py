@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+BYTES_PER_CLIENT = 12 + 4
+"""Of an evaluation of a client, in the file and in the final table."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Place:
 class AccuracyHistory:
     """Rows in the order in which they were added. The file is temporary and has no name: nothing is left of it.
 
-    A thread may read while another one adds.
+    One thread adds; others may read meanwhile.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class AccuracyHistory:
 
     def add(self, row: AccuracyRow) -> None:
         """Add a row; ``clients`` and ``accuracy`` have equal lengths."""
-        data = row.clients.astype(np.int64).tobytes() + row.accuracy.astype(np.float64).tobytes()
+        data = row.accuracy.astype(np.float64).tobytes() + row.clients.astype(np.int32).tobytes()
         written = 0
         while written < len(data):
             written += os.pwrite(self._file.fileno(), data[written:], self._end + written)
@@ -58,11 +60,9 @@ class AccuracyHistory:
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[AccuracyRow]:
         """Rows ``start`` to ``stop``, read one by one."""
         for place in self._places[start:stop]:
-            data = os.pread(self._file.fileno(), 16 * place.count, place.offset)
-            clients, accuracy = (
-                np.frombuffer(data, np.int64, place.count),
-                np.frombuffer(data, np.float64)[place.count :],
-            )
+            data = os.pread(self._file.fileno(), 12 * place.count, place.offset)
+            accuracy = np.frombuffer(data, np.float64, place.count)
+            clients = np.frombuffer(data, np.int32, place.count, 8 * place.count).astype(np.int64)
             yield AccuracyRow(place.model, place.round, clients, accuracy)
 
     def rounds(self, model: str) -> list[int]:
@@ -79,10 +79,10 @@ class AccuracyHistory:
             return np.empty((0, num_clients), np.float32)
         with tempfile.TemporaryFile(prefix="raysim-") as file:
             table = np.memmap(file, np.float32, "w+", shape=(len(chosen), num_clients))
+        table[:] = np.nan
         at = {round: i for i, round in enumerate(chosen)}
         for i, place in enumerate(self._places):
             if place.model == model and place.round in at:
                 (row,) = self.rows(i, i + 1)
-                table[at[place.round]] = np.nan
                 table[at[place.round], row.clients] = row.accuracy
         return table

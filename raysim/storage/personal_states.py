@@ -130,15 +130,19 @@ class SlotIndex:
             self._free.setdefault(node, []).append(unused[nodes == node])
 
 
-def check_space(folder: Path, slot_size: int, num_slots: int) -> None:
+def check_space(folder: Path, slot_size: int, num_slots: int, more: int = 0) -> None:
     """Refuse a run whose personal states can't fit on the disk; the file is sparse, so it would fail late otherwise.
+
+    ``more``: bytes of other temporary files of the run, the accuracies of its clients.
 
     Raises:
         ConfigError: too little space is free.
     """
-    needed, free = 4 * slot_size * num_slots, shutil.disk_usage(folder).free
+    needed, free = 4 * slot_size * num_slots + more, shutil.disk_usage(folder).free
     if needed > free:
+        accuracies = f" (of which {more / 2**30:.1f} GiB are accuracies of clients: evaluate.every, evaluate.clients)"
         raise ConfigError(
-            f"personal state: {num_slots:,} slots of {4 * slot_size:,} bytes need up to {needed / 2**30:.1f} GiB, "
-            f"{folder} has {free / 2**30:.1f} GiB free. Set TMPDIR to a larger disk, or keep less personal"
+            f"personal state: {num_slots:,} slots of {4 * slot_size:,} bytes need up to {needed / 2**30:.1f} GiB"
+            f"{accuracies if more > needed / 10 else ''}, {folder} has {free / 2**30:.1f} GiB free. Set TMPDIR to a larger "
+            "disk, or keep less personal"
         )

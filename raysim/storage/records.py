@@ -30,7 +30,8 @@ class RoundRecord:
     dropped: tuple[int, ...] = ()
     """Clients that the round went on without, because their training killed every worker that ran it."""
     not_evaluated: tuple[int, ...] = ()
-    """Clients that have no evaluation, because it killed every worker that ran it."""
+    """Clients that have no evaluation, as trained or after aggregation, because it killed every worker that ran it. In the
+    last round of all clients, those that never took part among them; metrics count those that they are about."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

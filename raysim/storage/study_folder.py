@@ -27,7 +27,7 @@ from raysim.errors import CheckpointError, ConfigError
 from raysim.storage.checkpoint import manifest_name, newest, rounds_in
 from raysim.storage.folder import Folder
 
-FORMAT = 2
+FORMAT = 3
 NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.

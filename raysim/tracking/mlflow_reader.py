@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,17 +132,16 @@ class FinishedRuns(MLflowStore):
             for run in self._latest_runs()
         }
 
-    def client_accuracy(self, run_id: str, model: Model, last: int | Literal["best"] = 1) -> NDArray[np.float64]:
-        """(N,): a client's mean accuracy over the run's ``last`` evaluated rounds, NaN if one of them did not evaluate it.
-
-        The rounds are the same for all clients. With ``best``: the round in which the mean over clients is best.
+    def client_accuracy(self, run_id: str, model: Model, rounds: Sequence[int]) -> NDArray[np.float64]:
+        """(N,): a client's mean accuracy over these rounds, the same for all; NaN if one of them did not evaluate it.
 
         Raises:
-            ConfigError: the run has no such artifact.
+            ConfigError: the run has no such artifact, or it has no such round.
         """
-        accuracy = self.accuracy_table(run_id, model)[1]
-        rows = accuracy[[np.nanmean(accuracy, axis=1).argmax()]] if last == "best" else accuracy[-last:]
-        mean: NDArray[np.float64] = rows.astype(np.float64).mean(axis=0)
+        known, accuracy = self.accuracy_table(run_id, model)
+        if missing := sorted(set(rounds) - set(known.tolist())):
+            raise ConfigError(f"run {run_id}: accuracy.npz has no round {missing[0] + 1}, which MLflow has metrics of")
+        mean: NDArray[np.float64] = accuracy[np.isin(known, rounds)].astype(np.float64).mean(axis=0)
         return mean
 
     def accuracy_table(self, run_id: str, model: Model) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -30,7 +30,7 @@ class Task(ABC):
     """A client batch and what to do with it.
 
     Attributes:
-        round: the round whose metrics it is for.
+        round: the round beside whose training it runs; evaluations are for the metrics of the round before, too.
         index: position among the tasks of that round.
         clients: (K,) ids.
         read: (K,) addresses of the clients' states.

@@ -6,6 +6,7 @@ Shapes: ``..., H, W, C`` stored, ``..., C, S, S`` out, for a model image size of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -40,6 +41,12 @@ def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
     return moved * inside[..., None]
 
 
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), copied to the device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
 @dataclass(frozen=True)
 class ModelInput:
     """From stored images to what the model sees, the same in training, evaluation and prediction.
@@ -66,12 +73,12 @@ class ModelInput:
         *lead, height, width, channels = images.shape
         x = images.reshape(-1, height, width, channels).permute(0, 3, 1, 2).float()
         x = resize(x, self.size)
-        scale = [1 / (255 * std) for std in self.std]
-        shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        scale = tuple(1 / (255 * std) for std in self.std)
+        shift = tuple(mean / std for mean, std in zip(self.mean, self.std, strict=True))
         if len(scale) == 1:
             x = x.mul_(scale[0]).sub_(shift[0])
         else:
-            x = x.mul_(x.new_tensor(scale)[:, None, None]).sub_(x.new_tensor(shift)[:, None, None])
+            x = x.mul_(_per_channel(scale, x.device)).sub_(_per_channel(shift, x.device))
         return x.reshape(*lead, channels, self.size, self.size)
 
     def __str__(self) -> str:

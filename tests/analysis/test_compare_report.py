@@ -344,3 +344,14 @@ def test_all_tables_are_about_the_same_clients_and_rounds(invoke, uri):
     several = " ".join(invoke("cohorts", "--last", "2").output.split())
     assert "as trained, the cohort of each round, mean of rounds 1 to 2" in several
     assert "no client-by-client comparison: with evaluate.clients: cohort every round is about other clients" in several
+
+
+def test_an_earlier_run_whose_numbers_were_after_aggregation_is_refused(invoke, uri):
+    store = MLflowStore(uri, "earlier")
+    run = store.start("a", {"seed": 0, "evaluate.protocol": "aggregated"}, {"raysim.entry": "a"})
+    store.log_round(run, 0, {"personalized/accuracy_mean": 0.5, "system/round_seconds": 1.0})
+    store.end(run, "FINISHED")
+    for protocol in ("paper", "aggregated"):
+        result = invoke("earlier", "--protocol", protocol)
+        assert result.exit_code == 2
+        assert "was logged by an earlier version of raysim" in result.output

@@ -57,12 +57,20 @@ def test_cells():
     assert str(Cell.of(pd.Series([0.5, float("nan")]))) == "50.0"  # only one of the runs has it
 
 
+def test_new_clients_have_a_column_only_where_the_last_round_is_shown():
+    history = small_history()
+    history.loc[history["round"] == 2, "new_clients/accuracy_after_mean"] = 0.3
+    assert "adapted" in compare(history, P)
+    assert "adapted" not in compare(history, P, last=2)
+    assert "adapted" not in compare(history, P, last="best")
+
+
 def test_a_seed_that_was_run_twice_counts_once():
     history = small_history()
     again = history[history["run_id"] == "a0"].assign(run_id="again")
     once, twice = compare(history, P), compare(pd.concat([history, again]), P)
     assert twice.equals(once)
-    assert compare(pd.concat([history, again]).assign(kind="x"), P, "kind")["runs"].tolist() == [4]
+    assert compare(pd.concat([history, again]).assign(kind="x"), P, "kind")["runs"].tolist() == [3]
 
 
 def test_the_rounds_of_a_view_are_those_that_all_runs_have_or_are_told_to_differ():

@@ -31,6 +31,8 @@ TRAINING = {
     "cohort.fraction": 1 / 8,
     "cohort.dropout": 0.0,
     "cohort.stragglers": 0.0,
+    "data.normalize": "auto",
+    "evaluate.every": 1,
     "evaluate.protocol": "paper",
     "evaluate.clients": "all",
 }
@@ -83,18 +85,20 @@ def test_a_data_set_of_the_paper_has_the_authors_constants(name):
         assert {key: flat.get(key) for key in expected} == expected, (name, method)
 
 
+PLUGIN_KEYS = {"algorithm.plugin", "algorithm.mid_dim", "algorithm.scale"}
 STUDIED = {  # what an experiment varies; everything else is the paper's
-    "layers": {"algorithm"},
-    "resnet50": {"algorithm", "model.name"},
-    "ablation_plugin": {"algorithm"},
-    "ablation_scale": {"algorithm"},
-    "ablation_mid_dim": {"algorithm"},
-    "ablation_plugin_depth": {"algorithm"},
-    "ablation_clients": {"algorithm", "data.num_clients", "data.partition.min_samples", "evaluate.protocol"},
-    "ablation_participation": {"algorithm", "cohort.fraction", "cohort.size", "evaluate.protocol"},
-    "ablation_alpha": {"algorithm", "data.partition.alpha", "data.partition.min_samples"},
-    "ablation_pretrained": {"algorithm", "model.pretrained"},
+    "layers": {"personal"},
+    "resnet50": {"personal", "model.name"},
+    "ablation_plugin": {"personal", *PLUGIN_KEYS},
+    "ablation_scale": {"algorithm.scale"},
+    "ablation_mid_dim": {"algorithm.mid_dim"},
+    "ablation_plugin_depth": {"algorithm.plugin_depth"},
+    "ablation_clients": {"data.num_clients", "data.partition.min_samples", "evaluate.protocol"},
+    "ablation_participation": {"cohort.fraction", "cohort.size", "evaluate.protocol"},
+    "ablation_alpha": {"data.partition.alpha", "data.partition.min_samples"},
+    "ablation_pretrained": {"model.pretrained", "personal", *PLUGIN_KEYS},
 }
+OPTIONS = {"algorithm.plugin_depth": None, "algorithm.freeze_backbone": False}
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
@@ -102,9 +106,11 @@ def test_another_experiment_changes_only_what_it_studies(path):
     if path.stem.endswith("_small") or path.stem in DATA:
         return  # a version for a laptop has a scale of its own; the data sets have a test of their own
     for entry, run in children(load_config(path)):
-        flat = run.flat()
-        expected = TRAINING | DATA["cifar100"]
+        flat = run.flat() | {"personal": run.algorithm.personal_patterns()}
+        expected = TRAINING | DATA["cifar100"] | METHODS[run.algorithm.name]
+        expected |= OPTIONS if run.algorithm.name == "fedperfix" else {}
         differ = {key for key in expected if flat.get(key) != expected[key]}
+        differ -= {"algorithm.freeze_backbone"} if path.stem == "ablation_pretrained" else set()
         assert differ <= STUDIED[path.stem], (path.stem, entry, differ - STUDIED[path.stem])
 
 

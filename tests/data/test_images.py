@@ -49,3 +49,12 @@ def test_it_is_the_same_whether_an_image_is_resized_when_stored_or_on_its_way():
     on_its_way = resize(torch.from_numpy(image).permute(2, 0, 1)[None].float(), 8)
     assert torch.equal(on_its_way[0].permute(1, 2, 0), torch.from_numpy(stored).float())
     assert np.array_equal(resized(stored, 8), stored)
+
+
+@pytest.mark.parametrize("end", ["png", "jpg", "tif"])
+def test_the_size_is_that_of_what_is_read(tmp_path, end):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"a.{end}"
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(path, exif=exif)
+    assert image_size(path) == read_image(path, 3).shape[1::-1]

@@ -108,8 +108,9 @@ def test_no_bit_depends_on_the_order_in_which_tasks_complete(run, changes):
 
 def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run):
     rounds, done, pool, records = run(0, algorithm={"name": "fedbabu"}, evaluate={"every": 2})
-    # rounds 1 and 3 are evaluated; the shared model that they end with is the one that the next round starts from
-    assert done == [[0], [], [1, 2], [], [3]]
+    # Rounds 1 and 3 are evaluated; the shared model that they end with is the one that the next round starts from. Metrics
+    # are computed when the actors have work again.
+    assert done == [[], [0], [], [1, 2], [3]]
     late = {(at, of, version) for at, kind, of, version in pool.log if kind == "global"}
     assert late == {(2, 2, 3), (3, 4, 5)}
     trained_with = {at: version for at, kind, _, version in pool.log if kind == "train"}
@@ -179,7 +180,7 @@ def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(ru
     new = {"new_clients": 3, "adapt_epochs": 2}
     changes = {"train": {"local_epochs": 1}, "cohort": {"fraction": 1.0}, "resources": {"clients_per_batch": 2}}
     rounds, done, pool, _ = run(0, evaluate=new, **changes)
-    assert done == [[], [0], [1], [2], [3]]
+    assert done == [[], [], [0], [1], [2, 3]]
     kinds = [kind for _, kind, _, version in pool.log if version == 5]
     assert sorted(set(kinds)) == ["adapted", "evaluate", "unadapted"]
     assert rounds.states.index.addresses.shape == (8,)
@@ -229,6 +230,23 @@ def test_clients_that_were_lost_in_evaluation_are_counted_and_listed(run, monkey
         assert [row[f"{family}/not_evaluated"] for row in history(rounds)] == [1.0, 1.0]
         assert 3 not in rounds.records.final[f"{family}.clients"]
     assert rounds.records.left_out().to_numpy().tolist() == [[0, 3, "not evaluated"], [1, 3, "not evaluated"]]
+
+
+def test_everybody_lost_is_counted_too_and_the_run_has_its_tables(run, monkeypatch):
+    lost = staticmethod(lambda task: not isinstance(task, Train))
+    monkeypatch.setattr(ShuffledPool, "drops", lost)
+    changes = {"resources": BY_ONE, "cohort": {"fraction": 0.5}, "rounds": 2}
+    rounds, _, _, records = run(0, algorithm={"name": "fedper"}, evaluate={"new_clients": 2}, **changes)
+    first, last = history(rounds)
+    assert (first["personalized/not_evaluated"], first["aggregated/not_evaluated"]) == (4.0, 8.0)
+    assert "personalized/accuracy_mean" in first  # of the cohort, which is evaluated as it trains
+    assert "aggregated/accuracy_mean" not in first
+    assert not any(key.startswith("difference/") for key in first)
+    assert last["new_clients/not_evaluated"] == 2.0
+    assert records[1].not_evaluated == tuple(range(10))
+    assert len(rounds.records.final["aggregated.clients"]) == 0
+    assert np.isnan(rounds.records.accuracy.table("aggregated", 8, [0, 1])).all()
+    assert len(rounds.records.new["clients"]) == 0
 
 
 def test_a_client_that_is_lost_before_it_trains_is_missing_after_the_round_before_only(run, monkeypatch):

@@ -24,6 +24,7 @@ def test_rows_come_back_in_order_and_from_anywhere():
     assert history.rounds("aggregated") == [0, 1, 2]
     assert history.table("aggregated", 6, [2, 0])[:, [0, 4]].tolist() == np.float32([[2.0, 2.8], [0.0, 0.8]]).tolist()
     assert np.isnan(history.table("aggregated", 6)[:, 5]).all()
+    assert np.isnan(history.table("aggregated", 6, [2, 7])[1]).all()  # a round that has no row
     assert AccuracyHistory().table("aggregated", 6).shape == (0, 6)
 
 

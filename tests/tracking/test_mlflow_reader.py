@@ -36,12 +36,14 @@ def test_accuracy_of_clients_over_their_last_rounds(tmp_path):
     finished = FinishedRuns(tracker.uri, "e")
     arrays = {"rounds": np.arange(3), "personalized": accuracy, "aggregated": accuracy / 2}
     tracker.log_arrays(run, arrays, "accuracy.npz")
-    np.testing.assert_allclose(finished.client_accuracy(run, "personalized", 1), [0.5, 0.4, nan])
-    np.testing.assert_allclose(finished.client_accuracy(run, "aggregated", 1), [0.25, 0.2, nan])
+    np.testing.assert_allclose(finished.client_accuracy(run, "personalized", [2]), [0.5, 0.4, nan])
+    np.testing.assert_allclose(finished.client_accuracy(run, "aggregated", [2]), [0.25, 0.2, nan])
     # The last two rounds, the same for everyone: client 1 was not evaluated in one of them, and has no mean.
-    np.testing.assert_allclose(finished.client_accuracy(run, "personalized", 2), [0.4, nan, nan])
+    np.testing.assert_allclose(finished.client_accuracy(run, "personalized", [1, 2]), [0.4, nan, nan])
+    with pytest.raises(ConfigError, match="has no round 5, which MLflow has"):
+        finished.client_accuracy(run, "personalized", [4])
     with pytest.raises(ConfigError, match=r"has no artifact accuracy\.npz"):
-        finished.client_accuracy(tracker.start("b", {}, {}), "personalized", 1)
+        finished.client_accuracy(tracker.start("b", {}, {}), "personalized", [0])
 
 
 def test_runs_of_others_in_the_experiment_are_not_compared(tmp_path):

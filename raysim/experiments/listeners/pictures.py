@@ -44,8 +44,10 @@ class PictureListener(RunListener):
         def draw() -> dict[str, bytes]:
             from raysim.analysis.artifacts import drawn_rounds, run_files  # not at the top: it imports matplotlib
 
-            rounds = drawn_rounds(history.rounds(model))
-            return run_files(config, rounds, history.table(model, config.data.num_clients, rounds), timeline)
+            evaluated = history.rounds(model)
+            rounds = drawn_rounds(evaluated)
+            table = history.table(model, config.data.num_clients, rounds)
+            return run_files(config, rounds, len(evaluated), table, timeline)
 
         self._log(result.run_id, draw)
 

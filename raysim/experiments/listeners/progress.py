@@ -18,5 +18,4 @@ class ProgressListener(RunListener):
         self._board.progress(self._index, RoundProgress(round, progress.done, progress.total, progress.running))
 
     def completed(self, record: RoundRecord) -> None:
-        self._board.progress(self._index, RoundProgress(record.round, 0, 0, ()))
         self._board.completed(self._index, record)

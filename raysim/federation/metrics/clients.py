@@ -79,9 +79,16 @@ class ClientResults:
         return grouped_auc(self.probabilities, labels[partition.tests(self.clients)], self.num_test)
 
 
+_NONE = np.empty(0, np.int64)
+NOBODY = ClientResults(_NONE, _NONE, _NONE, np.empty((0, 2), np.float32))
+"""The results of a round whose evaluations were all lost."""
+
+
 def difference_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """``difference/...``: what ``personalized/...`` has more than ``aggregated/...``; empty unless both are there."""
+    """``difference/...``: what ``personalized/...`` has more than ``aggregated/...``, if both are about the same clients."""
     names = ("accuracy_mean", "accuracy_weighted", "auc_mean")
+    if any(metrics.get(f"{family}/not_evaluated") for family in FAMILIES):
+        return {}
     personalized, aggregated = ([metrics.get(f"{family}/{name}") for name in names] for family in FAMILIES)
     pairs = zip(names, personalized, aggregated, strict=True)
     return {f"difference/{name}": a - b for name, a, b in pairs if a is not None and b is not None}
@@ -93,7 +100,9 @@ def global_metrics(results: ClientResults) -> dict[str, float]:
 
 
 def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str, float]:
-    """``new_clients/...``: the accuracy of clients that never took part, before and after they adapted."""
+    """``new_clients/...``: the accuracy of clients that never took part, before and after they adapted; none of nobody."""
+    if not len(before.clients):
+        return {}
     return {
         "new_clients/accuracy_before_mean": float(before.accuracy.mean()),
         "new_clients/accuracy_before_std": float(before.accuracy.std()),
