@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,17 +26,18 @@ from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.metrics.cohort import TrainedCohort
 from raysim.federation.metrics.communication import down_bytes
 from raysim.federation.metrics.system import timeline
+from raysim.federation.pending_rounds import PendingRound, PendingRounds, clients_of
 from raysim.federation.round_metrics import RoundMetrics
 from raysim.federation.server import Server
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.storage.accuracy_history import BYTES_PER_CLIENT
-from raysim.storage.checkpoint import Checkpoint, PendingRoundEntry, Snapshot
+from raysim.storage.checkpoint import Checkpoint, Snapshot
 from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import Task, TaskResult, Train, trained_in
+from raysim.training.tasks import Task, Train, trained_in
 from raysim.views import FAMILIES
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
@@ -44,23 +45,6 @@ from raysim.workers.remote_states import StateNodes
 from raysim.workers.run_setup import RunSetup
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class PendingRound:
-    """A round after its server step, with its metrics so far.
-
-    If it is an evaluated one, it waits for evaluations with the parameters that it ended with, which run beside the next
-    round's training.
-    """
-
-    round: int
-    metrics: dict[str, float]
-    results: Sequence[TaskResult]
-    """Of the round's own tasks, from which ``personalized/`` is still to be measured; empty once it is."""
-    rejected: list[int]
-    dropped: list[int]
-    not_evaluated: list[int]
 
 
 class FederatedRun:
@@ -75,7 +59,6 @@ class FederatedRun:
 
     Attributes:
         next_round: the round that ``round`` takes next.
-        records: of the rounds that are complete.
         timeline: what ran where, when, in the last round but one, as ``plots.timeline`` draws it.
 
     Raises:
@@ -106,11 +89,8 @@ class FederatedRun:
         one_model = not self.states.layout.size and not self._algorithm.adapt_steps()
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
-        self._pending: PendingRound | None = None
-        self._evaluated: list[tuple[PendingRound, Completed]] = []  # rounds that wait for nothing but to be measured
-        self._unseen: list[RoundRecord] = []
+        self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
-        self.records = Records()
         self.timeline: pd.DataFrame | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -141,32 +121,23 @@ class FederatedRun:
         for task, report in trained:
             assert task.write is not None
             self.states.index.commit(task.clients, task.write, report.accepted)
-        dropped = _clients(completed.dropped, training=True)
+        dropped = clients_of(completed.dropped, training=True)
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
-        lost = np.setdiff1d(_clients(completed.dropped, training=False), cohort)
-        of_this = np.intersect1d(lost, self._schedule.evaluated(round)).tolist() if not self._algorithm.pooled else []
-        now = PendingRound(round, metrics, completed.results, reported.rejected, dropped, of_this)
         busy = sum(result.seconds for result in completed.results)
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
+        lost = np.intersect1d(clients_of(completed.dropped, training=False), self._others(round, cohort)).tolist()
+        self._pending.evaluated(completed)
+        self._pending.add(PendingRound(round, metrics, completed.results, reported.rejected, dropped, lost))
         self.next_round = round + 1
-        if self._pending is not None:
-            self._evaluated.append((self._pending, completed))
-        self._pending = now
-        if not self._schedule.is_due(round):  # it waits for nothing
-            self._evaluated.append((now, Completed([], [], [])))
-            self._pending = None
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
-        if self._pending is not None:
-            nobody = np.empty(0, np.int64)
-            tasks = self._evaluations(self.next_round, nobody, 0)
-            completed = yield from self._run_tasks(self._pending.round, tasks)
-            self._evaluated.append((self._pending, completed))
-            self._pending = None
-        yield from self._completed()
+        if self._pending.waiting is not None:
+            tasks = self._evaluations(self.next_round, np.empty(0, np.int64), 0)
+            self._pending.evaluated((yield from self._run_tasks(self._pending.waiting.round, tasks)))
+        yield from self._pending.completed()
 
     # The tasks of a round.
 
@@ -176,10 +147,8 @@ class FederatedRun:
         That is what the round before waits for: its clients after aggregation, the shared model itself, new clients. And
         those clients of this round that do not train, who have the same parameters: one evaluation serves both.
         """
-        clients = np.empty(0, np.int64)
-        if round < self.config.rounds and not self._algorithm.pooled:
-            clients = np.setdiff1d(self._schedule.evaluated(round), cohort)
-        if (before := self._pending) is None:
+        clients = self._others(round, cohort)
+        if (before := self._pending.waiting) is None:
             return self._planner.evaluate(round, clients, first)
         clients = np.union1d(clients, self._schedule.evaluated(before.round))
         tasks = self._planner.evaluate(round, clients, first)
@@ -190,6 +159,12 @@ class FederatedRun:
             messages = self._messages(np.full(new, NEVER_TRAINED))
             tasks += self._planner.adapt_new_clients(round, messages, first + len(tasks))
         return tasks
+
+    def _others(self, round: int, cohort: Ints) -> Ints:
+        """The clients of a round's ``personalized/`` that do not train in it; a pooled model belongs to no client."""
+        if round == self.config.rounds or self._algorithm.pooled:
+            return np.empty(0, np.int64)
+        return np.setdiff1d(self._schedule.evaluated(round), cohort)
 
     def _messages(self, addresses: Ints) -> dict[str, NDArray[np.float32]]:
         """A row for each of the clients with states at addresses (K,)."""
@@ -213,70 +188,32 @@ class FederatedRun:
                 completed: Completed = end.value
                 return completed
             yield progress
-            yield from self._completed()  # at the first progress: the actors have work
-
-    def _completed(self) -> Iterator[RoundRecord]:
-        """The records of rounds that are complete and were not yielded yet."""
-        self._measure()
-        while self._unseen:
-            yield self._unseen.pop(0)
-
-    def _measure(self) -> None:
-        """Compute all metrics that can be computed by now; AUC takes a while for many samples and classes."""
-        while self._evaluated:
-            row, late = self._evaluated.pop(0)
-            record = self._record(self._with_as_trained(row), late)
-            self.records.rounds.append(record)
-            self._unseen.append(record)
-        if self._pending is not None:
-            self._pending = self._with_as_trained(self._pending)
-
-    def _with_as_trained(self, row: PendingRound) -> PendingRound:
-        if not row.results:
-            return row
-        cohort = sample_cohort(self.config, row.round)
-        metrics = row.metrics | self._metrics.as_trained(row.round, cohort, row.results, self.records)
-        return replace(row, metrics=metrics, results=())
-
-    def _record(self, row: PendingRound, late: Completed) -> RoundRecord:
-        """The record of a round, with the outcome of the evaluations that it waited for."""
-        metrics = self._metrics.after_step(row.round, row.metrics, late.results, self.records)
-        about = self._schedule.evaluated(row.round)
-        if self._schedule.is_last(row.round):  # and new clients, whose ids come after all others
-            about = np.arange(self.config.data.num_clients + self.config.evaluate.new_clients)
-        lost = np.intersect1d(_clients(late.dropped, training=False), about).tolist()
-        left_out = tuple(row.rejected), tuple(row.dropped), tuple(sorted({*row.not_evaluated, *lost}))
-        return RoundRecord(row.round, int(time.time() * 1000), metrics, *left_out)
+            yield from self._pending.completed()  # at the first progress: the actors have work
 
     # The run as a whole.
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        manifest, self.records = checkpoint.manifest, checkpoint.records
+        manifest = checkpoint.manifest
         self.next_round = manifest.round
         self._server.restore(checkpoint.shared, checkpoint.server_state)
         self.states.restore(checkpoint)
-        if (left := manifest.open) is not None:
-            lists = (list(left.rejected), list(left.dropped), list(left.not_evaluated))
-            self._pending = PendingRound(left.round, dict(left.metrics), (), *lists)
+        self._pending.restore(checkpoint.records, manifest.open)
+
+    @property
+    def records(self) -> Records:
+        """Of the rounds that are complete."""
+        return self._pending.records
 
     def snapshot(self) -> Snapshot:
         """The run as it is between two rounds; ``states.index.hold`` keeps its states where they are."""
-        self._measure()
-        records, left, index = self.records, self._pending, self.states.index
+        self._pending.measure()
+        records, index = self.records, self.states.index
         return Snapshot(
             self.next_round,
             self._server.shared.numpy(),
             {name: tensor.numpy() for name, tensor in self._server.state.items()},
             Records(list(records.rounds), records.accuracy, dict(records.final), dict(records.new)),
-            PendingRoundEntry(
-                round=left.round,
-                metrics=left.metrics,
-                rejected=left.rejected,
-                dropped=left.dropped,
-                not_evaluated=left.not_evaluated,
-            )
-            if left
-            else None,
+            self._pending.entry(),
             index.addresses.copy(),
             index.versions.copy(),
             len(records.accuracy),
@@ -295,8 +232,3 @@ class FederatedRun:
         """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
         shared = hashlib.sha256(self.shared.numpy().tobytes()).hexdigest()
         return {"shared": shared, "personal": self.states.checksum(), "metrics": self.records.checksum()}
-
-
-def _clients(tasks: list[Task], training: bool) -> list[int]:
-    """The clients of those tasks that train them, or of the others, ascending."""
-    return sorted({client for task in tasks if isinstance(task, Train) is training for client in task.clients.tolist()})
