@@ -360,9 +360,8 @@ class Harness:
             problems.append(f"it is {run.info.status}")
         for metric in run.data.metrics:
             steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
-            every = (
-                range(1, self.rounds, 2) if "personalized" in metric and "head" in episode.name else range(self.rounds)
-            )
+            of_clients = metric.startswith(("personalized/", "aggregated/", "difference/"))
+            every = range(1, self.rounds, 2) if of_clients and "head" in episode.name else range(self.rounds)
             if sorted(steps) != list(every):
                 problems.append(f"{metric} has steps {sorted(steps)}")
         return {k: v for k, v in run.data.tags.items() if k.startswith("checksum.")}, problems
