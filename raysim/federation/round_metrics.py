@@ -116,8 +116,8 @@ class RoundMetrics:
         metrics = so_far | self._of_family("aggregated", round, parts, records)
         if self._algorithm.pooled:
             metrics |= self._of_family("personalized", round, parts, records)
-        if self._one_model and parts:
-            metrics |= global_metrics(ClientResults.merge(parts).only(self._schedule.reported(round)))
+        if self._one_model and "aggregated/accuracy_weighted" in metrics:
+            metrics["global/accuracy"] = metrics["aggregated/accuracy_weighted"]
         elif shared := evaluations_of(results, EvaluateGlobal):
             metrics |= global_metrics(ClientResults.merge(shared))
         before, after = evaluations_of(results, EvaluateNewClients), evaluations_of(results, AdaptNewClients)
