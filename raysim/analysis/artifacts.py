@@ -77,7 +77,7 @@ def study_files(
         last: which rounds the comparison is taken from.
         chosen: baselines in place of the usual ones.
     """
-    accuracy, about = by_method(clients), f"{title}; {of_clients}"
+    accuracy, about = by_method(clients), f"{title}\n{of_clients}"
 
     def csv(table: pd.DataFrame, of: View) -> bytes:
         data: bytes = table.assign(about=str(of)).to_csv(index=False).encode()
@@ -86,7 +86,7 @@ def study_files(
     pooled = {name: np.concatenate(list(of_seed.values())) for name, of_seed in accuracy.items()}
     files = {
         "comparison.png": as_png(
-            plot_comparison(history, view.metric("accuracy_mean"), f"{title}; {MODELS[view.model]}, {view.clients}")
+            plot_comparison(history, view.metric("accuracy_mean"), f"{title}\n{MODELS[view.model]}, {view.clients}")
         ),
         "clients.png": as_png(plot_client_accuracy(pooled, about)),
         "comparison.csv": csv(compare(history, view.model, last=last), view),

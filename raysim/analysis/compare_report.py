@@ -180,7 +180,7 @@ def _print_gains(study: LoadedStudy, baseline: str, picture: Path | None) -> Non
             if column.startswith("sensitivity/") and not column.endswith("_spread") and runs[column].notna().any()
         }
         with theme(study.options.background):
-            plot_gains(table, baseline, f"{study.experiment}; {study.view}", sensitivity).savefig(picture)
+            plot_gains(table, baseline, f"{study.experiment}\n{study.view}", sensitivity).savefig(picture)
         study.notes.print(f"picture: {picture}", highlight=False)
 
 
@@ -188,7 +188,7 @@ def _draw(study: LoadedStudy, studies: Sequence[LoadedStudy]) -> None:
     options, view = study.options, study.view
     with theme(options.background):
         if path := _numbered(options.plot, study, studies):
-            title = f"{study.experiment}; {MODELS[view.model]}, {view.clients}"
+            title = f"{study.experiment}\n{MODELS[view.model]}, {view.clients}"
             plot_comparison(study.history, view.metric("accuracy_mean"), title, options.by).savefig(path)
             study.notes.print(f"picture: {path}", highlight=False)
         if options.plots is not None:
