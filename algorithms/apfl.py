@@ -39,8 +39,8 @@ class APFL(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2003.13461"
 
     alpha: float = Field(0.25, ge=0, le=1)
-    """Initial weight of the personal model; 0.25 in the FedPerfix paper's experiments. At 1 the shared model has no part in
-    the personal one: the method is Local at twice the price."""
+    """Initial weight of the personal model; 0.25 in the FedPerfix paper's experiments. From 1 it hardly moves, so that
+    the personal model is that of Local, at twice the price."""
     mixture: Literal["round", "step"] = "round"
     """``round``: the models train apart and are mixed at the end of a round, as in the FedPerfix paper's code. ``step``: the
     gradient of the personal model is taken at the mixture in every step, as in the authors' Algorithm 1."""

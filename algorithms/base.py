@@ -159,7 +159,7 @@ class FederatedAlgorithm(BaseModel):
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         """The parameters (P,) with which a client is evaluated.
 
-        ``shared`` (S,) is the client's own trained part if it has just trained, otherwise the server's.
+        ``shared`` (S,) is the server's; for ``personalized/...``, of a client that has just trained, its own trained part.
         """
         return ctx.layout.join(shared, state["personal"])
 

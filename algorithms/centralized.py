@@ -3,8 +3,8 @@
     in every round:  w = w after local epochs of SGD on as many training samples as the round's cohort has, drawn from
                      those of all clients
 
-No federation: one model is trained on pooled data and evaluated on the test samples of the same clients, after the round's
-training under either protocol. It sees as many samples, in as many epochs, as the cohort of a federated run does.
+No federation: one model is trained on pooled data and evaluated on the test samples of the same clients; as trained and
+after aggregation are the same. It sees as many samples, in as many epochs, as the cohort of a federated run does.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def study_files(
     Args:
         history: as ``Result.history``.
         algorithms: by entry.
-        data: by entry, equal where clients and protocol are the same, so that clients can be paired.
+        data: by entry, equal where data and evaluated clients are the same, so that clients can be paired.
         title: what was run.
         view: what the comparison is about.
         of_clients: what the accuracies in ``clients``, and all that is made of them, are about.

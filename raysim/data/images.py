@@ -33,8 +33,10 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
     """An image (H, W, C) of 1 channel (grey) or 3 (RGB), turned as EXIF says, what is transparent on white.
 
+    Of colours with 16 bits per channel Pillow reads the upper 8.
+
     Raises:
-        TooDeep: it has more than 8 bits per channel.
+        TooDeep: it is grey with more than 8 bits.
         OSError, ValueError, DecompressionBombError, ...: as Pillow's decoders do.
     """
     from PIL import Image, ImageOps  # not at the top: only image files need it

@@ -2,9 +2,9 @@
 
     model/shared.safetensors     the shared parameters by their names in the model, and the frozen ones
     model/personal.safetensors   ``clients`` (M,), what each of them keeps (M, n), and ``initial.…`` (n,) of all others
-    model/about.json             configuration, classes, channels
+    model/about.json             configuration, classes, channels, digests of data and partition
 
-A client's model is what it is evaluated with after the last round: the algorithm's ``personalize`` of both.
+A client's model is what ``aggregated/...`` of the last round is about: the algorithm's ``personalize`` of both.
 """
 
 from __future__ import annotations

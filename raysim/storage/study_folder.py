@@ -27,7 +27,6 @@ from raysim.errors import CheckpointError, ConfigError
 from raysim.storage.checkpoint import manifest_name, newest, rounds_in
 from raysim.storage.folder import Folder
 
-FORMAT = 3
 NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.
@@ -54,7 +53,7 @@ class StudyState(BaseModel):
     """What ``study.json`` says."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     config: dict[str, Any]
     """The configuration as given, with ``auto`` values unresolved."""
     tracking_uri: str

@@ -115,7 +115,7 @@ def test_another_experiment_changes_only_what_it_studies(path):
 
 
 @pytest.mark.parametrize("name", ["ablation_clients", "ablation_participation"])
-def test_where_participation_varies_clients_are_evaluated_after_aggregation(name):
-    """Before it, participation decides how many of the evaluated models have just been tuned to their client."""
+def test_where_participation_or_clients_vary_the_headline_is_after_aggregation(name):
+    """As trained, participation decides how many of the evaluated models have just been tuned to their client."""
     runs = children(load_config(FOLDER / f"{name}.yaml"))
     assert {run.evaluate.protocol for _, run in runs} == {"aggregated"}
