@@ -122,22 +122,22 @@ def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run)
 
 
 @pytest.mark.parametrize("clients", ["all", "cohort", 3])
-@pytest.mark.parametrize("name", ["fedperfix", "fedavg", "fedbabu"])
+@pytest.mark.parametrize("name", ["fedperfix", "fedbabu"])
 def test_both_families_are_what_an_evaluation_of_each_client_gives(run, name, clients):
     """As trained and after aggregation, in every round, about the same clients."""
-    changes = {"algorithm": {"name": name}, "evaluate": {"clients": clients}, "rounds": 3, "resources": BY_ONE}
+    changes = {"algorithm": {"name": name}, "evaluate": {"clients": clients}, "rounds": 2, "resources": BY_ONE}
     rounds, _, pool, records = run(0, **changes)
     simulation, config = Simulation(**changes), rounds.config
     engine, sizes = simulation.engine, pool.engine.partition.num_test
     tables = rounds.records.accuracy_tables("", 8)
-    assert tables["rounds"].tolist() == [0, 1, 2]
+    assert tables["rounds"].tolist() == [0, 1]
     everyone = np.arange(8)
 
     def accuracy(round_, ids, shared):
         found = engine.evaluate(round_, ids, {"shared": shared}, simulation.states[ids])
         return found.correct / sizes[ids]
 
-    for round_ in range(3):
+    for round_ in range(2):
         cohort = sample_cohort(config, round_)
         incoming, expected = simulation.shared.clone(), np.zeros(8)
         others = np.setdiff1d(everyone, cohort)
