@@ -134,7 +134,8 @@ class Checkpoint:
             _check(tensors["states"].shape[1] == self.manifest.state_size, entry.name, "its states have another size")
             _check(bool(((rows >= 0) & (rows < len(tensors["states"]))).all()), entry.name, "it has too few states")
             owners = tensors["clients"]
-            _check(len(owners) == len(tensors["states"]), entry.name, "it does not have one client for each state")
+            one_each = owners.shape == (len(tensors["states"]),)
+            _check(one_each, entry.name, "it does not have one client for each state")
             _check(bool((owners[rows] == self.clients[chosen]).all()), entry.name, "its states are of other clients")
             yield self.clients[chosen], tensors["states"][rows]
 
