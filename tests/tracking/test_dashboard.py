@@ -95,7 +95,7 @@ def test_a_person_compares_the_runs_of_a_study(quickstart):
         page.until(lambda: "compare-runs" in driver.current_url, "the comparison")
 
         page.open(address.split("/runs?")[0] + f"/runs/{result.runs[0].run_id}")
-        page.see("Description", "16 clients (by_domain, alpha 0.3), 8 per round")
+        page.see("Description", "48 clients (by_domain, alpha 0.5), 12 per round")
         page.click("button", "Show more")
         shown = "return [...document.images].some(i => i.src.includes('partition.png') && i.naturalWidth > 99)"
         page.until(lambda: driver.execute_script(shown), "the picture of the partition in the description")
