@@ -25,13 +25,13 @@ class PendingRound:
     """A round after its server step, with its metrics so far.
 
     Attributes:
-        results: of the round's own tasks, from which ``personalized/`` is still to be measured; empty once it is.
+        results: of the round's own tasks, from which ``personalized/`` is still to be measured; None once it is.
         not_evaluated: clients that have no evaluation as trained.
     """
 
     round: int
     metrics: dict[str, float]
-    results: Sequence[TaskResult]
+    results: Sequence[TaskResult] | None
     rejected: list[int]
     dropped: list[int]
     not_evaluated: list[int]
@@ -60,7 +60,7 @@ class PendingRounds:
         self.records = records
         if left is not None:
             lists = (list(left.rejected), list(left.dropped), list(left.not_evaluated))
-            self.waiting = PendingRound(left.round, dict(left.metrics), (), *lists)
+            self.waiting = PendingRound(left.round, dict(left.metrics), None, *lists)
 
     def entry(self) -> PendingRoundEntry | None:
         """The round that waits, as a checkpoint keeps it; call ``measure`` before."""
@@ -106,11 +106,11 @@ class PendingRounds:
             self.waiting = self._with_as_trained(self.waiting)
 
     def _with_as_trained(self, row: PendingRound) -> PendingRound:
-        if not row.results:
+        if row.results is None:
             return row
         cohort = sample_cohort(self._config, row.round)
         metrics = row.metrics | self._metrics.as_trained(row.round, cohort, row.results, self.records)
-        return replace(row, metrics=metrics, results=())
+        return replace(row, metrics=metrics, results=None)
 
     def _record(self, row: PendingRound, late: Completed) -> RoundRecord:
         """The record of a round, with the outcome of the evaluations that it waited for."""

@@ -249,6 +249,14 @@ def test_everybody_lost_is_counted_too_and_the_run_has_its_tables(run, monkeypat
     assert len(rounds.records.new["clients"]) == 0
 
 
+def test_a_round_without_any_result_counts_everybody(run, monkeypatch):
+    monkeypatch.setattr(ShuffledPool, "drops", staticmethod(lambda task: True))
+    rounds, _, _, _ = run(0, algorithm={"name": "fedper"}, rounds=1)
+    (row,) = history(rounds)
+    assert (row["personalized/not_evaluated"], row["aggregated/not_evaluated"]) == (8.0, 8.0)
+    assert len(rounds.records.final["personalized.clients"]) == len(rounds.records.final["aggregated.clients"]) == 0
+
+
 def test_a_client_that_is_lost_before_it_trains_is_missing_after_the_round_before_only(run, monkeypatch):
     monkeypatch.setattr(
         ShuffledPool, "drops", staticmethod(lambda t: isinstance(t, Evaluate) and t.round == 1 and 0 in t.clients)
