@@ -48,10 +48,11 @@ class ClientSet:
     size: int | None = None
 
     @classmethod
-    def asked(cls, clients: str | int, num_clients: int | None) -> ClientSet:
-        """As ``evaluate.clients`` asks for them."""
+    def asked(cls, clients: str | int, num_clients: Iterable[int]) -> ClientSet:
+        """As ``evaluate.clients`` asks for them in runs with these numbers of clients."""
         if clients == "all":
-            return cls("all", num_clients)
+            sizes = set(num_clients)
+            return cls("all", sizes.pop() if len(sizes) == 1 else None)
         return cls("cohort") if clients == "cohort" else cls("sample", int(clients))
 
     def __str__(self) -> str:

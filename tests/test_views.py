@@ -22,10 +22,10 @@ def test_rounds_in_words_count_from_1(rounds, text):
 @pytest.mark.parametrize(
     ("asked", "number", "text"),
     [
-        ("all", 16, "all 16 clients"),
-        ("all", None, "all clients"),
-        ("cohort", 16, "the cohort of each round"),
-        ("5", 16, "5 clients drawn once"),
+        ("all", [16, 16], "all 16 clients"),
+        ("all", [16, 64], "all clients"),
+        ("cohort", [16], "the cohort of each round"),
+        ("5", [16], "5 clients drawn once"),
     ],
 )
 def test_clients_as_a_configuration_asks_for_them(asked, number, text):

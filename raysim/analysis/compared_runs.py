@@ -206,9 +206,7 @@ def _clients(experiment: str, runs: list[dict[str, str]]) -> ClientSet:
             f"{experiment!r}: its runs differ in evaluate.clients ({', '.join(asked)}); accuracies of different clients "
             "can't stand in one table. --run ID chooses runs"
         )
-    sizes = {p.get("data.num_clients") for p in runs}
-    number = sizes.pop() if len(sizes) == 1 else None
-    return ClientSet.asked(asked[0], int(number) if number else None)
+    return ClientSet.asked(asked[0], (int(p["data.num_clients"]) for p in runs if "data.num_clients" in p))
 
 
 def paired_gains(study: LoadedStudy, baseline: str) -> tuple[pd.DataFrame, dict[str, str]]:

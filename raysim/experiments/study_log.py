@@ -117,8 +117,7 @@ class StudyLog:
         view = view_of(history, headline_of(list(runs.values())), clients_of(list(runs.values())))
         accuracy = f"{view.model}_accuracy"
         clients = {(r.entry, r.seed): r.clients.assign(accuracy=r.clients[accuracy]) for r in results}
-        sizes = {c.data.num_clients for c in runs.values()}
-        everyone = ClientSet("all", sizes.pop() if len(sizes) == 1 else None)
+        everyone = ClientSet.asked("all", (c.data.num_clients for c in runs.values()))
         of_clients = View(view.model, everyone, view.rounds)
         table = formatted(compare(history, view.model), "markdown")
         self._describe(describe_study(config, len(self._state.runs), self.commit, parent, view, table))

@@ -84,8 +84,7 @@ def headline_of(runs: Sequence[Config]) -> Model:
 
 def clients_of(runs: Sequence[Config]) -> ClientSet:
     """The clients that the metrics of these runs are about; they agree in ``evaluate.clients``."""
-    sizes = {run.data.num_clients for run in runs}
-    return ClientSet.asked(runs[0].evaluate.clients, sizes.pop() if len(sizes) == 1 else None)
+    return ClientSet.asked(runs[0].evaluate.clients, (run.data.num_clients for run in runs))
 
 
 def title(config: Config) -> str:
