@@ -10,14 +10,34 @@ from typing import Any
 from algorithms.apfl import APFL
 from algorithms.base import FederatedAlgorithm, Upload
 from algorithms.centralized import Centralized
+from algorithms.ditto import Ditto
+from algorithms.fedala import FedALA
+from algorithms.fedas import FedAS
 from algorithms.fedavg import FedAvg
+from algorithms.fedavg_ft import FedAvgFT
+from algorithms.fedavgm import FedAvgM
 from algorithms.fedbabu import FedBABU
 from algorithms.fedbn import FedBN
+from algorithms.fedcp import FedCP
+from algorithms.feddbe import FedDBE
+from algorithms.feddyn import FedDyn
+from algorithms.fednova import FedNova
+from algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from algorithms.fedper import FedPer
 from algorithms.fedperfix import FedPerfix
+from algorithms.fedphp import FedPHP
+from algorithms.fedproto import FedProto
+from algorithms.fedprox import FedProx
 from algorithms.fedrep import FedRep
+from algorithms.fedrod import FedRoD
+from algorithms.gpfl import GPFL
+from algorithms.knnper import KNNPer
+from algorithms.lgfedavg import LGFedAvg
 from algorithms.local import Local
+from algorithms.moon import MOON
 from algorithms.perfedavg import PerFedAvg
+from algorithms.pfedme import PFedMe
+from algorithms.scaffold import Scaffold
 from algorithms.vanilla import Vanilla
 from raysim.errors import ConfigError
 
@@ -35,6 +55,28 @@ ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
     "apfl": APFL,
     "vanilla": Vanilla,
     "fedperfix": FedPerfix,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "feddyn": FedDyn,
+    "fednova": FedNova,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedadagrad": FedAdagrad,
+    "moon": MOON,
+    "ditto": Ditto,
+    "pfedme": PFedMe,
+    "lgfedavg": LGFedAvg,
+    "fedala": FedALA,
+    "fedrod": FedRoD,
+    "fedphp": FedPHP,
+    "fedproto": FedProto,
+    "feddbe": FedDBE,
+    "gpfl": GPFL,
+    "fedcp": FedCP,
+    "fedas": FedAS,
+    "knnper": KNNPer,
+    "fedavg_ft": FedAvgFT,
 }
 
 

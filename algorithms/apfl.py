@@ -37,6 +37,7 @@ class APFL(FederatedAlgorithm):
     """A personal model beside the shared one, mixed with a weight that each client learns."""
 
     paper = "https://arxiv.org/abs/2003.13461"
+    whole_model_kept = "its clients keep a whole model of their own"
 
     alpha: float = Field(0.25, ge=0, le=1)
     """Initial weight of the personal model; 0.25 in the FedPerfix paper's experiments. From 1 it hardly moves, so that

@@ -3,20 +3,28 @@
 An algorithm is a subclass of ``FederatedAlgorithm`` that overrides what it does differently from FedAvg. Its
 hyperparameters are annotated class attributes, the keys of the ``algorithm:`` block of a YAML file. Its functions are
 pure: they take tensors, return new ones, and keep nothing on ``self``. They are written for one client; the engine calls
-them directly, or for a whole client batch at once through ``torch.func.vmap``. So inside ``client_*``, ``personalize``
-and ``adapt``: no in-place change of an argument, no ``.item()``, no ``if`` on a tensor (``torch.where`` instead). What
-may be branched on are Python values: hyperparameters, ``ctx.phase``, ``ctx.epoch``, ``ctx.round``.
+them directly, or for a whole client batch at once through ``torch.func.vmap``. So inside ``client_*``, ``gradient``,
+``personalize``, ``predict`` and ``adapt``: no in-place change of an argument, no ``.item()``, no ``if`` on a tensor
+(``torch.where`` instead). What may be branched on are Python values: hyperparameters, ``ctx.phase``, ``ctx.epoch``,
+``ctx.round``.
 
 A round, for a client with parameters ``theta = join(shared, personal)``::
 
     ctx.broadcast = broadcast(shared, server_state)           the server sends
     carry = client_init(state, ctx)                           the client starts,
     for phase in epochs(local_epochs), for each batch:
-        carry, metrics = client_step(carry, batch, ctx)       trains,
+        carry, metrics = client_step(carry, batch, ctx)       trains, by ``gradient``,
     uploads, state = client_final(carry, ctx)                 sends uploads, keeps state
     shared, server_state = server_step(shared, server_state, mean of the uploads, ctx)
 
-``docs/algorithms.md`` shows how fifteen methods of the literature fit, ``docs/write_your_own.md`` builds one.
+and its evaluation::
+
+    theta = personalize(shared, state, ctx)                   its parameters,
+    theta = adapt(...), adapt_steps() times                   maybe fine-tuned,
+    scores = predict(theta, state, images, ctx)               classify its test images
+
+Three choices are independent: which parameters exist, which of them are personal (keys of every method, in
+``raysim/plugins/options.py``), and how they train, which is what a method's file says.
 """
 
 from __future__ import annotations
@@ -25,18 +33,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext, ServerContext
-from raysim.functional.loss_and_gradient import Batch
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.plugins.options import ModelOptions
 
 __all__ = [
     "Batch",
     "Carry",
     "ClientContext",
+    "F",
     "FederatedAlgorithm",
     "Optimizer",
     "ParameterLayout",
@@ -58,57 +68,57 @@ class Upload:
 
     Attributes:
         weighting: ``samples`` weighs a client by its training samples, ``uniform`` gives each client the same weight.
+        times: the name of another upload, one number (1,) that the client computes, by which it is weighted as well.
         scale_bits: the mean is exact in fixed point with this many fractional bits: 40 holds values below 2^22 in
             steps of 1e-12. An upload of tiny values (squared gradients) takes more: 52 holds values below 2^10 in steps of
             2e-16. A client whose upload is not finite or too large for it is rejected.
     """
 
     weighting: Literal["samples", "uniform"] = "samples"
+    times: str | None = None
     scale_bits: int = 40
 
 
-class FederatedAlgorithm(BaseModel):
-    """FedAvg over the shared parameters, with personal ones where ``personal_patterns`` says so.
+class FederatedAlgorithm(ModelOptions):
+    """FedAvg over the shared parameters, with personal ones where ``personal`` says so.
 
-    Class attributes that a method may set:
+    Class attributes that a method may set, beside those of ``ModelOptions``:
         paper: a link, shown by ``raysim algorithms``.
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
+        local_optimizers: which ``train.optimizer.name`` its arithmetic allows.
+        uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
+        prepares: before round 0 all clients train once in the phase ``prepare`` for the server alone (``server_prepare``).
         pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
         reads_cohort_states: ``server_messages`` is called (the driver must then read the states of the whole cohort).
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
+    local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+    uses_features: ClassVar[bool] = False
     batches_per_step: ClassVar[int] = 1
+    prepares: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     reads_cohort_states: ClassVar[bool] = False
 
     name: str = ""
     """The name in the configuration: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
 
-    # What is shared, and the model itself.
-
-    def personal_patterns(self) -> list[str]:
-        """Patterns of the parameters that stay with their client; see ``raysim.functional.parameters.matches``."""
-        return []
-
-    def trainable_patterns(self) -> list[str]:
-        """Patterns of the parameters that train. The others are frozen: not in ``theta``, never sent or kept."""
-        return ["*"]
-
-    def add_plugin(self, model: nn.Module) -> None:
-        """Change the model in place before anything else sees it (add a plugin); called once per process."""
+    @classmethod
+    def has_own(cls, *functions: str) -> list[str]:
+        """Those of the named functions of this class that a method overrides."""
+        return [name for name in functions if getattr(cls, name) is not getattr(FederatedAlgorithm, name)]
 
     # The server, in the driver. Tensors on the CPU.
 
-    def server_init(self, shared: Tensor) -> Tensors:
+    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
         """The server's state before round 0 (momentum, control variates, ...) for a shared vector (S,)."""
         return {}
+
+    def server_prepare(self, server_state: Tensors, mean: Tensors) -> Tensors:
+        """With ``prepares``: the server's state before round 0, from the mean of each upload over all clients."""
+        raise NotImplementedError(f"{type(self).__name__} sets prepares but has no server_prepare")
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
         """What is sent to every client of the round, by name; must have ``shared``."""
@@ -140,21 +150,35 @@ class FederatedAlgorithm(BaseModel):
         """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: document that."""
         return ["train"] * local_epochs
 
+    def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor | None:
+        """Which of the ``phases`` of local training a client goes through, a boolean vector; None: all of them.
+
+        Also asked about adaptation, whose steps all have the phase ``adapt``. What no client of a batch takes part in costs
+        nothing.
+        """
+        return None
+
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         """The first carry, which each step passes to the next: a nested dict of tensors whose shapes never change."""
         theta = ctx.layout.join(ctx.broadcast["shared"], state["personal"])
         return {"theta": theta, "optimizer": ctx.optimizer.init(theta)}
 
+    def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
+        """The gradient (P,) at ``carry["theta"]`` with which ``client_step`` goes on, and the loss, a scalar."""
+        return ctx.gradient(carry["theta"], batch)
+
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
         """One local step. The metrics, scalars, are averaged over samples and logged as ``train/<name>``."""
-        gradient, loss = ctx.gradient(carry["theta"], batch)
+        gradient, loss = self.gradient(carry, batch, ctx)
         theta, optimizer = ctx.optimizer.step(carry["theta"], gradient, carry["optimizer"])
-        return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
+        return {**carry, "theta": theta, "optimizer": optimizer}, {"loss": loss}
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         """Uploads (those that ``uploads`` declares; ``shared`` is the client's trained shared part) and the new state."""
         shared, personal = ctx.layout.split(carry["theta"])
         return {"shared": shared}, {"personal": personal}
+
+    # Its evaluation.
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         """The parameters (P,) with which a client is evaluated.
@@ -171,7 +195,7 @@ class FederatedAlgorithm(BaseModel):
         """The optimiser of ``adapt``: plain SGD at ``train.optimizer.lr``, undecayed, whatever trains the clients."""
         return ctx.sgd()
 
-    def adapt_init(self, theta: Tensor, ctx: ClientContext) -> Carry:
+    def adapt_init(self, theta: Tensor, state: Tensors, ctx: ClientContext) -> Carry:
         """The carry that the steps of adaptation pass on, from parameters (P,); ``theta`` in the last one is evaluated."""
         return {"theta": theta, "optimizer": self.adapt_optimizer(ctx).init(theta)}
 
@@ -179,7 +203,18 @@ class FederatedAlgorithm(BaseModel):
         """One step of adaptation before evaluation, on a training batch; the result is evaluated, then discarded."""
         gradient, _ = ctx.gradient(carry["theta"], batch)
         theta, optimizer = self.adapt_optimizer(ctx).step(carry["theta"], gradient, carry["optimizer"])
-        return {"theta": theta, "optimizer": optimizer}
+        return {**carry, "theta": theta, "optimizer": optimizer}
+
+    def remember(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensors:
+        """What ``predict`` needs of each training sample, by name, each (B, ...): of all of them, computed before it.
+
+        ``predict`` finds them in ``state``, (n, ...), beside a mask (n,) that is 0 where padded, ``remembered``.
+        """
+        return {}
+
+    def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
+        """The scores (B, classes) of images: their softmax are the probabilities. Default: the model's logits."""
+        return ctx.logits(theta, images)
 
 
 def masked_step(trains: Tensor, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
@@ -189,4 +224,4 @@ def masked_step(trains: Tensor, carry: Carry, batch: Batch, ctx: ClientContext) 
     """
     gradient, loss = ctx.gradient(carry["theta"], batch)
     theta, optimizer = ctx.optimizer.step(carry["theta"], gradient * trains, carry["optimizer"])
-    return {"theta": torch.where(trains, theta, carry["theta"]), "optimizer": optimizer}, {"loss": loss}
+    return {**carry, "theta": torch.where(trains, theta, carry["theta"]), "optimizer": optimizer}, {"loss": loss}

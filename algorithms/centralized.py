@@ -16,3 +16,4 @@ class Centralized(FederatedAlgorithm):
     """One model, trained on the pooled training data of all clients."""
 
     pooled = True
+    whole_model_kept = "it has no clients"

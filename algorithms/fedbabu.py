@@ -14,27 +14,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors, masked_step
+from algorithms.base import Batch, Carry, ClientContext, Tensors, masked_step
+from algorithms.fedavg_ft import FedAvgFT
 
 
-class FedBABU(FederatedAlgorithm):
+class FedBABU(FedAvgFT):
     """Everything is shared, only the body trains; the whole model is fine-tuned before each evaluation."""
 
     paper = "https://arxiv.org/abs/2106.06042"
 
     fine_tuning_steps: int = Field(1, ge=0)
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch. The FedPerfix paper's
-    code takes one; the authors of FedBABU fine-tune for epochs."""
-    adapt_lr: float | None = Field(None, gt=0)
-    """Learning rate of these steps, the same in every round. null: ``train.optimizer.lr``."""
-    adapt_momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of these steps; from one to the next it is kept. The authors of FedBABU have 0.9, the FedPerfix paper none."""
+    code takes one; the authors of FedBABU fine-tune for epochs, with momentum 0.9."""
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
         return masked_step(~ctx.mask("head"), carry, batch, ctx)
-
-    def adapt_steps(self) -> int:
-        return self.fine_tuning_steps
-
-    def adapt_optimizer(self, ctx: ClientContext) -> Optimizer:
-        return ctx.sgd(self.adapt_lr, self.adapt_momentum)

@@ -21,6 +21,3 @@ class FedPer(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""
-
-    def personal_patterns(self) -> list[str]:
-        return self.personal

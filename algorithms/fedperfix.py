@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from algorithms.base import FederatedAlgorithm, nn
+from algorithms.base import FederatedAlgorithm
 from raysim.plugins.registry import PLUGINS
 
 
@@ -30,40 +30,15 @@ class FedPerfix(FederatedAlgorithm):
     plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] = "prefix"
     """``prefix``: FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer in its place, zero or random at the start;
     ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. See ``raysim/plugins``."""
-    mid_dim: int | None = Field(None, ge=1)
-    """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
-    scale: float | None = None
-    """Factor on the plugin's output: default 1.5, lora 1.0; prompts have none."""
-    plugin_depth: int | None = Field(None, ge=1)
-    """How many blocks get the plugin, counted from the last. null: all."""
     personal: list[str] = []
     """Patterns of the personal parameters. Default: the plugin and the head, ``[adapter, head]`` for the prefix. The paper
     adds the last block on CIFAR-100: ``blocks.11`` for depth 12. ``[]`` shares everything, the plugin too."""
-    freeze_backbone: bool = False
-    """Train the plugin and the head only; the rest keeps its initial (pretrained) values and is never sent."""
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, raw: Any) -> Any:
+    def _personal_default(cls, raw: Any) -> Any:
         name = raw.get("plugin", "prefix") if isinstance(raw, Mapping) else None
         plugin = PLUGINS.get(name) if isinstance(name, str) else None
-        if plugin is None:
-            return raw  # the field's own check says what is allowed
-        filled = {"mid_dim": plugin.mid_dim, "scale": plugin.scale, "personal": [plugin.component, "head"]}
-        return {**raw, **{key: value for key, value in filled.items() if raw.get(key) is None}}
-
-    @model_validator(mode="after")
-    def _keys_fit(self) -> FedPerfix:
-        for key in ("mid_dim", "scale"):
-            if getattr(self, key) is not None and getattr(PLUGINS[self.plugin], key) is None:
-                raise ValueError(f"{key!r} is not used by the plugin {self.plugin!r}")
-        return self
-
-    def add_plugin(self, model: nn.Module) -> None:
-        PLUGINS[self.plugin].add(model, self.mid_dim, self.scale, self.plugin_depth)
-
-    def personal_patterns(self) -> list[str]:
-        return self.personal
-
-    def trainable_patterns(self) -> list[str]:
-        return [PLUGINS[self.plugin].component, "head"] if self.freeze_backbone else ["*"]
+        if plugin is None or raw.get("personal") is not None:
+            return raw
+        return {**raw, "personal": [plugin.component, "head"]}

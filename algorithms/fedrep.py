@@ -13,7 +13,7 @@ which is FedPer.)
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
 
@@ -23,12 +23,17 @@ class FedRep(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2102.07078"
 
+    personal: list[str] = ["head"]
+    """Patterns of the personal parameters, which train first; with a plugin for instance ``[adapter, head]``."""
     body_epochs: int = Field(1, ge=1)
     """Local epochs that train the body; the others train the head. Each gets at least one: a single local epoch costs
     two, and surplus body epochs are cut."""
 
-    def personal_patterns(self) -> list[str]:
-        return ["head"]
+    @model_validator(mode="after")
+    def _has_both(self) -> FedRep:
+        if not self.personal:
+            raise ValueError("'personal' must name at least one pattern: it is what trains in the head epochs")
+        return self
 
     def epochs(self, local_epochs: int) -> list[str]:
         body = min(self.body_epochs, max(1, local_epochs - 1))
@@ -40,7 +45,7 @@ class FedRep(FederatedAlgorithm):
         return {"theta": carry["theta"], "head": carry["optimizer"], "body": carry["optimizer"]}
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-        trains = ctx.mask("head") == (ctx.phase == "head")
+        trains = ctx.is_personal == (ctx.phase == "head")
         own = {"theta": carry["theta"], "optimizer": carry[ctx.phase]}
         new, metrics = masked_step(trains, own, batch, ctx)
         return {**carry, "theta": new["theta"], ctx.phase: new["optimizer"]}, metrics

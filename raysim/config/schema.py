@@ -373,6 +373,15 @@ class Config(Section):
             raise ValueError(
                 f"cohort: dropout and stragglers are not used by {self.algorithm.name!r}, which has no clients"
             )
+        if (optimizer := self.train.optimizer.name) not in (allowed := self.algorithm.local_optimizers):
+            raise ValueError(
+                f"train.optimizer.name: {self.algorithm.name!r} needs {' or '.join(allowed)}, not {optimizer}: it computes "
+                "with the sum of a client's gradients, which it gets from how far the client went"
+            )
+        if self.resources.compile and self.algorithm.has_own("gradient"):
+            raise ValueError(
+                f"resources.compile: only cross entropy is compiled; {self.algorithm.name!r} has a gradient of its own"
+            )
         if cohort.size is not None and cohort.size > clients:
             raise ValueError(f"cohort.size is {cohort.size}, but data.num_clients is {clients}")
         if cohort.schedule is not None:

@@ -13,7 +13,16 @@ from raysim.data.partition import Partition
 from raysim.federation.cohort import participation
 from raysim.storage.personal_states import NEVER_TRAINED, SlotIndex
 from raysim.training.aggregation import Weights
-from raysim.training.tasks import AdaptNewClients, Evaluate, EvaluateGlobal, EvaluateNewClients, Task, Train
+from raysim.training.tasks import (
+    BEFORE,
+    AdaptNewClients,
+    Evaluate,
+    EvaluateGlobal,
+    EvaluateNewClients,
+    Prepare,
+    Task,
+    Train,
+)
 
 Ints = NDArray[np.int64]
 Messages = Mapping[str, NDArray[np.float32]]
@@ -67,6 +76,26 @@ class BatchPlanner:
             )
             tasks.append(task)
         return tasks
+
+    def prepare(self, clients: Ints) -> list[Task]:
+        """Clients (K,), all of which train before round 0, in client batches."""
+        sizes = self._partition.num_train
+        total, epochs = int(sizes[clients].sum()), self._config.train.local_epochs
+        return [
+            Prepare(
+                round=BEFORE,
+                index=i,
+                clients=ids,
+                read=self._index.addresses[ids],
+                samples=epochs * len(ids) * int(sizes[ids].max()),
+                weights={
+                    "samples": Weights(sizes[ids], total),
+                    "uniform": Weights(np.ones(len(ids), np.int64), len(clients)),
+                },
+                reports=np.ones(len(ids), np.bool_),
+            )
+            for i, ids in enumerate(cut(clients, sizes[clients], self._size))
+        ]
 
     def _train_pooled(self, round: int, cohort: Ints) -> Task:
         """A task for client 0: as many training samples as the cohort has, drawn from those of all clients."""

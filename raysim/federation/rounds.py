@@ -36,8 +36,9 @@ from raysim.storage.checkpoint import Checkpoint, Snapshot
 from raysim.storage.personal_states import NEVER_TRAINED, check_space
 from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
+from raysim.training.evaluation import evaluates_one_model
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import Task, Train, trained_in
+from raysim.training.tasks import BEFORE, Task, Train, trained_in
 from raysim.views import FAMILIES
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
@@ -86,9 +87,10 @@ class FederatedRun:
         accuracies = len(FAMILIES) * BYTES_PER_CLIENT * evaluations
         check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size, accuracies)
         self._planner = BatchPlanner(config, partition, self.states.index)
-        one_model = not self.states.layout.size and not self._algorithm.adapt_steps()
+        one_model = evaluates_one_model(self._algorithm, self.states.layout.size)
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
+        self._prepared = not self._algorithm.prepares
         self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
         self.timeline: pd.DataFrame | None = None
@@ -107,6 +109,8 @@ class FederatedRun:
             StatesLost: the node that had a client's state is gone; the run can't be used any more.
         """
         start, round = time.perf_counter(), self.next_round
+        if not self._prepared:
+            yield from self._prepare()
         cohort = sample_cohort(self.config, round)
         messages = self._messages(self.states.index.addresses[cohort])
         down = down_bytes(self._server.sent, messages)
@@ -117,12 +121,12 @@ class FederatedRun:
         trained = trained_in(completed.results)
         sums = combine(completed.sums, round, {task.index for task, _ in trained})
         directions, incoming = sums.pop(DIRECTIONS, None), self._server.shared
-        means = self._server.step(round, sums, len(cohort))
+        dropped = clients_of(completed.dropped, training=True)
+        reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
+        means = self._server.step(round, sums, int(reported.reported.sum()))
         for task, report in trained:
             assert task.write is not None
             self.states.index.commit(task.clients, task.write, report.accepted)
-        dropped = clients_of(completed.dropped, training=True)
-        reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
         metrics = self._metrics.of_training(reported, incoming, means, directions)
         metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
         busy = sum(result.seconds for result in completed.results)
@@ -131,6 +135,16 @@ class FederatedRun:
         self._pending.evaluated(completed)
         self._pending.add(PendingRound(round, metrics, completed.results, reported.rejected, dropped, lost))
         self.next_round = round + 1
+
+    def _prepare(self) -> Iterator[Progress | RoundRecord]:
+        """Before round 0: all clients train for what the server must know of them (``FederatedAlgorithm.prepares``)."""
+        completed = yield from self._run_tasks(BEFORE, self._planner.prepare(np.arange(self.config.data.num_clients)))
+        trained = trained_in(completed.results)
+        for task, report in trained:  # they keep nothing of it
+            assert task.write is not None
+            self.states.index.commit(task.clients, task.write, np.zeros_like(report.accepted))
+        self._server.prepare(combine(completed.sums, BEFORE, {task.index for task, _ in trained}))
+        self._prepared = True
 
     def finish(self) -> Iterator[Progress | RoundRecord]:
         """Run the evaluations that the last round still waits for; yields as ``round`` does."""
@@ -195,6 +209,7 @@ class FederatedRun:
     def _restore(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
         self.next_round = manifest.round
+        self._prepared = self._prepared or self.next_round > 0
         self._server.restore(checkpoint.shared, checkpoint.server_state)
         self.states.restore(checkpoint)
         self._pending.restore(checkpoint.records, manifest.open)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from algorithms import FederatedAlgorithm
+from raysim.errors import ClientError
 from raysim.functional.context import ServerContext
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
-from raysim.training.aggregation import FixedPoint
+from raysim.training.aggregation import FixedPoint, mean_uploads
 
 
 class Server:
@@ -37,7 +38,7 @@ class Server:
     ) -> None:
         self._algorithm, self._layout, self._num_clients = algorithm, layout, num_clients
         self.shared = shared
-        self.state = algorithm.server_init(shared)
+        self.state = algorithm.server_init(shared, layout)
         self.version = 0
 
     def restore(self, shared: NDArray[np.float32], state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -51,18 +52,44 @@ class Server:
         self.version += 1
         self.broadcast = ray.put({name: tensor.float().numpy() for name, tensor in self.sent.items()})
 
-    def step(self, round: int, sums: Mapping[str, FixedPoint], cohort_size: int) -> Tensors:
-        """Take the server step and send its result; returns the mean uploads, or nothing if no client reported."""
-        uploads = self._algorithm.uploads
-        means = {name: sums[name].mean(up.scale_bits) for name, up in uploads.items() if name in sums}
-        arrived = {name: mean for name, mean in means.items() if mean is not None}
-        if len(arrived) < len(uploads):
-            return {}
-        context = ServerContext(self._layout, round, cohort_size, self._num_clients)
-        shared, self.state = self._algorithm.server_step(self.shared, self.state, arrived, context)
-        self.shared = shared.float().clone()
+    def prepare(self, sums: Mapping[str, FixedPoint]) -> None:
+        """Take what all clients sent before round 0, and send what follows from it.
+
+        Raises:
+            ClientError: nothing of what they sent could be used.
+        """
+        means = mean_uploads(self._algorithm, sums)
+        if not means:
+            raise ClientError(
+                "before the first round: what the clients sent is not finite or too large, of all of them"
+            )
+        self.state = self._algorithm.server_prepare(self.state, means)
         self.send()
-        return arrived
+
+    def step(self, round: int, sums: Mapping[str, FixedPoint], num_reported: int) -> Tensors:
+        """Take the server step and send its result; returns the mean uploads, or nothing if no client reported.
+
+        Raises:
+            ClientError: the new shared parameters are not finite.
+        """
+        means = mean_uploads(self._algorithm, sums)
+        if not means:
+            return {}
+        context = ServerContext(self._layout, round, num_reported, self._num_clients)
+        shared, state = self._algorithm.server_step(self.shared, self.state, means, context)
+        if not shared.isfinite().all():
+            raise ClientError(
+                f"round {round}: the server step of {self._algorithm.name!r} gives parameters that are not finite, from "
+                "uploads that are; its hyperparameters are too large or too small for this task"
+            )
+        if (
+            self._layout.statistics
+        ):  # always averaged: what moves parameters beyond their mean would make a variance negative
+            averaged = self._layout.split(self._layout.mask(self._layout.statistics))[0]
+            shared = torch.where(averaged, means["shared"], shared)
+        self.shared, self.state = shared.float().clone(), state
+        self.send()
+        return means
 
     def messages(self, states: Tensors) -> dict[str, NDArray[np.float32]]:
         """A row for each client of a cohort, from the clients' states, each (K, n)."""

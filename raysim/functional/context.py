@@ -6,30 +6,56 @@ An algorithm sees one client, without K; the engine adds that axis with ``torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from raysim.functional.loss_and_gradient import Batch, FunctionalModel, Gradient
+from raysim.functional.batch import Batch
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The round as the server sees it."""
+    """The round as the server sees it.
+
+    Attributes:
+        round: counted from 0.
+        num_reported: how many clients' uploads are in the means.
+        num_clients: of the run.
+    """
 
     layout: ParameterLayout
     round: int
-    cohort_size: int
+    num_reported: int
     num_clients: int
+
+
+MethodLosses = Callable[[Tensor, Batch, Any, "ClientContext"], tuple[Tensor, Any]]
+
+
+class ClientData(NamedTuple):
+    """What a client knows of its data and of its work in a round; float32 tensors.
+
+    Attributes:
+        num_samples: (), its training samples.
+        class_counts: (classes,), how many of them each class has.
+        num_steps: (), the local steps that it does in this round, over all epochs; 0 outside training.
+    """
+
+    num_samples: Tensor
+    class_counts: Tensor
+    num_steps: Tensor
 
 
 @dataclass(frozen=True)
 class ClientContext:
-    """The round as a client sees it. Everything here is the same for all clients of a round.
+    """The round as a client sees it. Everything but ``client`` is the same for all clients of a round.
 
     Attributes:
         model: the model as a function of ``theta``.
@@ -38,9 +64,11 @@ class ClientContext:
         optimizer: the local optimiser at this round's learning rate.
         full_lr: ``train.optimizer.lr``, whatever ``train.schedule`` makes of it in this round.
         batch_size: ``train.batch_size``; a step has up to ``batches_per_step`` times as many samples.
-        round: counted from 0.
+        round: counted from 0. What is evaluated after the last round is evaluated as in the round that would come next.
+        num_rounds: of the run.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
+        client: what this client knows of its data.
     """
 
     model: FunctionalModel
@@ -50,8 +78,19 @@ class ClientContext:
     full_lr: float
     batch_size: int
     round: int
+    num_rounds: int = 1
     epoch: int = 0
     phase: str = "train"
+    _client: ClientData | None = None
+
+    @property
+    def client(self) -> ClientData:
+        assert self._client is not None, "ctx.client is for functions of a client, of a run whose data are loaded"
+        return self._client
+
+    def of(self, client: ClientData) -> ClientContext:
+        """The same round as another client sees it."""
+        return replace(self, _client=client)
 
     def sgd(self, lr: float | None = None, momentum: float = 0.0) -> Optimizer:
         """SGD without decay or clipping, for steps that are not local training: adaptation, an inner step.
@@ -60,36 +99,85 @@ class ClientContext:
         """
         return Optimizer("sgd", self.full_lr if lr is None else lr, momentum, statistics=self.optimizer.statistics)
 
+    # Parts of theta.
+
     def mask(self, *patterns: str) -> Tensor:
         """A boolean vector (P,), true where a parameter matches one of the patterns: ``ctx.mask("head")``."""
         return _mask(self.layout, patterns, self.broadcast["shared"].device)
+
+    @property
+    def is_personal(self) -> Tensor:
+        """A boolean vector (P,), true where a parameter is personal."""
+        layout = self.layout
+        return torch.arange(layout.num_parameters, device=self.broadcast["shared"].device) >= layout.num_shared
+
+    def on_shared(self, vector: Tensor) -> Tensor:
+        """A vector (S,) about the shared parameters as one (P,) to be added to a gradient: 0 for the personal ones.
+
+        And 0 for running statistics of BatchNorm, which no gradient moves.
+        """
+        nothing = vector.new_zeros(self.layout.num_personal)
+        return self.trained(self.layout.join(vector, nothing))
+
+    def drift(self, theta: Tensor) -> Tensor:
+        """How far parameters (P,) are from what the server sent: (P,), 0 where ``on_shared`` is."""
+        return self.on_shared(self.layout.split(theta)[0] - self.broadcast["shared"])
+
+    def trained(self, vector: Tensor) -> Tensor:
+        """A vector (P,) with 0 for running statistics of BatchNorm."""
+        return vector * ~self.mask(*self.layout.statistics) if self.layout.statistics else vector
+
+    # The model at theta.
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images (B, C, H, W): logits (B, classes)."""
         return self.model.logits(theta, images)
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """The model's representation (B, D) of images, which its classifier ``head`` takes."""
+        return self.model.features(theta, images)
+
+    def head(self, theta: Tensor, features: Tensor) -> Tensor:
+        """The model's classifier on representations (B, D): logits (B, classes). Of ``features``, they are ``logits``."""
+        return self.model.head(theta, features)
+
+    def module(self, theta: Tensor, name: str, *inputs: Tensor) -> Tensor:
+        """The output of a part of the model, or of what ``add_modules`` added to it, by name."""
+        return self.model.module(theta, name, *inputs)
+
+    # Losses and gradients.
+
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Mean cross entropy over the unpadded samples of a batch, a scalar."""
-        return self.model.loss(theta, *batch)
+        return self.model.loss(theta, batch)
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The gradient (P,) of the loss at ``theta``, and the loss, a scalar.
+        """The gradient (P,) of the cross entropy at ``theta``, and the loss, a scalar.
 
         Entries of BatchNorm's running statistics have the change that the batch made, old minus new.
         """
-        if self.layout.statistics:
-            return self.model.gradient_and_statistics(theta, batch)
-        gradient, loss = Gradient.apply(theta, *batch, self.model)
-        return gradient, loss
+        return self.model.gradient(theta, batch)
+
+    def gradient_of(self, losses: MethodLosses, theta: Tensor, batch: Batch, carry: Any) -> tuple[Tensor, Tensor, Any]:
+        """The gradient (P,) of a method's own loss at ``theta``, the loss, and what else ``losses`` returned.
+
+        ``losses(theta, batch, carry, ctx)`` gives the loss (B,) of each sample, of which the mean over unpadded ones is
+        taken, and any tree of tensors that the step needs as well. It is written for one client, and may read a client's
+        tensors only from its arguments, which is why the carry is one of them: no closure over another tensor.
+        """
+
+        def of_tensors(theta: Tensor, batch: Batch, tensors: Any) -> tuple[Tensor, Any]:
+            carry, client = tensors
+            return losses(theta, batch, carry, replace(self, _client=client))
+
+        return self.model.gradient_of(of_tensors, theta, batch, (carry, self._client or ()))
 
     def dot(self, first: Tensor, second: Tensor) -> Tensor:
         """The inner product, a scalar, of two vectors (P,) over the parameters that a gradient reaches.
 
         Running statistics of BatchNorm are left out: no loss in training depends on them.
         """
-        if self.layout.statistics:
-            first = first * ~self.mask(*self.layout.statistics)
-        return (first * second).sum()
+        return (self.trained(first) * second).sum()
 
     def halves(self, batch: Batch) -> tuple[Batch, Batch]:
         """Two batches out of one of up to ``2 * batch_size`` samples.

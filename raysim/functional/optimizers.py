@@ -46,6 +46,16 @@ class Optimizer:
         new, state = (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
         return new if self.statistics is None else torch.where(self.statistics, theta - gradient, new), state
 
+    def total_weight(self, steps: Tensor) -> Tensor:
+        """With which weight all gradients of ``steps`` steps (float) enter the parameters together, in units of lr.
+
+        Without momentum that is the number of steps; with momentum m, a gradient counts (1 - m^k) / (1 - m) where k steps
+        are left. Only of SGD.
+        """
+        assert self.name == "sgd", "a step of AdamW is no multiple of the gradient"
+        m = self.momentum
+        return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m) if m else steps
+
     def _clipped(self, gradient: Tensor, limit: float) -> Tensor:
         """As ``torch.nn.utils.clip_grad_norm_``; running statistics are no part of it."""
         if self.statistics is None:

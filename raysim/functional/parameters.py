@@ -57,7 +57,8 @@ class ParameterLayout:
     def of(cls, model: nn.Module, personal: Sequence[str] = (), trainable: Sequence[str] = ("*",)) -> ParameterLayout:
         """The layout of a model in which parameters that match one of the patterns ``personal`` are personal.
 
-        Parameters that match none of the patterns ``trainable`` are frozen.
+        Those that match a pattern with a ``!`` in front are not: ``["*", "!head"]`` is everything but the head. Parameters
+        that match none of the patterns ``trainable`` are frozen.
 
         Raises:
             ConfigError: a pattern matches no parameter.
@@ -68,16 +69,20 @@ class ParameterLayout:
         trained = {n: shape for n, shape in shapes.items() if n not in set(frozen)} | statistics
         for key, patterns, among in (("trainable", trainable, shapes | statistics), ("personal", personal, trained)):
             for pattern in patterns:
-                if any(_named(name, pattern, heads) for name in among):
+                if any(_named(name, pattern.removeprefix("!"), heads) for name in among):
                     continue
-                is_frozen = any(_named(name, pattern, heads) for name in frozen)
+                is_frozen = any(_named(name, pattern.removeprefix("!"), heads) for name in frozen)
                 raise ConfigError(
                     f"algorithm.{key}: the pattern {pattern!r} matches "
                     + ("only frozen parameters" if is_frozen else "no parameter")
                     + f" of the model. {'Trained are' if is_frozen else 'Its components are'}: "
                     + ", ".join(_components(tuple(among)))
                 )
-        is_personal = {name: any(_named(name, p, heads) for p in personal) for name in trained}
+        kept, not_kept = ([p for p in personal if p.startswith("!") == out] for out in (False, True))
+        is_personal = {
+            name: any(_named(name, p, heads) for p in kept) and not any(_named(name, p[1:], heads) for p in not_kept)
+            for name in trained
+        }
         names = sorted(trained, key=lambda name: is_personal[name])  # a stable sort keeps the model's order
         num_shared = len(names) - sum(is_personal.values())
         return cls(tuple(names), tuple(trained[n] for n in names), num_shared, tuple(statistics), frozen, heads)
@@ -99,6 +104,22 @@ class ParameterLayout:
     def num_personal(self) -> int:
         return self.num_parameters - self.num_shared
 
+    @property
+    def head_shape(self) -> tuple[int, int]:
+        """Classes and size D of the representation, of a model with one linear classifier that trains.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        shape = shapes.get(f"{self.heads[0]}.weight", ())
+        if len(self.heads) != 1 or len(shape) != 2:
+            raise ConfigError(
+                f"model: this method needs one linear classifier that trains, not {', '.join(self.heads)}"
+            )
+        classes, dim = shape
+        return classes, dim
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Named tensors (a ``state_dict``) to one vector (P,), float32, a copy."""
         return torch.cat([tensors[name].detach().reshape(-1).float() for name in self.names])
@@ -107,6 +128,12 @@ class ParameterLayout:
         """A vector (P,) to named tensors, as views. One ``split``, whose gradient is one ``cat``."""
         pieces = theta.split(self.sizes)
         return {name: p.view(shape) for name, p, shape in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def piece(self, vector: Tensor, name: str) -> Tensor:
+        """The tensor of that name in parameters (..., P), or in shared ones (..., S), as a view."""
+        at = self.names.index(name)
+        start = sum(self.sizes[:at])
+        return vector[..., start : start + self.sizes[at]].unflatten(-1, self.shapes[at])
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``theta`` (..., P) to its shared and its personal part, as views."""

@@ -14,6 +14,8 @@ from raysim import seeds
 from raysim.config.locations import local_path
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
+from raysim.functional.model_parts import Representation, classifier_of
+from raysim.functional.parameters import classifier_names
 from raysim.models.weights import load_weights
 
 
@@ -31,10 +33,11 @@ def build_model(
         model = _timm_model(config, num_classes, in_channels)
         before = {name for name, _ in model.named_parameters()}
         algorithm.add_plugin(model)
-    plugin = {name: p for name, p in model.named_parameters() if name not in before}
-    if config.weights is not None:
-        load_weights(model, local_path(config.weights, "model.weights"), optional=set(plugin))
-    _try_out(model, config, in_channels, plugin)
+        plugin = {name: p for name, p in model.named_parameters() if name not in before}
+        if config.weights is not None:
+            load_weights(model, local_path(config.weights, "model.weights"), optional=set(plugin))
+        _try_out(model, config, in_channels, plugin, algorithm.uses_features)
+        algorithm.add_modules(model)
     return model
 
 
@@ -43,13 +46,25 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _try_out(model: nn.Module, config: ModelConfig, in_channels: int, plugin: dict[str, nn.Parameter]) -> None:
+def _try_out(
+    model: nn.Module, config: ModelConfig, in_channels: int, plugin: dict[str, nn.Parameter], uses_features: bool
+) -> None:
     """One grey image through the model and back: it must fit, and must reach every parameter that the plugin added.
+
+    With ``uses_features`` its logits must be those of its classifier on its representation.
 
     Some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``: a plugin there would silently do nothing.
     """
     try:
-        logits = model.eval()(torch.full((1, in_channels, config.image_size, config.image_size), 0.5))
+        image = torch.full((1, in_channels, config.image_size, config.image_size), 0.5)
+        logits = model.eval()(image)
+        if uses_features:
+            head = model.get_submodule(classifier_of(model, classifier_names(model)))
+            parts = head(Representation(model)(image))
+            if not torch.allclose(parts, logits, atol=1e-4):
+                raise ConfigError(
+                    f"model.name: the logits of {config.name} are not its classifier's on its representation"
+                )
     except ConfigError:
         raise
     except Exception as error:  # whatever a model of timm raises for a size that it can't take

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from algorithms import FederatedAlgorithm
 from raysim.data.images import TooDeep, read_image
 from raysim.data.loading import load_data
 from raysim.data.partition import Partition
@@ -23,6 +22,7 @@ from raysim.models.build import plain_model
 from raysim.models.saved import SavedRun
 from raysim.plugins.fold import fold, rebuild
 from raysim.training.engine import ClientEngine
+from raysim.training.evaluation import Predictor
 from raysim.training.transforms import ModelInput
 
 
@@ -34,16 +34,21 @@ class ClientModel:
         run: the run that the model comes from.
         client: the client's id; None for the shared model of a method that shares everything.
         model: the model with its values and the algorithm's plugin, ready for use.
+        predictor: the client as it is evaluated; None for the shared model.
     """
 
     run: SavedRun
     client: int | None
     model: nn.Module
+    predictor: Predictor | None
 
     @torch.no_grad()
-    def logits(self, images: NDArray[np.uint8]) -> Tensor:
-        """Images (B, H, W, C) uint8, of any size, to logits (B, classes)."""
-        result: Tensor = self.model.eval()(ModelInput.of(self.run.config)(torch.from_numpy(images.copy())))
+    def scores(self, images: NDArray[np.uint8]) -> Tensor:
+        """Images (B, H, W, C) uint8, of any size, to scores (B, classes), whose softmax are the probabilities."""
+        inputs = ModelInput.of(self.run.config)(torch.from_numpy(images.copy()))
+        if self.predictor is not None:
+            return self.predictor.scores(inputs[None])[0]
+        result: Tensor = self.model.eval()(inputs)
         return result
 
 
@@ -55,26 +60,24 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
             which a client adapts before it is evaluated can't be loaded.
     """
     algorithm = run.config.algorithm
-    own = type(algorithm).personalize is not FederatedAlgorithm.personalize  # of a state that is no part of the model
+    own = algorithm.has_own("personalize", "predict")  # by a state that is no part of the model
     if client is None and (own or run.layout.num_personal or algorithm.adapt_steps()):
         raise ConfigError(f"--client is needed: with {algorithm.name!r} each client has a model of its own")
     broadcast, frozen = run.broadcast()
-    state = {name: value[None] for name, value in run.state(client or 0).items()} if client is not None else {}
-    engine = _engine(run)
-    if client is None:
-        theta = broadcast["shared"]
-    else:
+    predictor = None
+    if client is not None:
         after = run.config.rounds  # the round that would come next: what is evaluated after the last server step
-        theta = engine.personalized(after, np.array([client]), broadcast, state)[0]
+        predictor = _engine(run).predictor(after, client, broadcast, run.state(client))
+    theta = broadcast["shared"] if predictor is None else predictor.theta[0]
     values = run.layout.unflatten(theta) | frozen
     run.model.load_state_dict({name: value.clone() for name, value in values.items()}, strict=False)
-    return ClientModel(run, client, run.model)
+    return ClientModel(run, client, run.model, predictor)
 
 
 def _engine(run: SavedRun) -> ClientEngine:
-    """An engine for one client's model; the run's data are loaded only if the algorithm adapts before evaluation."""
+    """An engine for one client's model; the run's data are loaded only if the client is evaluated with them."""
     config = run.config
-    if config.algorithm.adapt_steps():
+    if config.algorithm.adapt_steps() or config.algorithm.has_own("remember", "takes_part"):
         data, partition = load_data(config)
         about = run.about
         found = {"samples": data.digest, "division among clients": partition.digest}
@@ -82,14 +85,15 @@ def _engine(run: SavedRun) -> ClientEngine:
         if differ := [what for what, digest in found.items() if digest != expected[what]]:
             raise ConfigError(
                 f"data: the {differ[0]} (digest {found[differ[0]]}) differ from the run's ({expected[differ[0]]}), and with "
-                f"{config.algorithm.name!r} a client adapts on its samples before it is evaluated: the model would be "
-                "another one. Put the run's data back"
+                f"{config.algorithm.name!r} a client is evaluated with its training samples: the model would be another "
+                "one. Put the run's data back"
             )
         images, labels = data.images, data.labels
     else:
         images = np.zeros((1, 1, 1, run.about.in_channels), np.uint8)
         labels, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
-        partition = Partition(none, np.zeros(1, np.int64), none)
+        nobody = np.zeros(config.data.num_clients + 1, np.int64)
+        partition = Partition(none, nobody, nobody[1:])
     resources = config.resources.model_copy(update={"device": "cpu", "precision": "float32", "compile": False})
     config = config.model_copy(update={"resources": resources})
     return ClientEngine(config, run.model, torch.zeros(run.layout.num_parameters), images, labels, partition, "cpu")
@@ -101,7 +105,16 @@ def export(of: ClientModel, to: Path) -> Path:
     Raises:
         ConfigError: it can't be written, or timm has no place for what the algorithm added to the model.
     """
-    tensors = {name: tensor.detach().clone() for name, tensor in of.model.state_dict().items()}
+    if of.run.config.algorithm.has_own("predict"):
+        raise ConfigError(
+            f"{of.run.config.algorithm.name!r} predicts with more than the model (see its file), which a state dict of timm "
+            "can't hold; raysim predict does it"
+        )
+    tensors = {
+        name: tensor.detach().clone()
+        for name, tensor in of.model.state_dict().items()
+        if not name.startswith(tuple(f"{module}." for module in of.run.config.algorithm.modules))
+    }
     fold(of.model, tensors)
     config, about = of.run.config, of.run.about
     plain, arguments = plain_model(config.model, len(about.class_names), about.in_channels)
@@ -175,7 +188,7 @@ def predict(of: ClientModel, images: Sequence[NDArray[np.uint8]], most: int = 5)
     """For each image the ``most`` probable classes with their probabilities."""
     result = []
     for image in images:
-        probabilities = of.logits(image)[0].softmax(dim=-1)
+        probabilities = of.scores(image)[0].softmax(dim=-1)
         values, order = probabilities.sort(descending=True, stable=True)
         top = zip(order[:most].tolist(), values[:most].tolist(), strict=True)
         result.append([(of.run.about.class_names[i], p) for i, p in top])

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithms import Upload
+from algorithms import FederatedAlgorithm, Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
 SUM_ELEMENTS = 2**18  # how many are converted to float64 at a time, so that they stay in a CPU's cache
@@ -91,6 +91,19 @@ def _within(values: Tensor, limit: float) -> Tensor:
     if not values.shape[1]:
         return values.new_ones(len(values), dtype=torch.bool)
     return (values.amax(dim=1) < limit) & (values.amin(dim=1) > -limit)
+
+
+def mean_uploads(algorithm: FederatedAlgorithm, sums: Mapping[str, FixedPoint]) -> dict[str, Tensor]:
+    """The mean (n,) float64 of each upload; empty if no client reported, or all weights that they sent are 0."""
+    uploads = algorithm.uploads
+    found = {name: sums[name].mean(up.scale_bits) for name, up in uploads.items() if name in sums}
+    means = {name: mean for name, mean in found.items() if mean is not None}
+    if len(means) < len(uploads):
+        return {}
+    weights = {name: means[up.times] for name, up in uploads.items() if up.times is not None}
+    if any(not weight for weight in weights.values()):
+        return {}
+    return {name: mean / weights[name] if name in weights else mean for name, mean in means.items()}
 
 
 def weighted_sum(values: Tensor, weights: Weights, accepted: NDArray[np.bool_], scale_bits: int) -> FixedPoint:

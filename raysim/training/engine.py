@@ -1,15 +1,12 @@
 """``ClientEngine``: trains a client batch, K clients at once, and sums up what they upload.
 
 Algorithms are written for one client. The engine calls their functions through ``torch.func.vmap`` over the K clients of a
-batch, or directly when there is one. Clients of unequal size are padded within each local epoch, so that all are always in
-the same epoch: a padded sample has weight 0, and a client that has finished its epoch keeps its carry.
+batch, or directly when there is one. ``local_training.py`` has the local steps, ``evaluation.py`` what follows them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,52 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from algorithms import FederatedAlgorithm
-from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.functional.context import ClientContext
-from raysim.functional.loss_and_gradient import FunctionalModel
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.functional.state_layout import StateLayout
-from raysim.training.aggregation import FixedPoint, Weights, acceptable, fixed_point, weighted_sum
-from raysim.training.evaluation import Evaluation, Evaluator
-from raysim.training.for_each_client import for_each_client, select
-from raysim.training.sample_batches import ClientSamples, Pool, to_device
+from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
+from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
+from raysim.training.local_training import LocalTrainer, LocalTraining
+from raysim.training.sample_batches import ClientSamples, to_device
 from raysim.training.sensitivity import DIRECTIONS, SCALE_BITS, directions
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """What K clients are to do in a call of ``ClientEngine.train``.
-
-    Attributes:
-        clients: (K,) ids.
-        weights: of the clients (K,), by weighting (``samples``, ``uniform``).
-        local_epochs: passes over a client's training samples, as given to the algorithm's ``epochs``.
-        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
-        evaluate: evaluate the clients afterwards, with what they trained.
-        sensitivity: also sum up the clients' updates as unit vectors.
-        pooled: samples to train on in place of the clients' own; then K is 1.
-        work_share: (K,) the share of its local steps that each client does, at least one step. None: all of them.
-        steps_per_epoch: the number of steps after which every local epoch ends. None: all of them.
-        full_rate: train at the undecayed learning rate, whatever ``train.schedule`` says for the round.
-    """
-
-    round: int
-    clients: Ints
-    weights: dict[str, Weights]
-    local_epochs: int
-    messages: Tensors = field(default_factory=dict)
-    evaluate: bool = True
-    sensitivity: bool = False
-    pooled: Ints | None = None
-    work_share: Floats | None = None
-    steps_per_epoch: int | None = None
-    full_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +79,7 @@ class ClientEngine:
     ) -> None:
         self.config, self.partition, self.device = config, partition, torch.device(device)
         self.algorithm: FederatedAlgorithm = config.algorithm
+        self._uploads = self.algorithm.uploads
         self.layout = layout_of(model, self.algorithm)
         state = self.algorithm.client_state(initial, self.layout)
         self.state_layout = StateLayout.of(state)
@@ -122,7 +89,9 @@ class ClientEngine:
         resources, statistics = config.resources, self.layout.statistics
         self._statistics = self.layout.mask(statistics).to(self.device) if statistics else None
         self._model = FunctionalModel(model, self.layout, resources.precision, resources.compile)
-        self.samples = ClientSamples(config, images, labels, partition, self.device, bool(statistics))
+        num_classes = int(getattr(model, "num_classes", labels.max() + 1))
+        self.samples = ClientSamples(config, images, labels, partition, self.device, num_classes, bool(statistics))
+        self._trainer = LocalTrainer(self.algorithm, self.samples, self.device, config.seed)
         self._evaluator = Evaluator(self.algorithm, self._model, self.samples, self.device, config.seed)
 
     @torch.no_grad()
@@ -136,15 +105,19 @@ class ClientEngine:
         context = self._context(training.round, broadcast, full_rate=training.full_rate)
         before = self._unpacked(states)
         with self._model.mode(training=True, vectorised=len(clients) > 1):
-            uploads, after, metrics, seen = self._local_training(training, context, before)
-        accepted = acceptable(uploads, after, self.algorithm.uploads).cpu().numpy()
+            result = self._trainer.train(training, context, before)
+        uploads, after = result.uploads, result.states
+        sent = {
+            n: uploads[n] if up.times is None else uploads[n] * uploads[up.times] for n, up in self._uploads.items()
+        }
+        accepted = acceptable(sent, after, self._uploads).cpu().numpy()
         sums = {
-            name: weighted_sum(uploads[name], training.weights[up.weighting], accepted, up.scale_bits)
-            for name, up in self.algorithm.uploads.items()
+            name: weighted_sum(sent[name], training.weights[up.weighting], accepted, up.scale_bits)
+            for name, up in self._uploads.items()
         }
         squares: Tensors = {}
         if training.sensitivity and len(context.broadcast["shared"]):
-            weights = training.weights[self.algorithm.uploads["shared"].weighting]
+            weights = training.weights[self._uploads["shared"].weighting]
             updates = uploads["shared"] - context.broadcast["shared"]
             units, squares = directions(updates, weights, accepted, self.layout)
             sums[DIRECTIONS] = fixed_point(units, weights.accepted(accepted), SCALE_BITS)
@@ -161,8 +134,8 @@ class ClientEngine:
             sums,
             packed.cpu().numpy(),
             accepted,
-            {name: value.cpu().numpy() for name, value in metrics.items()},
-            {name: value.cpu().numpy() for name, value in seen.items()},
+            {name: value.cpu().numpy() for name, value in result.metrics.items()},
+            {name: value.cpu().numpy() for name, value in result.metric_samples.items()},
             {kind: value.double().cpu().numpy() for kind, value in squares.items()},
             evaluation,
         )
@@ -176,10 +149,8 @@ class ClientEngine:
         ``adapt``: after the adaptation that the algorithm asks for, if any.
         """
         context = self._context(round, broadcast)
-        if not self.state_layout.size and not (adapt and self.algorithm.adapt_steps()):
-            nothing = self.state_layout.unpack(torch.empty(0, device=self.device))
-            theta = self.algorithm.personalize(context.broadcast["shared"], nothing, context)
-            return self._evaluator.one_model(clients, theta)  # all clients have the same parameters
+        if evaluates_one_model(self.algorithm, self.state_layout.size, adapt):
+            return self._evaluator.one_model(clients, context.broadcast["shared"])
         shared = context.broadcast["shared"].expand(len(clients), -1)
         return self._evaluator.clients(clients, shared, self._unpacked(states), context, adapt)
 
@@ -190,10 +161,11 @@ class ClientEngine:
         return self._evaluator.one_model(clients, broadcast["shared"])
 
     @torch.no_grad()
-    def personalized(self, round: int, clients: Ints, broadcast: Tensors, states: Tensors) -> Tensor:
-        """The parameters (K, P) with which clients (K,) with states (each (K, n)) are evaluated, adapted if need be."""
+    def predictor(self, round: int, client: int, broadcast: Tensors, state: Tensors) -> Predictor:
+        """The model with which a client with this state, each entry (n,), is evaluated, adapted if need be."""
+        states = {name: vector[None] for name, vector in state.items()}
         context = self._context(round, broadcast)
-        return self._evaluator.personalized(clients, broadcast["shared"].expand(len(clients), -1), states, context)
+        return self._evaluator.predictor(np.array([client]), broadcast["shared"][None], states, context)
 
     def _context(self, round: int, broadcast: Tensors, full_rate: bool = False) -> ClientContext:
         train, settings = self.config.train, self.config.train.optimizer
@@ -207,64 +179,16 @@ class ClientEngine:
             settings.clip_norm,
             self._statistics,
         )
-        return ClientContext(self._model, self.layout, broadcast, optimizer, settings.lr, train.batch_size, round)
+        return ClientContext(
+            self._model,
+            self.layout,
+            broadcast,
+            optimizer,
+            settings.lr,
+            train.batch_size,
+            round,
+            self.config.rounds,
+        )
 
     def _unpacked(self, states: NDArray[np.float32]) -> Tensors:
         return self.state_layout.unpack(to_device(torch.from_numpy(states), self.device))
-
-    def _local_training(
-        self, training: LocalTraining, context: ClientContext, before: Tensors
-    ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-        """Uploads (each (K, n)), states after training (each (K, n)), metrics and their samples (each (K,))."""
-        for_each = for_each_client(len(training.clients))
-        seeds.seed_torch(self.device, self.config.seed, "dropout", training.round, int(training.clients[0]))
-        carry = for_each(lambda state: self.algorithm.client_init(state, context))({**before, **training.messages})
-        carry, metrics, seen = self._local_epochs(training, context, for_each, carry)
-        uploads, after = for_each(lambda carry: self.algorithm.client_final(carry, context))(carry)
-        assert uploads.keys() == self.algorithm.uploads.keys(), (
-            f"client_final uploads {sorted(uploads)}, but {type(self.algorithm).__name__}.uploads declares "
-            f"{sorted(self.algorithm.uploads)}"
-        )
-        return uploads, after, metrics, seen
-
-    def _local_epochs(
-        self, training: LocalTraining, context: ClientContext, for_each: Any, carry: Any
-    ) -> tuple[Any, Tensors, Tensors]:
-        """All local steps of K clients; returns the last carry, each metric's mean over a client's samples (K,), and
-        over how many samples (K,) it is."""
-        samples, phases = self.samples, self.algorithm.epochs(training.local_epochs)
-        pool = (
-            samples.training(training.clients)
-            if training.pooled is None
-            else Pool.gather(samples.data, [training.pooled])
-        )
-        order = samples.order("batches", training.round, training.clients, pool, len(phases))
-        left = self._steps_left(pool, len(phases), training.work_share)
-        totals: Tensors = {}
-        seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
-        for epoch, phase in enumerate(phases):
-            now = replace(context, epoch=epoch, phase=phase)
-            step = for_each(lambda carry, batch, now=now: self.algorithm.client_step(carry, batch, now))
-            steps = samples.batches(pool, order, epoch, self.algorithm.batches_per_step)
-            for batch, everyone in islice(steps, training.steps_per_epoch):
-                if left is not None and not left.any():
-                    break
-                new, metrics = step(carry, batch)
-                count = batch.mask.sum(dim=1)
-                if left is not None:
-                    count, everyone = count * to_device(torch.from_numpy(left > 0), self.device), False
-                    left = left - (left > 0) * (batch.mask.cpu().numpy().any(axis=1))
-                active = count > 0
-                carry = new if everyone else select(active, new, carry)
-                for name, value in metrics.items():
-                    totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
-                    seen[name] = seen.get(name, 0.0) + count
-        return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
-
-    def _steps_left(self, pool: Pool, epochs: int, work_share: Floats | None) -> Ints | None:
-        """(K,): how many local steps each client does; None if each does all of them."""
-        if work_share is None:
-            return None
-        size = self.config.train.batch_size * self.algorithm.batches_per_step
-        steps: Ints = np.maximum(1, (work_share * epochs * -(-pool.counts // size)).astype(np.int64))
-        return steps

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.functional.context import ClientContext
-from raysim.functional.loss_and_gradient import FunctionalModel
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Tensors
-from raysim.training.for_each_client import for_each_client
+from raysim.training.for_each_client import EachClient, select
+from raysim.training.local_training import takes_part
 from raysim.training.sample_batches import ClientSamples, to_device
 
 Ints = NDArray[np.int64]
@@ -32,6 +32,39 @@ class Evaluation:
     num_test: Ints
     probabilities: NDArray[np.float32]
     """(sum of num_test, classes), client after client."""
+
+
+def evaluates_one_model(algorithm: FederatedAlgorithm, state_size: int, adapt: bool = True) -> bool:
+    """Whether all clients are evaluated with the same parameters, the shared ones, as they are."""
+    own = algorithm.has_own("personalize", "predict", "remember")
+    return not (state_size or own or (adapt and algorithm.adapt_steps()))
+
+
+class Predictor:
+    """K clients as they are evaluated: their parameters, and what else their predictions depend on.
+
+    Attributes:
+        theta: (K, P)
+    """
+
+    def __init__(
+        self,
+        algorithm: FederatedAlgorithm,
+        model: FunctionalModel,
+        each: EachClient,
+        context: ClientContext,
+        theta: Tensor,
+        state: Tensors,
+    ) -> None:
+        self._model, self._state, self.theta = model, state, theta
+        self._many = each.num_clients > 1
+        self._predict = each(context, lambda ctx, theta, state, x: algorithm.predict(theta, state, x, ctx))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Model input (K, B, C, H, W) to scores (K, B, classes)."""
+        with self._model.mode(training=False, vectorised=self._many):
+            result: Tensor = self._predict(self.theta, self._state, images)
+        return result
 
 
 class Evaluator:
@@ -56,45 +89,62 @@ class Evaluator:
         self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
     ) -> Evaluation:
         """Clients (K,) with shared parameters (K, S) and states (each (K, n)), adapted if the algorithm does that."""
-        theta = self.personalized(clients, shared, state, context, adapt)
-        for_each = for_each_client(len(clients))
+        predictor = self.predictor(clients, shared, state, context, adapt)
         pool = self._samples.test(clients)
-        chunk = max(1, EVALUATION_SAMPLES // len(clients))
-        logits = for_each(lambda theta, images: context.logits(theta, images))
+        images = pool.images.split(_chunk(clients), dim=1)
         with self._model.mode(training=False, vectorised=len(clients) > 1):
-            parts = [logits(theta, self._samples.model_input(images)) for images in pool.images.split(chunk, dim=1)]
-        probabilities, hits = _classified(torch.cat(parts, dim=1), pool.labels)
+            scores = torch.cat([predictor.scores(self._samples.model_input(part)) for part in images], dim=1)
+        probabilities, hits = _classified(scores, pool.labels)
         own = to_device(torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]), self._device)
         correct = (hits & own).sum(dim=1)
         return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
 
-    def personalized(
+    def predictor(
         self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
-    ) -> Tensor:
-        """The parameters (K, P) with which clients are evaluated; without ``adapt``, those before any adaptation."""
-        vectorised = len(clients) > 1
-        for_each = for_each_client(len(clients))
-        with self._model.mode(training=False, vectorised=vectorised):
-            theta: Tensor = for_each(lambda shared, state: self._algorithm.personalize(shared, state, context))(
-                shared, state
-            )
-        if not adapt or not self._algorithm.adapt_steps():
-            return theta
-        with self._model.mode(training=True, vectorised=vectorised):
-            return self._adapted(for_each, theta, clients, context)
+    ) -> Predictor:
+        """Clients (K,) as they are evaluated; without ``adapt``, as they are before any adaptation."""
+        algorithm = self._algorithm
+        indices = self._samples.training_indices(clients)
+        each = EachClient(self._samples.client_data(indices), known=any(map(len, indices)))
+        with self._model.mode(training=False, vectorised=each.num_clients > 1):
+            theta = each(context, lambda ctx, shared, state: algorithm.personalize(shared, state, ctx))(shared, state)
+        if adapt and algorithm.adapt_steps():
+            with self._model.mode(training=True, vectorised=each.num_clients > 1):
+                theta = self._adapted(each, theta, state, clients, context)
+        if algorithm.has_own("remember"):
+            with self._model.mode(training=False, vectorised=each.num_clients > 1):
+                state = state | self._remembered(each, theta, clients, context)
+        return Predictor(algorithm, self._model, each, context, theta, state)
 
-    def _adapted(self, for_each: Any, theta: Tensor, clients: Ints, context: ClientContext) -> Tensor:
+    def _adapted(
+        self, each: EachClient, theta: Tensor, state: Tensors, clients: Ints, context: ClientContext
+    ) -> Tensor:
         """Parameters (K, P) after ``adapt`` on the first batch of as many shuffled epochs as there are steps."""
+        algorithm, steps = self._algorithm, self._algorithm.adapt_steps()
+        context = replace(context, phase="adapt")
         seeds.seed_torch(self._device, self._seed, "adapt", context.round, int(clients[0]))
-        pool, steps = self._samples.training(clients), self._algorithm.adapt_steps()
+        part = takes_part(algorithm, each, state, ["adapt"] * steps, context)
+        pool = self._samples.training(clients)
         order = self._samples.order("adapt", context.round, clients, pool, steps)
-        carry = for_each(lambda theta: self._algorithm.adapt_init(theta, context))(theta)
-        step = for_each(lambda carry, batch: self._algorithm.adapt(carry, batch, context))
+        carry = each(context, lambda ctx, theta, state: algorithm.adapt_init(theta, state, ctx))(theta, state)
         for epoch in range(steps):
+            if not part[:, epoch].any():
+                continue
+            now = replace(context, epoch=epoch)
             batch, _ = next(self._samples.batches(pool, order, epoch, 1))
-            carry = step(carry, batch)
+            new = each(now, lambda ctx, carry, batch: algorithm.adapt(carry, batch, ctx))(carry, batch)
+            goes_on = to_device(torch.from_numpy(part[:, epoch]), self._device)
+            carry = new if part[:, epoch].all() else select(goes_on, new, carry)
         adapted: Tensor = carry["theta"]
         return adapted
+
+    def _remembered(self, each: EachClient, theta: Tensor, clients: Ints, context: ClientContext) -> Tensors:
+        """What the algorithm remembers of the clients' training samples, each (K, n, ...), and their mask (K, n)."""
+        remember = each(context, lambda ctx, theta, batch: self._algorithm.remember(theta, batch, ctx))
+        batches = list(self._samples.stored(self._samples.training(clients), _chunk(clients)))
+        parts = [remember(theta, batch) for batch in batches]
+        found = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        return {**found, "remembered": torch.cat([batch.mask for batch in batches], dim=1)}
 
     def one_model(self, clients: Ints, theta: Tensor) -> Evaluation:
         """One model (P,) on the test samples of all clients, in plain batches."""
@@ -109,6 +159,11 @@ class Evaluator:
         counts = partition.num_test[clients]
         correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
         return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
+
+
+def _chunk(clients: Ints) -> int:
+    """How many samples of each client go through the model at a time."""
+    return max(1, EVALUATION_SAMPLES // len(clients))
 
 
 def _classified(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
-from raysim.functional.loss_and_gradient import Batch
+from raysim.functional.batch import Batch
+from raysim.functional.context import ClientData
 from raysim.training.transforms import ModelInput, augment, draw_augmentation
 
 Ints = NDArray[np.int64]
@@ -92,6 +93,7 @@ class ClientSamples:
 
     Args:
         images, labels: the whole data set, read only (it may lie in shared memory).
+        num_classes: of the data set.
         has_batch_norm: whether the model has BatchNorm and so can't be trained on a batch of one sample.
     """
 
@@ -102,16 +104,30 @@ class ClientSamples:
         labels: Ints,
         partition: Partition,
         device: torch.device,
+        num_classes: int,
         has_batch_norm: bool,
     ) -> None:
         self._config, self.partition, self._device = config, partition, device
-        self._has_batch_norm = has_batch_norm
+        self._labels, self._num_classes, self._has_batch_norm = labels, num_classes, has_batch_norm
         self.model_input = ModelInput.of(config)
         self.data = Samples(images, labels, device, _data_budget(config, device))
 
     def training(self, clients: Ints) -> Pool:
         """The training samples of clients (K,)."""
-        return Pool.gather(self.data, [self.partition.train(c) for c in clients.tolist()])
+        return Pool.gather(self.data, self.training_indices(clients))
+
+    def training_indices(self, clients: Ints) -> list[Ints]:
+        """Which samples each of clients (K,) trains on."""
+        return [self.partition.train(c) for c in clients.tolist()]
+
+    def client_data(self, indices: list[Ints]) -> ClientData:
+        """What clients with these training samples know of them, each entry (K, ...); they have no steps to do."""
+        counts, classes = [len(index) for index in indices], self._num_classes
+        owner = np.repeat(np.arange(len(indices)), counts)
+        labels = self._labels[np.concatenate(indices)]
+        per_class = np.bincount(owner * classes + labels, minlength=len(indices) * classes)
+        drawn = (np.array(counts), per_class.reshape(-1, classes), np.zeros(len(indices)))
+        return ClientData(*(to_device(torch.from_numpy(a.astype(np.float32)), self._device) for a in drawn))
 
     def test(self, clients: Ints) -> Pool:
         """The test samples of clients (K,)."""
@@ -126,10 +142,28 @@ class ClientSamples:
 
     def batches(self, pool: Pool, order: Order, epoch: int, batches_per_step: int) -> Iterator[tuple[Batch, bool]]:
         """The batches (K, B, ...) of an epoch, and whether every client has samples in it."""
-        size = self._config.train.batch_size * batches_per_step
+        size, least = self._step(batches_per_step)
+        return batches(pool, order, epoch, size, self.model_input, least)
+
+    def steps_per_epoch(self, counts: Ints, batches_per_step: int) -> Ints:
+        """(K,): in how many batches of an epoch clients with so many samples have a part."""
+        size, least = self._step(batches_per_step)
+        steps: Ints = -(-np.maximum(1, counts - least + 1) // size)
+        return steps
+
+    def _step(self, batches_per_step: int) -> tuple[int, int]:
+        """The most and the fewest samples of a batch."""
         # BatchNorm has no statistics of one sample: a last batch of one is left out (another sample in every epoch).
         least = 2 * batches_per_step if self._has_batch_norm else 1
-        return batches(pool, order, epoch, size, self.model_input, least)
+        return self._config.train.batch_size * batches_per_step, least
+
+    def stored(self, pool: Pool, chunk: int) -> Iterator[Batch]:
+        """All samples of K clients in the order in which they are stored, unaugmented, in batches (K, up to chunk)."""
+        width = pool.images.shape[1]
+        own = to_device(torch.from_numpy((np.arange(width) < pool.counts[:, None]).astype(np.float32)), self._device)
+        for start in range(0, width, chunk):
+            here = slice(start, start + chunk)
+            yield Batch(self.model_input(pool.images[:, here]), pool.labels[:, here], own[:, here])
 
 
 def _data_budget(config: Config, device: torch.device) -> int:

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import Weights
-from raysim.training.engine import ClientEngine, LocalTraining, Trained
+from raysim.training.engine import ClientEngine, Trained
 from raysim.training.evaluation import Evaluation
+from raysim.training.local_training import LocalTraining
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float32]
+BEFORE = -1
+"""The round of what comes before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,18 @@ class Train(Task):
             work_share=self.work_share[one] if self.work_share is not None else None,
             messages={name: rows[one] for name, rows in self.messages.items()},
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(Train):
+    """Train clients before round 0, for what the server must know of them; they keep nothing of it."""
+
+    kind = "prepare"
+
+    def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained:
+        epochs = engine.config.train.local_epochs
+        training = LocalTraining(0, self.clients, self.weights, epochs, evaluate=False, prepare=True)
+        return engine.train(training, broadcast, states)
 
 
 @dataclass(frozen=True, kw_only=True)

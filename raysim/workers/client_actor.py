@@ -25,7 +25,7 @@ from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import PartialSum
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
-from raysim.training.tasks import EvaluateGlobal, Task, TaskResult, Train, TrainingReport
+from raysim.training.tasks import BEFORE, EvaluateGlobal, Task, TaskResult, Train, TrainingReport
 from raysim.workers.device import device_name, keep_freed_memory, make_cuda_deterministic
 from raysim.workers.remote_states import States
 from raysim.workers.run_setup import Machine, RunSetup
@@ -148,7 +148,8 @@ class ClientActor:
             kind = OutOfDeviceMemory
             hint = "\nThe device is out of memory: lower resources.clients_per_batch, or give each actor a larger share of it"
         trace = "".join(traceback.format_exception(error))
-        return kind(f"{task.kind} of {who} failed in round {task.round}: {error!r}{hint}\n\n{trace}")
+        when = f"in round {task.round}" if task.round != BEFORE else "before the first round"
+        return kind(f"{task.kind} of {who} failed {when}: {error!r}{hint}\n\n{trace}")
 
     def _error_alone(self, task: Task, broadcast: Tensors) -> Exception | None:
         """What a task of one client raises, with no effect on slots or sums."""

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.training.aggregation import Weights
-from raysim.training.engine import ClientEngine, LocalTraining
+from raysim.training.engine import ClientEngine
+from raysim.training.local_training import LocalTraining
 from raysim.workers.client_actor import make_engine
 from raysim.workers.run_setup import RunSetup
 
@@ -90,7 +91,7 @@ def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     equal = Weights(np.ones(len(clients), np.int64), len(clients))
     shared = engine.layout.split(engine.initial)[0]
     algorithm = engine.algorithm
-    broadcast = algorithm.broadcast(shared, algorithm.server_init(shared))
+    broadcast = algorithm.broadcast(shared, algorithm.server_init(shared, engine.layout))
     broadcast = {name: tensor.to(engine.device) for name, tensor in broadcast.items()}
     states = np.tile(engine.initial_state, (len(clients), 1))
     messages = {}

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from algorithms import ALGORITHMS, algorithm_class
 from raysim.errors import ConfigError
+from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext, halves
-from raysim.functional.loss_and_gradient import Batch, FunctionalModel
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer
 from raysim.plugins.registry import PLUGINS
 from raysim.training.engine import layout_of
@@ -44,7 +45,7 @@ def client(name, batches, state=None, **keys):
     carry = algorithm.client_init(state or algorithm.client_state(theta, layout), ctx)
     for epoch, phase in enumerate(algorithm.epochs(len(batches))):
         now = ClientContext(
-            FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, epoch, phase
+            FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 1, epoch, phase
         )
         for x, y in batches[epoch]:
             carry, metrics = algorithm.client_step(carry, Batch(x, y, torch.ones(len(y))), now)
@@ -129,7 +130,7 @@ def test_fedrep_has_an_optimiser_for_each_part():
     for name, parameter in plain.named_parameters():
         parts["head" if is_head(name) else "body"].append(parameter)
     for phase in ("head", "head", "body"):
-        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 0, phase)
+        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 1, 0, phase)
         carry, _ = algorithm.client_step(carry, Batch(*batch, torch.ones(4)), now)
     for phase, steps in (("head", 2), ("body", 1)):
         optimizer = torch.optim.AdamW(parts[phase], 0.01, weight_decay=0.0)
@@ -148,7 +149,9 @@ def test_fedbabu_keeps_the_head_and_fine_tunes_everything_for_evaluation():
         step(model, [p for n, p in model.named_parameters() if not is_head(n)], batch)
     np.testing.assert_allclose(uploads["shared"], flat(model, layout), atol=1e-6)
     (batch,) = data((4,), seed=9)
-    adapted = algorithm.adapt(algorithm.adapt_init(uploads["shared"], ctx), Batch(*batch, torch.ones(4)), ctx)["theta"]
+    adapted = algorithm.adapt(algorithm.adapt_init(uploads["shared"], {}, ctx), Batch(*batch, torch.ones(4)), ctx)[
+        "theta"
+    ]
     step(model, model.parameters(), batch)
     np.testing.assert_allclose(adapted, flat(model, layout), atol=1e-6)
     assert algorithm.adapt_steps() == 1
@@ -163,7 +166,7 @@ def test_adaptation_is_sgd_of_its_own_whose_momentum_lives_through_its_steps(mom
     theta = layout.flatten(model.state_dict())
     late = Optimizer("adamw", 1e-6, weight_decay=0.1, clip_norm=1e-3)
     ctx = ClientContext(FunctionalModel(model, layout), layout, {"shared": theta}, late, 0.01, B, 30)
-    carry, plain = algorithm.adapt_init(theta, ctx), vit()
+    carry, plain = algorithm.adapt_init(theta, {}, ctx), vit()
     sgd = torch.optim.SGD(plain.parameters(), 0.05, momentum=momentum)
     for batch in data((4, 4, 4), seed=3):
         carry = algorithm.adapt(carry, Batch(*batch, torch.ones(4)), ctx)

@@ -10,7 +10,7 @@ from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.rounds import FederatedRun
 from raysim.storage.records import RoundRecord
 from raysim.training.aggregation import PartialSum, Weights
-from raysim.training.engine import LocalTraining
+from raysim.training.local_training import LocalTraining
 from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
 from raysim.workers.dispatch import Completed, Progress
 from raysim.workers.remote_states import StateNodes
@@ -93,7 +93,7 @@ def history(rounds):
         {"train": {"optimizer": {"name": "adamw", "lr": 0.01}}},
         {"algorithm": {"name": "fedavg"}, "evaluate": {"every": 2}},
         {"algorithm": {"name": "fedbabu", "fine_tuning_steps": 2, "adapt_momentum": 0.9}},
-        {"algorithm": {"name": "methods:Scaffold"}, "evaluate": {"clients": "cohort"}},
+        {"algorithm": {"name": "scaffold"}, "evaluate": {"clients": "cohort"}},
         {"algorithm": {"name": "centralized"}, "evaluate": {"new_clients": 2}},
         {"evaluate": {"new_clients": 3, "adapt_epochs": 2}},
     ],

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext, halves
-from raysim.functional.loss_and_gradient import Batch, FunctionalModel
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer
 from raysim.functional.parameters import ParameterLayout
 

@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 
+from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext
-from raysim.functional.loss_and_gradient import Batch, FunctionalModel
+from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer
 from raysim.functional.parameters import ParameterLayout
 from raysim.plugins.registry import PLUGINS

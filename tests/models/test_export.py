@@ -20,7 +20,8 @@ from raysim.models.build import build_model
 from raysim.models.export import client_model, export, predict, read_images
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
 from raysim.training.aggregation import Weights
-from raysim.training.engine import ClientEngine, LocalTraining
+from raysim.training.engine import ClientEngine
+from raysim.training.local_training import LocalTraining
 from raysim.training.transforms import ModelInput
 
 from configs import TINY, tiny

@@ -12,100 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
-from algorithms.base import FederatedAlgorithm, Upload
-
-
-class FedProx(FederatedAlgorithm):
-    """Reads the round's shared parameters in every step. https://arxiv.org/abs/1812.06127"""
-
-    mu: float = Field(0.1, ge=0)
-
-    def client_step(self, carry, batch, ctx):
-        gradient, loss = ctx.gradient(carry["theta"], batch)
-        gradient = gradient + self.mu * (carry["theta"] - ctx.broadcast["shared"])
-        theta, optimizer = ctx.optimizer.step(carry["theta"], gradient, carry["optimizer"])
-        return {"theta": theta, "optimizer": optimizer}, {"loss": loss}
-
-
-class Scaffold(FederatedAlgorithm):
-    """An extra vector down, an extra vector up with uniform weights, server state. https://arxiv.org/abs/1910.06378"""
-
-    uploads = {"shared": Upload("uniform"), "control_change": Upload("uniform", scale_bits=48)}
-
-    def server_init(self, shared):
-        return {"control": torch.zeros_like(shared)}
-
-    def broadcast(self, shared, server_state):
-        return {"shared": shared, **server_state}
-
-    def server_step(self, shared, server_state, mean, ctx):
-        participation = ctx.cohort_size / ctx.num_clients
-        control = server_state["control"] + participation * mean["control_change"].float()
-        return mean["shared"], {"control": control}
-
-    def client_state(self, theta, layout):
-        return {"control": torch.zeros_like(theta)}
-
-    def client_init(self, state, ctx):
-        return {
-            "theta": ctx.broadcast["shared"].clone(),
-            "own": state["control"],
-            "steps": state["control"].new_zeros(()),
-        }
-
-    def client_step(self, carry, batch, ctx):
-        gradient, loss = ctx.gradient(carry["theta"], batch)
-        theta = carry["theta"] - ctx.optimizer.lr * (gradient - carry["own"] + ctx.broadcast["control"])
-        return {**carry, "theta": theta, "steps": carry["steps"] + 1}, {"loss": loss}
-
-    def client_final(self, carry, ctx):
-        moved = (ctx.broadcast["shared"] - carry["theta"]) / (carry["steps"] * ctx.optimizer.lr)
-        control = carry["own"] - ctx.broadcast["control"] + moved
-        return {"shared": carry["theta"], "control_change": control - carry["own"]}, {"control": control}
-
-    def personalize(self, shared, state, ctx):
-        return shared
-
-
-class FedAvgM(FederatedAlgorithm):
-    """A server optimiser. https://arxiv.org/abs/1909.06335"""
-
-    beta: float = 0.9
-
-    def server_init(self, shared):
-        return {"momentum": torch.zeros_like(shared)}
-
-    def server_step(self, shared, server_state, mean, ctx):
-        momentum = self.beta * server_state["momentum"] + (shared - mean["shared"].float())
-        return shared - momentum, {"momentum": momentum}
-
-
-class Ditto(FederatedAlgorithm):
-    """A personal model beside the shared one, drawn to it. https://arxiv.org/abs/2012.04221"""
-
-    strength: float = 0.5
-
-    def client_state(self, theta, layout):
-        return {"own": theta.clone()}
-
-    def client_init(self, state, ctx):
-        return {"theta": ctx.broadcast["shared"].clone(), "own": state["own"]}
-
-    def client_step(self, carry, batch, ctx):
-        gradient, loss = ctx.gradient(carry["theta"], batch)
-        theta, _ = ctx.optimizer.step(carry["theta"], gradient, {})
-        gradient, _ = ctx.gradient(carry["own"], batch)
-        pull = self.strength * (carry["own"] - ctx.broadcast["shared"])
-        own, _ = ctx.optimizer.step(carry["own"], gradient + pull, {})
-        return {"theta": theta, "own": own}, {"loss": loss}
-
-    def client_final(self, carry, ctx):
-        return {"shared": carry["theta"]}, {"own": carry["own"]}
-
-    def personalize(self, shared, state, ctx):
-        return state["own"]
+from algorithms.base import FederatedAlgorithm
+from algorithms.fedrep import FedRep
+from algorithms.scaffold import Scaffold
 
 
 class FedAMP(FederatedAlgorithm):
@@ -136,35 +46,7 @@ class FedAMP(FederatedAlgorithm):
         return state["own"]
 
 
-class Merge(FederatedAlgorithm):
-    """An epoch that learns element-wise merge weights before training starts, as FedALA. https://arxiv.org/abs/2212.01197"""
-
-    def client_state(self, theta, layout):
-        return {"own": theta.clone()}
-
-    def epochs(self, local_epochs):
-        return ["merge"] + ["train"] * local_epochs
-
-    def client_init(self, state, ctx):
-        shared = ctx.broadcast["shared"]
-        return {"theta": shared.clone(), "own": state["own"], "weight": torch.ones_like(shared)}
-
-    def client_step(self, carry, batch, ctx):
-        gradient, loss = ctx.gradient(carry["theta"], batch)
-        if ctx.phase == "train":
-            return {**carry, "theta": ctx.optimizer.step(carry["theta"], gradient, {})[0]}, {"loss": loss}
-        difference = ctx.broadcast["shared"] - carry["own"]
-        weight = (carry["weight"] - gradient * difference).clamp(0, 1)
-        return {**carry, "weight": weight, "theta": carry["own"] + weight * difference}, {"loss": loss}
-
-    def client_final(self, carry, ctx):
-        return {"shared": carry["theta"]}, {"own": carry["theta"]}
-
-    def personalize(self, shared, state, ctx):
-        return shared
-
-
-CONTRACT = [FedProx, Scaffold, FedAvgM, Ditto, FedAMP, Merge]
+CONTRACT = [FedAMP]
 
 
 # Methods that misbehave.
@@ -206,12 +88,12 @@ class OutOfMemory(FederatedAlgorithm):
         return super().client_init(state, ctx)
 
 
-class OneInTraining(Merge):
+class OneInTraining(FedRep):
     """Reports a metric in one of its phases only."""
 
     def client_step(self, carry, batch, ctx):
         carry, metrics = super().client_step(carry, batch, ctx)
-        return carry, metrics | ({"one": torch.ones(())} if ctx.phase == "train" else {})
+        return carry, metrics | ({"one": torch.ones(())} if ctx.phase == "body" else {})
 
 
 class Scalar(FederatedAlgorithm):

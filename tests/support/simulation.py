@@ -7,8 +7,9 @@ from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.functional.context import ServerContext
 from raysim.models.build import build_model
-from raysim.training.aggregation import PartialSum, Weights, combine
-from raysim.training.engine import ClientEngine, LocalTraining, layout_of
+from raysim.training.aggregation import PartialSum, Weights, combine, mean_uploads
+from raysim.training.engine import ClientEngine, layout_of
+from raysim.training.local_training import LocalTraining
 
 from configs import tiny
 
@@ -26,7 +27,7 @@ class Simulation:
         self.initial = layout.flatten(model.state_dict())
         self.engine = ClientEngine(self.config, model, self.initial, dataset.images, dataset.labels, partition, "cpu")
         self.shared = layout.split(self.initial)[0].clone()
-        self.server_state = self.algorithm.server_init(self.shared)
+        self.server_state = self.algorithm.server_init(self.shared, layout)
         self.states = np.tile(self.engine.initial_state, (self.config.data.num_clients, 1))
 
     @property
@@ -56,8 +57,8 @@ class Simulation:
             trained.append(self.train(round_, group, weights, rows))
             parts.add(i, trained[-1].sums)
         sums = combine([parts], round_, set(range(len(groups))))
-        means = {k: sums[k].mean(up.scale_bits) for k, up in self.algorithm.uploads.items()}
-        if all(mean is not None for mean in means.values()):
+        means = mean_uploads(self.algorithm, sums)
+        if means:
             shared, self.server_state = self.algorithm.server_step(
                 self.shared, self.server_state, means, ServerContext(self.engine.layout, round_, len(cohort), 8)
             )

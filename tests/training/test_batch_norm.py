@@ -9,7 +9,7 @@ import torch
 from raysim import seeds
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
-from raysim.functional.loss_and_gradient import Batch
+from raysim.functional.batch import Batch
 from raysim.models.build import build_model
 from raysim.training.transforms import ModelInput
 

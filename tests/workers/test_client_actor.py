@@ -23,7 +23,7 @@ class States:
 @pytest.mark.parametrize(("kind", "reads"), [(Evaluate, [[7, 9]]), (EvaluateGlobal, [])])
 def test_states_are_read_by_tasks_that_need_them(kind, reads):
     """They may lie on another node, or on one that is gone, and be larger than what is evaluated."""
-    simulation = Simulation(algorithm={"name": "methods:Scaffold"})  # all is shared, and yet clients have a state
+    simulation = Simulation(algorithm={"name": "scaffold"})  # all is shared, and yet clients have a state
     assert simulation.engine.state_layout.size > 0
     actor = object.__new__(ClientActor.__ray_metadata__.modified_class)
     actor._engine, actor._states = simulation.engine, States(simulation)

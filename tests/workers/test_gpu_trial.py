@@ -35,7 +35,7 @@ def test_the_largest_batch_that_leaves_room(peak_bytes, total, cohort, asked, ex
     assert choose(peak_bytes, total, cohort, asked) == expected
 
 
-@pytest.mark.parametrize("name", [*sorted(set(ALGORITHMS) - {"centralized"}), "methods:FedAMP", "methods:Scaffold"])
+@pytest.mark.parametrize("name", [*sorted(set(ALGORITHMS) - {"centralized"}), "methods:FedAMP"])
 def test_a_trial_step_goes_through_all_of_a_task_and_leaves_nothing(name):
     engine = Simulation(algorithm={"name": name}).engine
     before = engine.initial.clone(), engine.initial_state.copy()

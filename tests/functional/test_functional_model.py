@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext
-from raysim.functional.loss_and_gradient import Batch, FunctionalModel, set_fused_attention
+from raysim.functional.functional_model import FunctionalModel
+from raysim.functional.model_parts import set_fused_attention
 from raysim.functional.optimizers import Optimizer
 from raysim.functional.parameters import ParameterLayout
 from raysim.models.build import build_model

@@ -1,0 +1,103 @@
+"""FedALA: Adaptive Local Aggregation for Personalized Federated Learning.
+
+J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. AAAI 2023. https://arxiv.org/abs/2212.01197
+
+    client i, as it receives w, for the last p tensors of its own model o_i:
+        w_i = o_i + W_i (w - o_i);  on each batch  W_i = clip(W_i - eta g(w_i) (w - o_i), 0, 1),  and w_i again
+                                       in ``initial_epochs`` epochs when it merges for the first time, in one after that
+    all other tensors:  w_i = w;  then local epochs of SGD from w_i
+    server:             w = sum_i n_i w_i / sum_i n_i
+    evaluation:         w_i after the merge
+
+Down and up: the whole model w. Kept by a client: the last p tensors of its own model and W_i, which starts at 1. One more
+epoch per round (and those of the first merge); the same before each evaluation, one batch for each. The first merge of the
+authors lasts until the loss is stable, which takes 11 epochs or more; what runs for many clients at once has a fixed number.
+They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in every round.)
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from algorithms.base import (
+    Batch,
+    Carry,
+    ClientContext,
+    FederatedAlgorithm,
+    ParameterLayout,
+    Tensor,
+    Tensors,
+    torch,
+)
+
+
+class FedALA(FederatedAlgorithm):
+    """Each client learns, weight by weight, how much of the server's last layers it takes over."""
+
+    paper = "https://arxiv.org/abs/2212.01197"
+    whole_model_kept = "its clients keep the last p tensors of their own model"
+
+    eta: float = Field(1.0, gt=0)
+    """Learning rate of W_i."""
+    p: int = Field(2, ge=1)
+    """How many tensors are merged, counted from the last: 2 are weight and bias of a ViT's head."""
+    initial_epochs: int = Field(11, ge=1)
+    """Epochs of a client's first merge."""
+
+    def _start(self, layout: ParameterLayout) -> int:
+        """Where the tensors that are merged begin in ``theta``."""
+        return layout.num_parameters - sum(layout.sizes[-self.p :])
+
+    def _merged(self, shared: Tensor, own: Tensor, weights: Tensor) -> Tensor:
+        """The parameters (P,) after a merge."""
+        cut = len(shared) - len(own)
+        return torch.cat([shared[:cut], torch.lerp(own, shared[cut:], weights)])
+
+    def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
+        own = theta[self._start(layout) :]
+        return {"own": own, "weights": torch.ones_like(own), "merged": theta.new_zeros(1)}
+
+    def epochs(self, local_epochs: int) -> list[str]:
+        return ["merge"] * self.initial_epochs + ["train"] * local_epochs
+
+    def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
+        differs = (state["own"] != ctx.broadcast["shared"][self._start(ctx.layout) :]).any()
+        first = state["merged"][0] == 0
+        merges = [differs & first if epoch else differs for epoch in range(self.initial_epochs)]
+        return torch.stack([*merges, *[torch.ones_like(differs)] * (len(phases) - self.initial_epochs)])
+
+    def adapt_steps(self) -> int:
+        return self.initial_epochs
+
+    def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
+        theta = self._merged(ctx.broadcast["shared"], state["own"], state["weights"])
+        return {"theta": theta, "optimizer": ctx.optimizer.init(theta), **state}
+
+    def _merge(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        own, shared, start = carry["own"], ctx.broadcast["shared"], self._start(ctx.layout)
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        slope = ctx.trained(gradient)[start:] * (shared[start:] - own)
+        weights = (carry["weights"] - self.eta * slope).clamp(0, 1)
+        theta = self._merged(shared, own, weights)
+        return {**carry, "theta": theta, "weights": weights, "merged": torch.ones_like(carry["merged"])}, {
+            "merge": loss
+        }
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        if ctx.phase == "merge":
+            return self._merge(carry, batch, ctx)
+        return super().client_step(carry, batch, ctx)
+
+    def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
+        theta = carry["theta"]
+        state = {"own": theta[self._start(ctx.layout) :], "weights": carry["weights"], "merged": carry["merged"]}
+        return {"shared": theta}, state
+
+    def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
+        return self._merged(shared, state["own"], state["weights"])
+
+    def adapt_init(self, theta: Tensor, state: Tensors, ctx: ClientContext) -> Carry:
+        return {"theta": theta, **state}
+
+    def adapt(self, carry: Carry, batch: Batch, ctx: ClientContext) -> Carry:
+        return self._merge(carry, batch, ctx)[0]

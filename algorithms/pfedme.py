@@ -1,0 +1,78 @@
+"""pFedMe: Personalized Federated Learning with Moreau Envelopes.
+
+C. T. Dinh, N. H. Tran, T. D. Nguyen. NeurIPS 2020. https://arxiv.org/abs/2006.08848
+
+    client i, for each batch:  K times  v_i = v_i - personal_lr (g(v_i) + lamda (v_i - w_i)),  from v_i = w_i = w on
+                               w_i = w_i - lr lamda (w_i - v_i)
+    server:                    w = (1 - beta) w + beta sum_i n_i w_i / sum_i n_i
+    evaluation:                v_i
+
+Down and up: the whole model w. Kept by a client: its own model v_i, for evaluation. K gradients per batch: K times the cost of
+FedAvg. The mean is weighted by samples, as in the authors' code (the paper has equal weights), and the cohort trains, where in
+the paper all clients do and some send. The authors' code adds 0.001 v_i to the inner gradient, which the paper has not:
+``inner_decay``. That code and PFLlib's evaluate w in place of v_i.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from algorithms.base import (
+    Batch,
+    Carry,
+    ClientContext,
+    FederatedAlgorithm,
+    ParameterLayout,
+    ServerContext,
+    Tensor,
+    Tensors,
+)
+
+
+class PFedMe(FederatedAlgorithm):
+    """A personal model per client, the proximal point of the shared one."""
+
+    paper = "https://arxiv.org/abs/2006.08848"
+    whole_model_kept = "its clients keep a whole model of their own"
+
+    lamda: float = Field(15.0, gt=0)
+    """The paper's lambda, the strength of the pull between the two models; 15 to 30 in the authors' experiments."""
+    K: int = Field(5, ge=1)
+    """Steps of the personal model on each batch."""
+    personal_lr: float = Field(0.01, gt=0)
+    """Learning rate of these steps, plain SGD; ``train.optimizer`` takes the step of w_i."""
+    beta: float = Field(1.0, gt=0)
+    """The server's step towards the mean; 1 replaces w by it."""
+    inner_decay: float = Field(0.0, ge=0)
+    """Weight decay in the inner steps: 0.001 in the authors' code, none in the paper."""
+
+    def server_step(
+        self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext
+    ) -> tuple[Tensor, Tensors]:
+        return shared + self.beta * (mean["shared"] - shared), server_state
+
+    def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
+        return {"own": theta.clone()}
+
+    def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
+        shared = ctx.broadcast["shared"].clone()
+        return {"theta": shared, "own": shared, "optimizer": ctx.optimizer.init(shared)}
+
+    def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
+        w, own, inner = carry["theta"], carry["own"], ctx.sgd(self.personal_lr)
+        for _ in range(self.K):
+            gradient, loss = ctx.gradient(own, batch)
+            pull = self.lamda * (own - w) + self.inner_decay * own
+            own, _ = inner.step(own, gradient + ctx.trained(pull), inner.init(own))
+        difference = w - own
+        gradient = difference + (self.lamda - 1) * ctx.trained(
+            difference
+        )  # running statistics follow the personal model
+        w, optimizer = ctx.optimizer.step(w, gradient, carry["optimizer"])
+        return {"theta": w, "own": own, "optimizer": optimizer}, {"loss": loss}
+
+    def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
+        return {"shared": carry["theta"]}, {"own": carry["own"]}
+
+    def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
+        return state["own"]

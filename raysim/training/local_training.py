@@ -1,0 +1,166 @@
+"""The local training of K clients in lockstep, from what the server sent to their uploads.
+
+Clients of unequal size are padded within each local epoch, so that all are always in the same epoch: a padded sample has
+weight 0, and a client that has finished its epoch, or has no part in it, keeps its carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from algorithms import FederatedAlgorithm
+from raysim import seeds
+from raysim.functional.context import ClientContext
+from raysim.functional.optimizers import Tensors
+from raysim.training.aggregation import Weights
+from raysim.training.for_each_client import EachClient, select
+from raysim.training.sample_batches import ClientSamples, Pool, to_device
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What K clients are to do in a call of ``ClientEngine.train``.
+
+    Attributes:
+        clients: (K,) ids.
+        weights: of the clients (K,), by weighting (``samples``, ``uniform``).
+        local_epochs: passes over a client's training samples, as given to the algorithm's ``epochs``.
+        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
+        evaluate: evaluate the clients afterwards, with what they trained.
+        sensitivity: also sum up the clients' updates as unit vectors.
+        pooled: samples to train on in place of the clients' own; then K is 1.
+        work_share: (K,) the share of its local steps that each client does, at least one step. None: all of them.
+        steps_per_epoch: the number of steps after which every local epoch ends. None: all of them.
+        full_rate: train at the undecayed learning rate, whatever ``train.schedule`` says for the round.
+        prepare: train in the phase ``prepare`` (``FederatedAlgorithm.prepares``), before round 0.
+    """
+
+    round: int
+    clients: Ints
+    weights: dict[str, Weights]
+    local_epochs: int
+    messages: Tensors = field(default_factory=dict)
+    evaluate: bool = True
+    sensitivity: bool = False
+    pooled: Ints | None = None
+    work_share: Floats | None = None
+    steps_per_epoch: int | None = None
+    full_rate: bool = False
+    prepare: bool = False
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What K clients have after their local steps.
+
+    Attributes:
+        uploads, states: each entry (K, n).
+        metrics: each (K,): a client's mean over the samples of those of its local steps that report the metric.
+        metric_samples: each (K,): how many samples that mean is over; 0 if the client had no such step.
+    """
+
+    uploads: Tensors
+    states: Tensors
+    metrics: Tensors
+    metric_samples: Tensors
+
+
+class LocalTrainer:
+    """Trains any clients of a run.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, algorithm: FederatedAlgorithm, samples: ClientSamples, device: torch.device, seed: int) -> None:
+        self._algorithm, self._samples, self._device, self._seed = algorithm, samples, device, seed
+
+    def train(self, training: LocalTraining, context: ClientContext, before: Tensors) -> LocalResult:
+        """Train K clients with states ``before``, each (K, n)."""
+        algorithm, samples = self._algorithm, self._samples
+        phases = ["prepare"] * training.local_epochs if training.prepare else algorithm.epochs(training.local_epochs)
+        indices = [training.pooled] if training.pooled is not None else samples.training_indices(training.clients)
+        pool = Pool.gather(samples.data, indices)
+        state = {**before, **training.messages}
+        data = samples.client_data(indices)
+        part = takes_part(algorithm, EachClient(data), state, phases, context)
+        steps = self._steps(pool, part, training)
+        each = EachClient(data._replace(num_steps=to_device(torch.from_numpy(steps.astype(np.float32)), self._device)))
+        purpose = "prepare" if training.prepare else "dropout"
+        seeds.seed_torch(self._device, self._seed, purpose, training.round, int(training.clients[0]))
+        carry = each(context, lambda ctx, state: algorithm.client_init(state, ctx))(state)
+        carry, metrics, seen = self._epochs(training, context, each, carry, pool, phases, part, steps)
+        uploads, after = each(context, lambda ctx, carry: algorithm.client_final(carry, ctx))(carry)
+        assert uploads.keys() == algorithm.uploads.keys(), (
+            f"client_final uploads {sorted(uploads)}, but {type(algorithm).__name__}.uploads declares "
+            f"{sorted(algorithm.uploads)}"
+        )
+        return LocalResult(uploads, after, metrics, seen)
+
+    def _epochs(
+        self,
+        training: LocalTraining,
+        context: ClientContext,
+        each: EachClient,
+        carry: Any,
+        pool: Pool,
+        phases: list[str],
+        part: NDArray[np.bool_],
+        left: Ints,
+    ) -> tuple[Any, Tensors, Tensors]:
+        """All local steps of K clients, of which each has a ``part`` (K, phases) in the epochs, and does ``left`` (K,)
+        steps; returns the last carry, each metric's mean over a client's samples (K,), and over how many (K,) it is."""
+        algorithm, samples = self._algorithm, self._samples
+        purpose = "prepare" if training.prepare else "batches"
+        order = samples.order(purpose, training.round, training.clients, pool, len(phases))
+        totals: Tensors = {}
+        seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
+        for epoch, phase in enumerate(phases):
+            now = replace(context, epoch=epoch, phase=phase)
+            step = each(now, lambda ctx, carry, batch: algorithm.client_step(carry, batch, ctx))
+            steps = samples.batches(pool, order, epoch, algorithm.batches_per_step)
+            for number, (batch, everyone) in enumerate(islice(steps, training.steps_per_epoch)):
+                goes_on = part[:, epoch] & (left > 0)
+                if not goes_on.any():
+                    break
+                new, metrics = step(carry, batch)
+                count = batch.mask.sum(dim=1)
+                if not goes_on.all():
+                    count, everyone = count * to_device(torch.from_numpy(goes_on), self._device), False
+                left = left - (goes_on & (number < samples.steps_per_epoch(pool.counts, algorithm.batches_per_step)))
+                active = count > 0
+                carry = new if everyone else select(active, new, carry)
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
+                    seen[name] = seen.get(name, 0.0) + count
+        return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
+
+    def _steps(self, pool: Pool, part: NDArray[np.bool_], training: LocalTraining) -> Ints:
+        """(K,): how many local steps each client does."""
+        steps = self._samples.steps_per_epoch(pool.counts, self._algorithm.batches_per_step)
+        if training.steps_per_epoch is not None:
+            steps = np.minimum(steps, training.steps_per_epoch)
+        planned: Ints = steps * part.sum(axis=1)
+        if training.work_share is None:
+            return planned
+        return np.maximum(np.minimum(1, planned), (training.work_share * planned).astype(np.int64))
+
+
+def takes_part(
+    algorithm: FederatedAlgorithm, each: EachClient, state: Tensors, phases: list[str], context: ClientContext
+) -> NDArray[np.bool_]:
+    """(K, phases): which of the phases each of K clients goes through."""
+    if not algorithm.has_own("takes_part"):
+        return np.ones((each.num_clients, len(phases)), np.bool_)
+    part: Tensor = each(context, lambda ctx, state: algorithm.takes_part(state, phases, ctx))(state)
+    return part.cpu().numpy()
