@@ -62,6 +62,7 @@ class FedALA(FederatedAlgorithm):
 
     def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
         differs = (state["own"] != ctx.broadcast["shared"][self._start(ctx.layout) :]).any()
+        differs = differs & (not ctx.as_trained)  # such a client has nothing new to merge
         first = state["merged"][0] == 0
         merges = [differs & first if epoch else differs for epoch in range(self.initial_epochs)]
         return torch.stack([*merges, *[torch.ones_like(differs)] * (len(phases) - self.initial_epochs)])

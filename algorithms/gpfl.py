@@ -119,9 +119,7 @@ class GPFL(FederatedAlgorithm):
         return uploads, {**state, "embedding": embedding, "held": carry["held"].flatten(), "next": after}
 
     def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
-        held = self._held(state, ctx)
-        # Of a client that has just trained, what it trained with.
-        held = torch.where(state["next"] == ctx.round + 1, state["held"].view_as(held), held)
+        held = state["held"].view_as(ctx.broadcast["before"]) if ctx.as_trained else self._held(state, ctx)
         z_p = ctx.module(theta, "cov", ctx.features(theta, images), personal_condition(held, ctx))
         return ctx.head(theta, z_p)
 

@@ -68,6 +68,7 @@ class ClientContext:
         num_rounds: of the run.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
+        as_trained: in the evaluation of clients that have just trained, for ``personalized/...``: before aggregation.
         client: what this client knows of its data.
     """
 
@@ -81,6 +82,7 @@ class ClientContext:
     num_rounds: int = 1
     epoch: int = 0
     phase: str = "train"
+    as_trained: bool = False
     _client: ClientData | None = None
 
     @property

@@ -6,7 +6,7 @@ batch, or directly when there is one. ``local_training.py`` has the local steps,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -128,7 +128,8 @@ class ClientEngine:
             shared = torch.where(keep, shared, context.broadcast["shared"])
         evaluation = None
         if training.evaluate:
-            evaluation = self._evaluator.clients(clients, shared, self.state_layout.unpack(packed), context)
+            now = replace(context, as_trained=True)
+            evaluation = self._evaluator.clients(clients, shared, self.state_layout.unpack(packed), now)
         return Trained(
             clients,
             sums,

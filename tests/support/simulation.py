@@ -18,21 +18,28 @@ class Simulation:
     """One round at a time, in this process; what the driver and the actors do, without them."""
 
     def __init__(self, **changes):
-        self.config = tiny(**changes)
-        dataset = load_dataset(self.config.data, self.config.model.image_size)
-        partition = make_partition(self.config.data, dataset, 0, self.config.evaluate.new_clients)
-        self.algorithm = self.config.algorithm
-        model = build_model(self.config.model, self.algorithm, 10, 1, 0)
-        layout = layout_of(model, self.algorithm)
-        self.initial = layout.flatten(model.state_dict())
-        self.engine = ClientEngine(self.config, model, self.initial, dataset.images, dataset.labels, partition, "cpu")
-        self.shared = layout.split(self.initial)[0].clone()
-        self.server_state = self.algorithm.server_init(self.shared, layout)
-        self.states = np.tile(self.engine.initial_state, (self.config.data.num_clients, 1))
+        config = tiny(**changes)
+        dataset = load_dataset(config.data, config.model.image_size)
+        partition = make_partition(config.data, dataset, 0, config.evaluate.new_clients)
+        model = build_model(config.model, config.algorithm, 10, 1, 0)
+        initial = layout_of(model, config.algorithm).flatten(model.state_dict())
+        self.start(config, model, initial, dataset.images, dataset.labels, partition)
+
+    def start(self, config, model, initial, images, labels, partition):
+        """A run before its first round, for initial parameters (P,)."""
+        self.config, self.algorithm, self.initial = config, config.algorithm, initial
+        self.engine = ClientEngine(config, model, initial, images, labels, partition, "cpu")
+        self.shared = self.engine.layout.split(initial)[0].clone()
+        self.server_state = self.algorithm.server_init(self.shared, self.engine.layout)
+        self.states = np.tile(self.engine.initial_state, (config.data.num_clients, 1))
 
     @property
     def broadcast(self):
         return self.algorithm.broadcast(self.shared, self.server_state)
+
+    def state(self, client):
+        """What a client keeps, by name."""
+        return self.engine.state_layout.unpack(torch.from_numpy(self.states[client]))
 
     def train(self, round_, clients, weights=None, messages=None, **options):
         """Train clients together, with equal weights unless others are given; nothing is kept of it."""
@@ -42,8 +49,24 @@ class Simulation:
         training = LocalTraining(round_, clients, own, epochs, messages or {}, **options)
         return self.engine.train(training, self.broadcast, self.states[clients])
 
-    def round(self, round_, groups):
+    def prepare(self):
+        """All clients train for the server alone, before round 0."""
+        everyone = np.arange(self.config.data.num_clients)
+        trained, means = self._means(0, [everyone], prepare=True, evaluate=False)
+        self.server_state = self.algorithm.server_prepare(self.server_state, means)
+
+    def round(self, round_, groups, **options):
         """Train client batches as one cohort, take the server step, keep the states; returns what was trained."""
+        trained, means = self._means(round_, groups, **options)
+        if means:
+            context = ServerContext(self.engine.layout, round_, sum(map(len, groups)), self.config.data.num_clients)
+            shared, self.server_state = self.algorithm.server_step(self.shared, self.server_state, means, context)
+            self.shared = shared.float()
+        for result in trained:
+            self.states[result.clients] = result.states
+        return trained
+
+    def _means(self, round_, groups, **options):
         cohort = np.concatenate(groups)
         sizes, parts, trained = self.engine.partition.num_train, PartialSum(round_), []
         messages = {}
@@ -54,15 +77,6 @@ class Simulation:
             total, ones = int(sizes[cohort].sum()), np.ones(len(group), np.int64)
             weights = {"samples": Weights(sizes[group], total), "uniform": Weights(ones, len(cohort))}
             rows = {k: v[np.searchsorted(np.sort(cohort), group)] for k, v in messages.items()}
-            trained.append(self.train(round_, group, weights, rows))
+            trained.append(self.train(round_, group, weights, rows, **options))
             parts.add(i, trained[-1].sums)
-        sums = combine([parts], round_, set(range(len(groups))))
-        means = mean_uploads(self.algorithm, sums)
-        if means:
-            shared, self.server_state = self.algorithm.server_step(
-                self.shared, self.server_state, means, ServerContext(self.engine.layout, round_, len(cohort), 8)
-            )
-            self.shared = shared.float()
-        for result in trained:
-            self.states[result.clients] = result.states
-        return trained
+        return trained, mean_uploads(self.algorithm, combine([parts], round_, set(range(len(groups)))))
