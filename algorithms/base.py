@@ -102,9 +102,6 @@ class FederatedAlgorithm(ModelOptions):
     pooled: ClassVar[bool] = False
     reads_cohort_states: ClassVar[bool] = False
 
-    name: str = ""
-    """The name in the configuration: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
-
     @classmethod
     def has_own(cls, *functions: str) -> list[str]:
         """Those of the named functions of this class that a method overrides."""

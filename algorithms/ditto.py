@@ -6,8 +6,8 @@ T. Li, S. Hu, A. Beirami, V. Smith. ICML 2021. https://arxiv.org/abs/2012.04221
     server:                    w = sum_i n_i w_i / sum_i n_i
     evaluation:                v_i
 
-Down and up: the whole model w. Kept by a client: its own model v_i, which is drawn to w as it was received. As in the authors'
-code both take their step on the same batch: twice the cost of FedAvg.
+Down and up: the whole model w. Kept by a client: its own model v_i, which is drawn to w as it was received. As in the
+authors' code both take their step on the same batch: twice the cost of FedAvg.
 """
 
 from __future__ import annotations

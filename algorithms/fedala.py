@@ -9,10 +9,11 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. AAAI 2023. https://a
     server:             w = sum_i n_i w_i / sum_i n_i
     evaluation:         w_i after the merge
 
-Down and up: the whole model w. Kept by a client: the last p tensors of its own model and W_i, which starts at 1. One more
-epoch per round (and those of the first merge); the same before each evaluation, one batch for each. The first merge of the
-authors lasts until the loss is stable, which takes 11 epochs or more; what runs for many clients at once has a fixed number.
-They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in every round.)
+Down and up: the whole model w. Kept by a client: the last p tensors of its own model and W_i, which starts at 1. One
+more epoch per round (and those of the first merge); the same before each evaluation, one batch for each. The first
+merge of the authors lasts until the loss is stable, which takes 11 epochs or more; what runs for many clients at once
+has a fixed number. They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in every
+round.)
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class FedALA(FederatedAlgorithm):
 
     eta: float = Field(1.0, gt=0)
     """Learning rate of W_i."""
-    p: int = Field(2, ge=1)
-    """How many tensors are merged, counted from the last: 2 are weight and bias of a ViT's head."""
+    p: int = Field(2, ge=0)
+    """How many tensors are merged, counted from the last: 2 are weight and bias of a ViT's head; 0 are all tensors."""
     initial_epochs: int = Field(11, ge=1)
     """Epochs of a client's first merge."""
 

@@ -10,9 +10,9 @@ https://openaccess.thecvf.com/content/CVPR2024/html/Yang_FedAS_Bridging_Inconsis
              matrix, as in the authors' code of the gradient of a batch's mean
     evaluation:  (w_i, h_i) after the client's last training
 
-Down and up: the body, and one number up. Kept by a client: its whole last model. Every client aligns the body that the server
-sent (in the authors' code the next client of a round gets what the one before has aligned). With E local epochs (E + 2.3) / E
-times the cost of FedAvg.
+Down and up: the body, and one number up. Kept by a client: its whole last model. Every client aligns the body that the
+server sent (in the authors' code the next client of a round gets what the one before has aligned). With E local epochs
+(E + 2.3) / E times the cost of FedAvg.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. KDD 2023. https://ar
     server:                   body, gate and head_g are means weighted by samples
     evaluation:               head_i(a z) + head_g((1 - a) z), without noise
 
-Down and up: body, gate and head_g. Kept by a client: its head and c_i, which starts as that of the initial head (in the authors'
-code at random). MMD as in ``raysim/functional/distances.py``. One more forward pass per batch: 1.3 times the cost of FedAvg.
-The authors' code draws noise in evaluation, too.
+Down and up: body, gate and head_g. Kept by a client: its head and c_i, which starts as that of the initial head (in the
+authors' code at random). MMD as in ``raysim/functional/distances.py``. One more forward pass per batch: 1.3 times the
+cost of FedAvg. The authors' code draws noise in evaluation, too.
 """
 
 from __future__ import annotations
@@ -57,27 +57,29 @@ class FedCP(FederatedAlgorithm):
         model.gate = nn.Sequential(nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.ReLU())
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        head = layout.piece(theta, f"{layout.heads[0]}.weight")
-        return {**super().client_state(theta, layout), "context": head.sum(dim=0)}
+        context = layout.piece(theta, f"{layout.heads[0]}.weight").sum(dim=0)
+        return {**super().client_state(theta, layout), "context": context, "used": context}
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
-        return {**super().client_init(state, ctx), "context": state["context"]}
+        received = {"personal": state["personal"], "context": state["context"]}
+        return {**super().client_init(state, ctx), "received": received}
 
-    def _logits(self, theta: Tensor, z: Tensor, context: Tensor, noise: bool, ctx: ClientContext) -> Tensor:
+    def _logits(self, theta: Tensor, of_head_g: Tensor, z: Tensor, context: Tensor, ctx: ClientContext) -> Tensor:
         gate = ctx.module(theta, "gate", z * F.normalize(context, dim=0)).view(len(z), 2, -1)
-        share = F.gumbel_softmax(gate, dim=1) if noise else gate.softmax(dim=1)
-        return ctx.head(theta, share[:, 0] * z) + ctx.module(theta.detach(), "head_g", share[:, 1] * z)
+        noisy = self.gumbel and ctx.phase == "train"
+        share = F.gumbel_softmax(gate, dim=1) if noisy else gate.softmax(dim=1)
+        return ctx.head(theta, share[:, 0] * z) + ctx.module(of_head_g, "head_g", share[:, 1] * z)
 
-    def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
+    def losses(self, theta: Tensor, batch: Batch, received: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
         z = ctx.features(theta, batch.images)
-        logits = self._logits(theta, z, carry["context"], self.gumbel, ctx)
-        received = ctx.features(ctx.layout.join(ctx.broadcast["shared"], carry["personal"]), batch.images)
-        return F.cross_entropy(logits, batch.labels, reduction="none") + self.lamda * mmd(z, received, batch), ()
+        start = ctx.layout.join(ctx.broadcast["shared"], received["personal"])
+        logits = self._logits(theta, start, z, received["context"], ctx)
+        distance = mmd(z, ctx.features(start, batch.images), batch)
+        return F.cross_entropy(logits, batch.labels, reduction="none") + self.lamda * distance, ()
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
         theta = carry["theta"]
-        tensors = {"context": carry["context"], "personal": ctx.layout.split(theta)[1]}
-        gradient, loss, _ = ctx.gradient_of(self.losses, theta, batch, tensors)
+        gradient, loss, _ = ctx.gradient_of(self.losses, theta, batch, carry["received"])
         new, optimizer = ctx.optimizer.step(theta, gradient, carry["optimizer"])
         new = torch.where(ctx.mask("head_g"), theta, new)  # nor does the optimiser's decay move it
         return {**carry, "theta": new, "optimizer": optimizer}, {"loss": loss}
@@ -89,7 +91,13 @@ class FedCP(FederatedAlgorithm):
         for kind in ("weight", "bias"):
             tensors[f"head_g.{kind}"] = (tensors[f"head_g.{kind}"] + tensors[f"{head}.{kind}"]) / 2
         shared, personal = ctx.layout.split(ctx.layout.flatten(tensors))
-        return {"shared": shared}, {"personal": personal, "context": context}
+        return {"shared": shared}, {"personal": personal, "context": context, "used": carry["received"]["context"]}
 
     def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
-        return self._logits(theta, ctx.features(theta, images), state["context"], False, ctx)
+        z = ctx.features(theta, images)
+        if not ctx.as_trained:
+            return self._logits(theta, theta, z, state["context"], ctx)
+        start = ctx.layout.join(
+            ctx.broadcast["shared"], state["personal"]
+        )  # head_g and context are what it trained with
+        return self._logits(theta, start, z, state["used"], ctx)

@@ -8,11 +8,11 @@ X.-C. Li, D.-C. Zhan, Y. Shao, B. Li, S. Song. ECML PKDD 2021. https://doi.org/1
     evaluation:  p_i
 
 z is the representation of w_i, z_p that of p_i; MMD is their maximum mean discrepancy within the batch
-(``raysim/functional/distances.py``). The authors' code lets m grow with how often a client has taken part, which is the same
-with full participation; here, as in PFLlib, with the rounds. (PFLlib evaluates w_i.)
+(``raysim/functional/distances.py``). The authors' code lets m grow with how often a client has taken part, which is the
+same with full participation; here, as in PFLlib, with the rounds. (PFLlib evaluates w_i.)
 
-Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch: 1.3 times the cost
-of FedAvg.
+Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch: 1.3 times
+the cost of FedAvg.
 """
 
 from __future__ import annotations

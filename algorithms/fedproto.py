@@ -7,9 +7,9 @@ Y. Tan, G. Long, L. Liu, T. Zhou, Q. Lu, J. Jiang, C. Zhang. AAAI 2022. https://
     server:      C_k = mean of c_ik over the clients of the round that have class k
     evaluation:  the class with the nearest C_k
 
-z is the representation. There is no pull in the first round, nor to a class that nobody had in the round before: it has no
-prototype and is not predicted; as long as there are none at all, the head predicts. Prototypes count equally, as in the
-authors' code; ``prototype_weights: samples`` weighs them by the clients' samples of the class, as in the paper.
+z is the representation. There is no pull in the first round, nor to a class that nobody had in the round before: it has
+no prototype and is not predicted; as long as there are none at all, the head predicts. Prototypes count equally, as in
+the authors' code; ``prototype_weights: samples`` weighs them by the clients' samples of the class, as in the paper.
 
 Down and up: a prototype (D numbers) per class. Kept by a client: its whole model. As costly to compute as FedAvg.
 """

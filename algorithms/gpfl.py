@@ -7,10 +7,10 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, J. Cao, H. Guan. ICCV 2023. h
     server:      body, G and CoV are means weighted by samples
     evaluation:  head_i(z_p)
 
-G (classes, D) is an embedding of the classes; the G_y in the norm, which is that of the whole batch, is what the server sent.
-c_g is the mean of the rows of G, c_p their mean weighted by the client's samples of each class. As in the authors' code both
-are of the G that the client has when a new one arrives: its own trained one after a round in which it trained, else the
-one sent before; 0 in round 0.
+G (classes, D) is an embedding of the classes; the G_y in the norm, which is that of the whole batch, is what the server
+sent. c_g is the mean of the rows of G, c_p their mean weighted by the client's samples of each class. As in the
+authors' code both are of the G that the client has when a new one arrives: its own trained one after a round in which
+it trained, else the one sent before; 0 in round 0.
 
 Down: body, G, CoV, and the G before. Up: body, G, CoV. Kept by a client: its head. As costly as FedAvg.
 """

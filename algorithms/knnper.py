@@ -7,12 +7,12 @@ O. Marfoq, G. Neglia, R. Vidal, L. Kameni. ICML 2022. https://arxiv.org/abs/2111
     evaluation:  lamda * votes + (1 - lamda) softmax(logits)
 
 The votes are those of the k training samples of the client whose representations are nearest, with weights exp(-d^2 /
-(kernel_scale D)), normalised, for representations of D numbers at distance d; as in the authors' code. All of a client's samples are
-remembered, while it is evaluated. lamda is the same for all clients (the paper tunes it per client on validation samples). A
-client with fewer than k samples votes with those that it has.
+(kernel_scale D)), normalised, for representations of D numbers at distance d; as in the authors' code. All of a
+client's samples are remembered, while it is evaluated. lamda is the same for all clients (the paper tunes it per client
+on validation samples). A client with fewer than k samples votes with those that it has.
 
-Down and up: the shared parameters. Kept by a client: nothing. A round costs as much as FedAvg's, an evaluation also a forward
-pass over the client's training samples.
+Down and up: the shared parameters. Kept by a client: nothing. A round costs as much as FedAvg's, an evaluation also a
+forward pass over the client's training samples.
 """
 
 from __future__ import annotations

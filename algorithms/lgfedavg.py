@@ -6,9 +6,9 @@ https://arxiv.org/abs/2001.01523
     client i:  (p_i, w_i) = (p_i, w) after local epochs of SGD on its own loss, representation and head together
     server:    w = sum_i n_i w_i / sum_i n_i
 
-Down and up: the head w. Kept by a client: everything else, p_i. As costly to compute as FedAvg, and almost nothing is sent. The
-authors weigh clients equally and start from a model that FedAvg trained; here, as in PFLlib, clients are weighted by samples
-and start from the initial model (give ``model.weights`` for another one).
+Down and up: the head w. Kept by a client: everything else, p_i. As costly to compute as FedAvg, and almost nothing is
+sent. The authors weigh clients equally and start from a model that FedAvg trained; here, as in PFLlib, clients are
+weighted by samples and start from the initial model (give ``model.weights`` for another one).
 """
 
 from __future__ import annotations

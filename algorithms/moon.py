@@ -5,12 +5,12 @@ Q. Li, B. He, D. Song. CVPR 2021. https://arxiv.org/abs/2103.16257
     client i:  w_i = w after local epochs of SGD on  CE(x, y) + mu CE([cos(z, z_w), cos(z, z_old)] / tau, class 0)
     server:    w   = sum_i n_i w_i / sum_i n_i
 
-z is the representation, z_w that of the model as received, z_old that of the client's model after its last training (before
-that, of the initial model). As in PFLlib it is contrasted as it is; the authors' models have a projection head of two layers
-before the classifier, which a timm model has not.
+z is the representation, z_w that of the model as received, z_old that of the client's model after its last training
+(before that, of the initial model). As in PFLlib it is contrasted as it is; the authors' models have a projection head
+of two layers before the classifier, which a timm model has not.
 
-Down and up: the shared parameters. Kept by a client: its last model. Two more forward passes per batch: 1.7 times the cost
-of FedAvg.
+Down and up: the shared parameters. Kept by a client: its last model. Two more forward passes per batch: 1.7 times the
+cost of FedAvg.
 """
 
 from __future__ import annotations

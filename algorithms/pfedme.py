@@ -7,10 +7,10 @@ C. T. Dinh, N. H. Tran, T. D. Nguyen. NeurIPS 2020. https://arxiv.org/abs/2006.0
     server:                    w = (1 - beta) w + beta sum_i n_i w_i / sum_i n_i
     evaluation:                v_i
 
-Down and up: the whole model w. Kept by a client: its own model v_i, for evaluation. K gradients per batch: K times the cost of
-FedAvg. The mean is weighted by samples, as in the authors' code (the paper has equal weights), and the cohort trains, where in
-the paper all clients do and some send. The authors' code adds 0.001 v_i to the inner gradient, which the paper has not:
-``inner_decay``. That code and PFLlib's evaluate w in place of v_i.
+Down and up: the whole model w. Kept by a client: its own model v_i, for evaluation. K gradients per batch: K times the
+cost of FedAvg. The mean is weighted by samples, as in the authors' code (the paper has equal weights), and the cohort
+trains, where in the paper all clients do and some send. The authors' code adds 0.001 v_i to the inner gradient, which
+the paper has not: ``inner_decay``. That code and PFLlib's evaluate w in place of v_i.
 """
 
 from __future__ import annotations

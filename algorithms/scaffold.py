@@ -6,10 +6,10 @@ S. P. Karimireddy, S. Kale, M. Mohri, S. J. Reddi, S. U. Stich, A. T. Suresh. IC
     at the end of the round:   c_i+ = c_i - c + (w - w_i) / (lr K_i)        (option II of the paper; K_i local steps)
     server:                    w = w + server_lr mean_i(w_i - w),  c = c + |S| / N mean_i(c_i+ - c_i)
 
-Down: shared parameters w and control variate c. Up: w_i and the change of c_i, both with equal weights, as in the paper; |S|
-are the clients whose uploads arrived. So twice what FedAvg sends, at the cost of FedAvg. Kept by a client: c_i. K_i is the
-number of steps that the client does, stragglers fewer; with momentum it is the weight with which their gradients count. A
-client that drops out changes its c_i, of which the server does not learn.
+Down: shared parameters w and control variate c. Up: w_i and the change of c_i, both with equal weights, as in the
+paper; |S| are the clients whose uploads arrived. So twice what FedAvg sends, at the cost of FedAvg. Kept by a client:
+c_i. K_i is the number of steps that the client does, stragglers fewer; with momentum it is the weight with which their
+gradients count. A client that drops out changes its c_i, of which the server does not learn.
 """
 
 from __future__ import annotations

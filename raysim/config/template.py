@@ -68,6 +68,8 @@ def commented(data: str, method: str, name: str) -> str:
     if data == "federated_npz":
         raw["data"] = {k: v for k, v in raw["data"].items() if k != "partition"}
     raw["algorithm"] = {"name": method}
+    if raw["train"]["optimizer"]["name"] not in (allowed := algorithm_class(raw["algorithm"]).local_optimizers):
+        raw["train"] = {**raw["train"], "optimizer": {"name": allowed[0], "lr": 0.1}}
     others = [other for other in ("fedavg", "local") if other != method]
     entries: list[dict[str, Any]] = [{"name": method.rpartition(":")[2], "seeds": [0, 1, 2]}]
     entries += [{"name": other, "seeds": [0, 1, 2], "algorithm": {"name": other}} for other in others]

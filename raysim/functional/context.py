@@ -67,7 +67,8 @@ class ClientContext:
         round: counted from 0. What is evaluated after the last round is evaluated as in the round that would come next.
         num_rounds: of the run.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
-        phase: this epoch's entry of ``FederatedAlgorithm.epochs``.
+        phase: this epoch's entry of ``FederatedAlgorithm.epochs``; ``prepare`` before round 0, ``adapt`` in adaptation and
+            ``evaluate`` in the rest of an evaluation.
         as_trained: in the evaluation of clients that have just trained, for ``personalized/...``: before aggregation.
         client: what this client knows of its data.
     """

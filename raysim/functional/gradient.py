@@ -70,10 +70,10 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        batch, loss, leaves = args[:4], args[4], args[5:]
+        loss, leaves = args[4], args[5:]
         theta, *batch = (
             t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
-            for t, d in zip(batch, in_dims, strict=False)
+            for t, d in zip(args[:4], in_dims, strict=False)
         )
         dims = [None if d is None else 0 for d in in_dims[5:]]  # what is the same for all clients is not repeated
         leaves = tuple(t if d is None else t.movedim(d, 0) for t, d in zip(leaves, in_dims[5:], strict=True))

@@ -77,7 +77,7 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
 def _engine(run: SavedRun) -> ClientEngine:
     """An engine for one client's model; the run's data are loaded only if the client is evaluated with them."""
     config = run.config
-    if config.algorithm.adapt_steps() or config.algorithm.has_own("remember", "takes_part"):
+    if config.algorithm.adapt_steps() or config.algorithm.has_own("predict", "remember", "takes_part"):
         data, partition = load_data(config)
         about = run.about
         found = {"samples": data.digest, "division among clients": partition.digest}

@@ -26,11 +26,13 @@ class ModelOptions(BaseModel):
     whole_model_kept: ClassVar[str] = ""
     modules: ClassVar[tuple[str, ...]] = ()
 
+    name: str = ""
+    """The name in the configuration: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
     personal: list[str] = []
     """Patterns of the personal parameters, which stay with their client; ``!head`` takes the head out again."""
     plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] | None = None
-    """A plugin in the model. ``prefix``: that of FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer in its place,
-    zero or random at the start; ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv."""
+    """A plugin in the model. ``prefix``: that of FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer instead,
+    zero or random at the start; ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. null: none."""
     mid_dim: int | None = Field(None, ge=1)
     """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
     scale: float | None = None

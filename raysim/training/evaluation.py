@@ -103,7 +103,7 @@ class Evaluator:
         self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
     ) -> Predictor:
         """Clients (K,) as they are evaluated; without ``adapt``, as they are before any adaptation."""
-        algorithm = self._algorithm
+        algorithm, context = self._algorithm, replace(context, phase="evaluate")
         indices = self._samples.training_indices(clients)
         each = EachClient(self._samples.client_data(indices), known=any(map(len, indices)))
         with self._model.mode(training=False, vectorised=each.num_clients > 1):

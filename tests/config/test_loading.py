@@ -63,7 +63,7 @@ def load(tmp_path):
         ("algorithm: {name: 'methods:Mine'}", r"the module 'methods' .* has no class 'Mine'"),
         ("algorithm: {name: fedperfix, mid_dims: 4}", r"algorithm\.mid_dims: unknown key; did you mean 'mid_dim'\?"),
         ("algorithm: {name: fedperfix, mid_dim: 0}", r"algorithm\.mid_dim: 0 is not allowed: .*greater than"),
-        ("algorithm: {name: fedavg, personal: [head]}", r"algorithm\.personal: unknown key"),
+        ("algorithm: {name: fedavg, mu: 1.0}", r"algorithm\.mu: unknown key"),
         ("rounds: 3", r"algorithm: is required"),
         (
             "algorithm: {name: fedavg}\ncohort: {size: 3, fraction: 0.5}",
@@ -174,7 +174,9 @@ def test_a_study_has_a_child_per_entry_and_seed(load):
         ("avg", "avg · seed 0", 0),
     ]
     assert runs[0][1].algorithm.model_dump()["mid_dim"] == 4
-    assert runs[2][1].algorithm.model_dump() == {"name": "fedavg"}  # nothing of the file's block is left
+    assert runs[2][1].algorithm.model_dump(exclude_defaults=True) == {
+        "name": "fedavg"
+    }  # nothing of the file's block is left
     assert (runs[2][1].train.optimizer.lr, runs[2][1].train.batch_size) == (0.5, 8)
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from algorithms import ALGORITHMS as METHODS
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
@@ -38,7 +39,7 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
         run.config, model, torch.from_numpy(run.initial), data.images, data.labels, run.partition, "cpu"
     )
     shared, _ = run.layout.split(torch.from_numpy(run.initial).clone())
-    broadcast = config.algorithm.broadcast(shared + 0.01, config.algorithm.server_init(shared))
+    broadcast = config.algorithm.broadcast(shared + 0.01, config.algorithm.server_init(shared, engine.layout))
     one = Weights(np.ones(1, np.int64), 1)
     states = engine.initial_state[None].copy()
     messages = {}
@@ -59,12 +60,12 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
 def inside(
     engine: ClientEngine, broadcast: dict[str, torch.Tensor], state: np.ndarray, images: np.ndarray
 ) -> torch.Tensor:
-    """The logits with which raysim evaluates the client, and its next round's number is that of the export."""
-    state = engine.state_layout.unpack(torch.from_numpy(state))
-    theta = engine.personalized(engine.config.rounds, np.array([CLIENT]), broadcast, state)[0]
-    context = engine._context(0, broadcast)
-    with torch.no_grad(), context.model.mode(training=False, vectorised=False):
-        return context.logits(theta, ModelInput(engine.config.model.image_size)(torch.from_numpy(images)))
+    """The scores with which raysim evaluates the client, and its next round's number is that of the export."""
+    state = engine.state_layout.unpack(torch.from_numpy(state)[0])
+    predictor = engine.predictor(engine.config.rounds, CLIENT, broadcast, state)
+    inputs = ModelInput(engine.config.model.image_size)(torch.from_numpy(images))
+    with torch.no_grad():
+        return predictor.scores(inputs[None])[0]
 
 
 def outside(readmes: list[Path], images: np.ndarray) -> list[torch.Tensor]:
@@ -107,7 +108,7 @@ def test_exported_models_give_the_same_logits_without_raysim(tmp_path):
         expected.append(inside(engine, broadcast, state, images))
         assert expected[-1].std() > 0.01
         model = client_model(SavedRun.open(tmp_path / f"run{i}"), CLIENT)
-        torch.testing.assert_close(model.logits(images), expected[-1], atol=1e-6, rtol=0, msg=str(algorithm))
+        torch.testing.assert_close(model.scores(images), expected[-1], atol=1e-6, rtol=0, msg=str(algorithm))
         readmes.append(export(model, tmp_path / f"client{i}.safetensors"))
     for algorithm, own, mine in zip(ALGORITHMS, outside(readmes, images), expected, strict=True):
         torch.testing.assert_close(own, mine, atol=1e-6, rtol=0, msg=str(algorithm))
@@ -119,9 +120,23 @@ def test_a_convolutional_model_takes_its_statistics_along(tmp_path):
     engine, broadcast, state = train_one(config, tmp_path / "run")
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), dtype=np.uint8)
     mine = client_model(SavedRun.open(tmp_path / "run"), CLIENT)
-    torch.testing.assert_close(mine.logits(images), inside(engine, broadcast, state, images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mine.scores(images), inside(engine, broadcast, state, images), atol=1e-5, rtol=0)
     readme = export(mine, tmp_path / "client.safetensors")
     assert "img_size" not in readme.read_text()
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"centralized"}))
+def test_every_method_predicts_and_is_exported_or_says_why_not(name, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    engine, broadcast, state = train_one(tiny(algorithm={"name": name}, train={"optimizer": {"lr": 0.01}}), tmp_path)
+    model = client_model(SavedRun.open(tmp_path), CLIENT)
+    scores = inside(engine, broadcast, state, images)
+    torch.testing.assert_close(model.scores(images), scores, atol=1e-5, rtol=0)
+    if METHODS[name].has_own("predict"):
+        with pytest.raises(ConfigError, match=f"'{name}' predicts with more than the model"):
+            export(model, tmp_path / "client.safetensors")
+    else:
+        assert export(model, tmp_path / "client.safetensors").is_file()
 
 
 def test_who_never_trained_has_the_initial_state(tmp_path):
@@ -156,7 +171,7 @@ def test_the_shared_model_needs_no_client(tmp_path):
     model = client_model(SavedRun.open(tmp_path), None)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     expected = inside(engine, broadcast, np.zeros((1, 0), np.float32), images)
-    torch.testing.assert_close(model.logits(images), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.scores(images), expected, atol=1e-6, rtol=0)
 
 
 def test_a_model_that_is_put_together_from_a_state_needs_a_client(tmp_path):
@@ -191,7 +206,7 @@ def test_a_client_does_not_adapt_on_other_data_than_the_runs(tmp_path):
         train_one(tiny(algorithm={"name": algorithm}, data=data), tmp_path / algorithm)
     client_model(SavedRun.open(tmp_path / "fedbabu"), CLIENT)
     np.savez(tmp_path / "data.npz", images=images + 1, labels=labels)
-    with pytest.raises(ConfigError, match="the samples .* differ from the run's .* 'fedbabu' a client adapts"):
+    with pytest.raises(ConfigError, match="the samples .* differ from the run's .* 'fedbabu' a client is evaluated"):
         client_model(SavedRun.open(tmp_path / "fedbabu"), CLIENT)
     client_model(SavedRun.open(tmp_path / "fedavg"), None)  # needs no data
 
@@ -221,7 +236,7 @@ def test_prediction_sees_what_training_saw(tmp_path):
     seen = []
     model.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for image in read_images(files, 3):
-        model.logits(image)
+        model.scores(image)
     torch.testing.assert_close(torch.cat(seen), trained, atol=0, rtol=0)
     assert trained.max() > 1.5  # white; with one half it would be 1
     readme = export(model, tmp_path / "all.safetensors").read_text()

@@ -70,7 +70,7 @@ def dumped(**changes):
     [
         ({"seed": 1}, "seed: was 0, is 1"),
         ({"train": {"optimizer": {"lr": 0.2}}}, "train.optimizer.lr: was 0.1, is 0.2"),
-        ({"algorithm": {"name": "fedavg"}}, "algorithm.mid_dim: was 4, is '(not there)'"),
+        ({"algorithm": {"name": "fedavg"}}, "algorithm.mid_dim: was 4, is None"),
         ({"resources": {"clients_per_batch": 4}}, "resources.clients_per_batch: was 2, is 4"),
         ({"resources": {"precision": "bfloat16"}}, "resources.precision: was 'float32', is 'bfloat16'"),
         ({"rounds": 3}, "rounds: was 2, is 3"),

@@ -27,18 +27,22 @@ class ParityTask(Simulation):
     Args:
         schedule: ``all`` or ``part``.
         extra: initial values of other parameters than timm's, by name.
+
+    Attributes:
+        work: the share of its local steps that each client does; None: all.
     """
 
-    def __init__(self, schedule, algorithm, extra=None, **changes):
+    work = None
+
+    def __init__(self, schedule, algorithm, extra=None, local_epochs=2):
         cohorts = NUMBERS[f"task/schedule_{schedule}"].tolist()
         config = tiny(
             rounds=3,
             data={"num_clients": 4},
             model={"image_size": 16, "kwargs": MODEL},
             algorithm=algorithm,
-            train={"local_epochs": 2, "batch_size": 28, "optimizer": {"lr": 0.05}},
+            train={"local_epochs": local_epochs, "batch_size": 28, "optimizer": {"lr": 0.05}},
             cohort={"schedule": cohorts},
-            **changes,
         )
         self.cohorts = [np.array(cohort) for cohort in cohorts]
         model = build_model(config.model, config.algorithm, 5, 3, 0)
@@ -65,7 +69,8 @@ class ParityTask(Simulation):
             self.prepare()
         for round_, cohort in enumerate(self.cohorts):
             groups = [cohort] if together else [[client] for client in cohort]
-            yield round_ + 1, self.round(round_, groups)
+            shares = {} if self.work is None else {"work_share": self.work[cohort]}
+            yield round_ + 1, self.round(round_, groups, **shares)
 
     def flat(self, theta):
         """Parameters (P,) or (S,) in timm's order; NaN for those that a vector (S,) has not."""

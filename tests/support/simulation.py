@@ -52,7 +52,7 @@ class Simulation:
     def prepare(self):
         """All clients train for the server alone, before round 0."""
         everyone = np.arange(self.config.data.num_clients)
-        trained, means = self._means(0, [everyone], prepare=True, evaluate=False)
+        _, means = self._means(0, [everyone], prepare=True, evaluate=False)
         self.server_state = self.algorithm.server_prepare(self.server_state, means)
 
     def round(self, round_, groups, **options):
