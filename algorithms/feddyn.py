@@ -10,9 +10,8 @@ Down and up: the shared parameters, with equal weights. Kept by a client: l_i. A
 
 The pull is the gradient of the squared distance, as in the paper and the authors' code (PFLlib has the distance itself,
 FL-bench none). alpha is the same for all clients, as in the paper; the authors' code divides it by the client's share
-of the samples and clips gradients (``train.optimizer.clip_norm: 10``). With a tiny alpha the server's step can grow
-without bound: a client whose parameters no longer fit into the exact sum is rejected and counted, and if the server's
-are not finite the run stops.
+of the samples and clips gradients (``train.optimizer.clip_norm: 10``). Where it diverges, a client whose parameters
+no longer fit into the exact sum is rejected and counted, and the run stops if the server's are not finite.
 """
 
 from __future__ import annotations

@@ -76,21 +76,34 @@ class Server:
         if not means:
             return {}
         context = ServerContext(self._layout, round, num_reported, self._num_clients)
-        shared, state = self._algorithm.server_step(self.shared, self.state, means, context)
-        if not shared.isfinite().all():
-            raise ClientError(
-                f"round {round}: the server step of {self._algorithm.name!r} gives parameters that are not finite, from "
-                "uploads that are; its hyperparameters are too large or too small for this task"
-            )
-        if (
-            self._layout.statistics
-        ):  # always averaged: what moves parameters beyond their mean would make a variance negative
-            averaged = self._layout.split(self._layout.mask(self._layout.statistics))[0]
-            shared = torch.where(averaged, means["shared"], shared)
-        self.shared, self.state = shared.float().clone(), state
+        self.shared, self.state = stepped(self._algorithm, self.shared, self.state, means, context)
         self.send()
         return means
 
     def messages(self, states: Tensors) -> dict[str, NDArray[np.float32]]:
         """A row for each client of a cohort, from the clients' states, each (K, n)."""
         return {name: m.float().numpy() for name, m in self._algorithm.server_messages(states).items()}
+
+
+def stepped(
+    algorithm: FederatedAlgorithm, shared: Tensor, state: Tensors, means: Tensors, context: ServerContext
+) -> tuple[Tensor, Tensors]:
+    """The shared parameters (S,), float32, and the server's state after its step.
+
+    Running statistics of BatchNorm are always averaged: what moves parameters beyond their mean, such as momentum, would
+    make a variance negative.
+
+    Raises:
+        ClientError: the new shared parameters are not finite.
+    """
+    new, state = algorithm.server_step(shared, state, means, context)
+    if statistics := context.layout.statistics:
+        averaged, _ = context.layout.split(context.layout.mask(statistics))
+        new = torch.where(averaged, means["shared"], new)
+    new = new.float().clone()
+    if not new.isfinite().all():
+        raise ClientError(
+            f"round {context.round}: the server step of {algorithm.name!r} gives parameters that are not finite, from "
+            "uploads that are; its hyperparameters are too large or too small for this task"
+        )
+    return new, state

@@ -96,6 +96,11 @@ def history(rounds):
         {"algorithm": {"name": "scaffold"}, "evaluate": {"clients": "cohort"}},
         {"algorithm": {"name": "centralized"}, "evaluate": {"new_clients": 2}},
         {"evaluate": {"new_clients": 3, "adapt_epochs": 2}},
+        {"algorithm": {"name": "feddbe", "kappa": 1.0}, "evaluate": {"new_clients": 2}},
+        {"algorithm": {"name": "fedproto"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
+        {"algorithm": {"name": "fednova"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
+        {"algorithm": {"name": "fedas"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
+        {"algorithm": {"name": "fedala"}, "cohort": {"stragglers": 0.5}, "evaluate": {"new_clients": 2}},
     ],
     ids=str,
 )
@@ -104,6 +109,22 @@ def test_no_bit_depends_on_the_order_in_which_tasks_complete(run, changes):
     assert len({str(r.checksums()) for r in runs}) == 1
     results = [{k: v for k, v in row.items() if not k.startswith("system/")} for row in history(runs[0])]
     assert [row["round"] for row in results] == [0, 1, 2, 3]
+
+
+def test_all_clients_prepare_before_the_first_round_and_keep_nothing_of_it(run):
+    changes = {"algorithm": {"name": "feddbe", "kappa": 1.0}, "rounds": 2, "resources": BY_ONE}
+    rounds, _, pool, _ = run(0, **changes)
+    prepared = [at for at, kind, _, _ in pool.log if kind == "prepare"]
+    assert prepared == [-1] * 8
+    simulation = Simulation(**changes)
+    simulation.prepare()
+    torch.testing.assert_close(rounds.sent()["mean"], simulation.server_state["mean"], rtol=0, atol=1e-7)
+    cohorts = [sample_cohort(rounds.config, r) for r in range(2)]
+    for round_, cohort in enumerate(cohorts):
+        simulation.round(round_, [[c] for c in cohort])
+    np.testing.assert_allclose(rounds.shared, simulation.shared, atol=1e-6)
+    assert rounds.states.trained.tolist() == np.unique(np.concatenate(cohorts)).tolist()
+    assert len(rounds.records.rounds) == 2
 
 
 def test_what_is_evaluated_after_the_server_step_runs_beside_the_next_round(run):

@@ -59,3 +59,14 @@ def test_clipping_leaves_short_gradients_and_running_statistics_alone():
     assert torch.allclose(theta, torch.tensor([-3.0, -4.0, -100.0]))
     theta, _ = ours.step(torch.zeros(3), torch.tensor([3.0, 4.0, 100.0]), {})
     assert torch.allclose(theta, torch.tensor([-3.0, -4.0, -100.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_weight_with_which_gradients_count(momentum):
+    """Of a constant gradient of 1 at a learning rate of 1: how far it gets in some steps."""
+    sgd = Optimizer("sgd", 1.0, momentum=momentum)
+    theta = torch.zeros(1)
+    state = sgd.init(theta)
+    for steps in range(1, 6):
+        theta, state = sgd.step(theta, torch.ones(1), state)
+        torch.testing.assert_close(sgd.total_weight(torch.tensor(float(steps))), -theta[0])

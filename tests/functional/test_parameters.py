@@ -68,3 +68,27 @@ def test_the_table_shows_counts_and_bytes():
     table = ParameterLayout.of(model(), ["head"]).table()
     assert "shared 9 · personal 6 · 36 bytes down" in table
     assert any(line.split() == ["head", "personal", "1", "6"] for line in table.splitlines())
+
+
+def test_a_pattern_with_an_exclamation_mark_takes_parameters_out_again():
+    layout = ParameterLayout.of(make_net(), ["*", "!1"])
+    assert layout.names[: layout.num_shared_tensors] == ("1.weight", "1.bias")
+    assert ParameterLayout.of(make_net(), ["!1"]).num_personal == 0
+    with pytest.raises(ConfigError, match="the pattern '!nothing' matches no parameter"):
+        ParameterLayout.of(make_net(), ["*", "!nothing"])
+
+
+def test_a_piece_is_a_tensor_of_a_vector_of_all_or_of_the_shared_parameters():
+    net = make_net()
+    layout = ParameterLayout.of(net, ["0"])
+    theta = layout.flatten(net.state_dict())
+    for name, tensor in layout.unflatten(theta).items():
+        assert torch.equal(layout.piece(theta, name), tensor)
+    shared = layout.split(torch.stack([theta, 2 * theta]))[0]
+    assert torch.equal(layout.piece(shared, "1.weight")[1], 2 * net[1].weight)
+    with pytest.raises(ConfigError, match="needs one linear classifier that trains, not head"):
+        _ = layout.head_shape
+
+
+def make_net():
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))

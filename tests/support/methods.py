@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from algorithms.base import FederatedAlgorithm
+from algorithms.base import FederatedAlgorithm, Upload
 from algorithms.fedrep import FedRep
 from algorithms.scaffold import Scaffold
 
@@ -47,6 +47,39 @@ class FedAMP(FederatedAlgorithm):
 
 
 CONTRACT = [FedAMP]
+
+
+class Told(FederatedAlgorithm):
+    """Uploads what it is told of its data and steps, and counts its steps; and keeps it."""
+
+    uploads = {"shared": Upload(), "told": Upload("uniform")}
+    skips: bool = False
+
+    def epochs(self, local_epochs):
+        return ["a", "b", "c"]
+
+    def takes_part(self, state, phases, ctx):
+        even = torch.remainder(ctx.client.num_samples, 2) == 0
+        return torch.stack([even if phase == "a" and self.skips else even | True for phase in phases])
+
+    def client_state(self, theta, layout):
+        return {"told": torch.zeros(13)}
+
+    def client_init(self, state, ctx):
+        theta = ctx.broadcast["shared"].clone()
+        return {"theta": theta, "optimizer": ctx.optimizer.init(theta), "count": theta.new_zeros(1)}
+
+    def client_step(self, carry, batch, ctx):
+        carry, metrics = super().client_step(carry, batch, ctx)
+        return {**carry, "count": carry["count"] + 1}, metrics
+
+    def client_final(self, carry, ctx):
+        data = ctx.client
+        told = torch.cat([data.num_samples[None], data.num_steps[None], carry["count"], data.class_counts])
+        return {"shared": carry["theta"], "told": told}, {"told": told}
+
+    def personalize(self, shared, state, ctx):
+        return shared + 0 * ctx.client.class_counts.sum()
 
 
 # Methods that misbehave.

@@ -5,6 +5,7 @@ import torch
 
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
+from raysim.federation.server import stepped
 from raysim.functional.context import ServerContext
 from raysim.models.build import build_model
 from raysim.training.aggregation import PartialSum, Weights, combine, mean_uploads
@@ -52,7 +53,8 @@ class Simulation:
     def prepare(self):
         """All clients train for the server alone, before round 0."""
         everyone = np.arange(self.config.data.num_clients)
-        _, means = self._means(0, [everyone], prepare=True, evaluate=False)
+        size = self.config.resources.clients_per_batch
+        _, means = self._means(0, np.split(everyone, everyone[size::size]), prepare=True, evaluate=False)
         self.server_state = self.algorithm.server_prepare(self.server_state, means)
 
     def round(self, round_, groups, **options):
@@ -60,8 +62,7 @@ class Simulation:
         trained, means = self._means(round_, groups, **options)
         if means:
             context = ServerContext(self.engine.layout, round_, sum(map(len, groups)), self.config.data.num_clients)
-            shared, self.server_state = self.algorithm.server_step(self.shared, self.server_state, means, context)
-            self.shared = shared.float()
+            self.shared, self.server_state = stepped(self.algorithm, self.shared, self.server_state, means, context)
         for result in trained:
             self.states[result.clients] = result.states
         return trained
