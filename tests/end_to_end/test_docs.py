@@ -22,11 +22,11 @@ def blocks(page, language):
 
 @pytest.mark.slow
 def test_write_your_own(tmp_path):
-    (code,), (configuration,), (commands,) = (blocks("docs/write_your_own.md", kind) for kind in ("python", "yaml", ""))
-    body = code[code.index("class ") :]
-    assert len([line for line in code.splitlines() if line.strip()]) < 25
-    assert "ProxHead" in body
-    (tmp_path / "my_methods.py").write_text(code)
+    codes, (configuration,), (commands,) = (blocks("docs/write_your_own.md", kind) for kind in ("python", "yaml", ""))
+    for code, name in zip(codes, ("ProxHead", "FeatureProx"), strict=True):
+        assert len([line for line in code.splitlines() if line.strip()]) <= 25
+        assert f"class {name}" in code
+    (tmp_path / "my_methods.py").write_text("\n\n".join(codes))
     (tmp_path / "mine.yaml").write_text(configuration)
     outputs = []
     for command in commands.strip().splitlines():
@@ -44,7 +44,7 @@ def test_write_your_own(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
     for output in outputs:
-        for name in ("fedper", "mu 0.1", "mu 1"):
+        for name in ("fedper", "mu 0.1", "features"):
             assert re.search(rf"^ +{name} +1 ", output, re.MULTILINE), output
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
