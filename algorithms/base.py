@@ -68,7 +68,8 @@ class Upload:
 
     Attributes:
         weighting: ``samples`` weighs a client by its training samples, ``uniform`` gives each client the same weight.
-        times: the name of another upload, one number (1,) that the client computes, by which it is weighted as well.
+        times: the name of another upload of the same weighting, one number (1,), at least 0, that the client computes, and by
+            which it is weighted as well.
         scale_bits: the mean is exact in fixed point with this many fractional bits: 40 holds values below 2^22 in
             steps of 1e-12. An upload of tiny values (squared gradients) takes more: 52 holds values below 2^10 in steps of
             2e-16. A client whose upload is not finite or too large for it is rejected.
@@ -86,6 +87,7 @@ class FederatedAlgorithm(ModelOptions):
         paper: a link, shown by ``raysim algorithms``.
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
         local_optimizers: which ``train.optimizer.name`` its arithmetic allows.
+        whole_phases: phases of ``epochs`` that are no training: stragglers go through all of them, and they are no steps.
         uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
         prepares: before round 0 all clients train once in the phase ``prepare`` for the server alone (``server_prepare``).
@@ -96,11 +98,21 @@ class FederatedAlgorithm(ModelOptions):
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
     local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+    whole_phases: ClassVar[tuple[str, ...]] = ()
     uses_features: ClassVar[bool] = False
     batches_per_step: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     reads_cohort_states: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        for name, upload in cls.uploads.items():
+            weight = cls.uploads.get(upload.times) if upload.times is not None else None
+            if upload.times is not None and (weight is None or weight.weighting != upload.weighting or weight.times):
+                raise TypeError(
+                    f"{cls.__name__}.uploads[{name!r}]: times={upload.times!r} must be an upload of equal weighting"
+                )
 
     @classmethod
     def has_own(cls, *functions: str) -> list[str]:
@@ -160,9 +172,18 @@ class FederatedAlgorithm(ModelOptions):
         theta = ctx.layout.join(ctx.broadcast["shared"], state["personal"])
         return {"theta": theta, "optimizer": ctx.optimizer.init(theta)}
 
+    def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
+        """The loss (B,) of each sample at parameters (P,), and any tree of tensors that the step needs as well.
+
+        The engine takes the mean over samples that are not padded. A client's tensors are read from the arguments only.
+        """
+        return F.cross_entropy(ctx.logits(theta, batch.images), batch.labels, reduction="none"), ()
+
     def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
         """The gradient (P,) at ``carry["theta"]`` with which ``client_step`` goes on, and the loss, a scalar."""
-        return ctx.gradient(carry["theta"], batch)
+        if not self.has_own("losses"):
+            return ctx.gradient(carry["theta"], batch)
+        return ctx.gradient_of(self.losses, carry["theta"], batch, carry)[:2]
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
         """One local step. The metrics, scalars, are averaged over samples and logged as ``train/<name>``."""

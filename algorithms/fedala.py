@@ -9,11 +9,11 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. AAAI 2023. https://a
     server:             w = sum_i n_i w_i / sum_i n_i
     evaluation:         w_i after the merge
 
-Down and up: the whole model w. Kept by a client: the last p tensors of its own model and W_i, which starts at 1. One
-more epoch per round (and those of the first merge); the same before each evaluation, one batch for each. The first
-merge of the authors lasts until the loss is stable, which takes 11 epochs or more; what runs for many clients at once
-has a fixed number. They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in every
-round.)
+Down and up: the whole model w. Kept by a client: the last p tensors of its own model, W_i, which starts at 1, and
+whether it has merged. One more epoch per round (and those of the first merge); the same before each evaluation, one
+batch for each. The first merge of the authors lasts until the loss is stable, which takes 11 epochs or more; what runs
+for many clients at once has a fixed number. They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges
+all clients in every round.)
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from algorithms.base import (
     Tensors,
     torch,
 )
+from raysim.errors import ConfigError
 
 
 class FedALA(FederatedAlgorithm):
@@ -37,6 +38,7 @@ class FedALA(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2212.01197"
     whole_model_kept = "its clients keep the last p tensors of their own model"
+    whole_phases = ("merge",)
 
     eta: float = Field(1.0, gt=0)
     """Learning rate of W_i."""
@@ -45,24 +47,27 @@ class FedALA(FederatedAlgorithm):
     initial_epochs: int = Field(11, ge=1)
     """Epochs of a client's first merge."""
 
-    def _start(self, layout: ParameterLayout) -> int:
-        """Where the tensors that are merged begin in ``theta``."""
-        return layout.num_parameters - sum(layout.sizes[-self.p :])
+    def _last(self, layout: ParameterLayout) -> slice:
+        """Where the tensors that are merged lie in ``theta``; running statistics of BatchNorm come after all others."""
+        sizes = [size for name, size in zip(layout.names, layout.sizes, strict=True) if name not in layout.statistics]
+        if self.p > len(sizes):
+            raise ConfigError(f"algorithm.p: the model has {len(sizes)} tensors, not {self.p}")
+        return slice(sum(sizes) - sum(sizes[-self.p :]), sum(sizes))
 
-    def _merged(self, shared: Tensor, own: Tensor, weights: Tensor) -> Tensor:
+    def _merged(self, shared: Tensor, own: Tensor, weights: Tensor, layout: ParameterLayout) -> Tensor:
         """The parameters (P,) after a merge."""
-        cut = len(shared) - len(own)
-        return torch.cat([shared[:cut], torch.lerp(own, shared[cut:], weights)])
+        last = self._last(layout)
+        return torch.cat([shared[: last.start], torch.lerp(own, shared[last], weights), shared[last.stop :]])
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        own = theta[self._start(layout) :]
+        own = theta[self._last(layout)]
         return {"own": own, "weights": torch.ones_like(own), "merged": theta.new_zeros(1)}
 
     def epochs(self, local_epochs: int) -> list[str]:
         return ["merge"] * self.initial_epochs + ["train"] * local_epochs
 
     def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
-        differs = (state["own"] != ctx.broadcast["shared"][self._start(ctx.layout) :]).any()
+        differs = (state["own"] != ctx.broadcast["shared"][self._last(ctx.layout)]).any()
         differs = differs & (not ctx.as_trained)  # such a client has nothing new to merge
         first = state["merged"][0] == 0
         merges = [differs & first if epoch else differs for epoch in range(self.initial_epochs)]
@@ -72,15 +77,15 @@ class FedALA(FederatedAlgorithm):
         return self.initial_epochs
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
-        theta = self._merged(ctx.broadcast["shared"], state["own"], state["weights"])
+        theta = self._merged(ctx.broadcast["shared"], state["own"], state["weights"], ctx.layout)
         return {"theta": theta, "optimizer": ctx.optimizer.init(theta), **state}
 
     def _merge(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:
-        own, shared, start = carry["own"], ctx.broadcast["shared"], self._start(ctx.layout)
+        own, shared, last = carry["own"], ctx.broadcast["shared"], self._last(ctx.layout)
         gradient, loss = ctx.gradient(carry["theta"], batch)
-        slope = ctx.trained(gradient)[start:] * (shared[start:] - own)
+        slope = gradient[last] * (shared[last] - own)
         weights = (carry["weights"] - self.eta * slope).clamp(0, 1)
-        theta = self._merged(shared, own, weights)
+        theta = self._merged(shared, own, weights, ctx.layout)
         return {**carry, "theta": theta, "weights": weights, "merged": torch.ones_like(carry["merged"])}, {
             "merge": loss
         }
@@ -92,11 +97,11 @@ class FedALA(FederatedAlgorithm):
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         theta = carry["theta"]
-        state = {"own": theta[self._start(ctx.layout) :], "weights": carry["weights"], "merged": carry["merged"]}
+        state = {"own": theta[self._last(ctx.layout)], "weights": carry["weights"], "merged": carry["merged"]}
         return {"shared": theta}, state
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
-        return self._merged(shared, state["own"], state["weights"])
+        return self._merged(shared, state["own"], state["weights"], ctx.layout)
 
     def adapt_init(self, theta: Tensor, state: Tensors, ctx: ClientContext) -> Carry:
         return {"theta": theta, **state}

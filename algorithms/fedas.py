@@ -7,7 +7,7 @@ https://openaccess.thecvf.com/content/CVPR2024/html/Yang_FedAS_Bridging_Inconsis
         an epoch of SGD (align_lr) of w on  sum_k mean over class k of mean((z - c_k)^2)
     then:    local epochs of SGD of that body and its own head h_i
     server:  w = sum_i f_i w_i / sum_i f_i,  f_i = sum over batches of |g(w_i, h_i)|^2 after training, the trace of the Fisher
-             matrix, as in the authors' code of the gradient of a batch's mean
+             matrix, as in the authors' code of the gradient of a batch's mean (so it favours clients with many batches)
     evaluation:  (w_i, h_i) after the client's last training
 
 Down and up: the body, and one number up. Kept by a client: its whole last model. Every client aligns the body that the
@@ -34,6 +34,8 @@ from algorithms.base import (
     torch,
 )
 
+LEAST = 1e-8  # so that clients that have converged count equally, in place of by what the exact mean rounds off
+
 
 class FedAS(FederatedAlgorithm):
     """The received body is aligned with the client's own prototypes; clients weigh by their Fisher information."""
@@ -42,7 +44,9 @@ class FedAS(FederatedAlgorithm):
         "https://openaccess.thecvf.com/content/CVPR2024/html/"
         "Yang_FedAS_Bridging_Inconsistency_in_Personalized_Federated_Learning_CVPR_2024_paper.html"
     )
-    uploads = {"shared": Upload("uniform", times="fisher", scale_bits=48), "fisher": Upload("uniform", scale_bits=48)}
+    uploads = {"shared": Upload("uniform", times="fisher", scale_bits=44), "fisher": Upload("uniform", scale_bits=44)}
+    whole_phases = ("prototypes", "align", "fisher")
+    needs_body = True
     uses_features = True
 
     personal: list[str] = ["head"]
@@ -67,7 +71,9 @@ class FedAS(FederatedAlgorithm):
         }
 
     def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
-        """Of the alignment; the weights turn the mean over samples into a sum over classes of means."""
+        """Of the alignment, in its phase; the weights turn the mean over samples into a sum over classes of means."""
+        if ctx.phase != "align":
+            return super().losses(theta, batch, carry, ctx)
         z = ctx.features(theta, batch.images)
         prototypes = carry["sums"] / ctx.client.class_counts.clamp(min=1)[:, None]
         of_class = (F.one_hot(batch.labels, len(prototypes)) * batch.mask[:, None]).sum(dim=0)
@@ -80,7 +86,7 @@ class FedAS(FederatedAlgorithm):
             has = F.one_hot(batch.labels, len(carry["sums"])) * batch.mask[:, None]
             return {**carry, "sums": carry["sums"] + has.T @ ctx.features(carry["own"], batch.images)}, {}
         if ctx.phase == "align":
-            gradient, loss, _ = ctx.gradient_of(self.losses, theta, batch, {"sums": carry["sums"]})
+            gradient, loss = self.gradient(carry, batch, ctx)
             aligned, _ = ctx.sgd(self.align_lr).step(theta, gradient, {})
             return {**carry, "theta": torch.where(ctx.is_personal, theta, aligned)}, {"alignment": loss}
         if ctx.phase == "fisher":
@@ -90,7 +96,7 @@ class FedAS(FederatedAlgorithm):
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)
-        return {**uploads, "fisher": carry["fisher"]}, {**state, "own": uploads["shared"]}
+        return {**uploads, "fisher": carry["fisher"] + LEAST}, {**state, "own": uploads["shared"]}
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         return ctx.layout.join(state["own"], state["personal"])

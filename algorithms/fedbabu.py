@@ -22,6 +22,7 @@ class FedBABU(FedAvgFT):
     """Everything is shared, only the body trains; the whole model is fine-tuned before each evaluation."""
 
     paper = "https://arxiv.org/abs/2106.06042"
+    needs_body = True
 
     fine_tuning_steps: int = Field(1, ge=0)
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch. The FedPerfix paper's

@@ -8,9 +8,9 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. KDD 2023. https://ar
     server:                   body, gate and head_g are means weighted by samples
     evaluation:               head_i(a z) + head_g((1 - a) z), without noise
 
-Down and up: body, gate and head_g. Kept by a client: its head and c_i, which starts as that of the initial head (in the
-authors' code at random). MMD as in ``raysim/functional/distances.py``. One more forward pass per batch: 1.3 times the
-cost of FedAvg. The authors' code draws noise in evaluation, too.
+Down and up: body, gate and head_g. Kept by a client: its head and c_i (the new one, and that with which it trained),
+which starts as that of the initial head (in the authors' code at random). MMD as in ``raysim/functional/distances.py``.
+One more forward pass per batch: 1.3 times the cost of FedAvg. The authors' code draws noise in evaluation, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class FedCP(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2307.01217"
     uses_features = True
+    needs_body = True
     modules = ("head_g", "gate")
 
     personal: list[str] = ["head"]

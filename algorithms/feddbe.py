@@ -53,6 +53,7 @@ class FedDBE(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2311.14975"
     uploads = {"shared": Upload(), "mean": Upload()}
     uses_features = True
+    needs_body = True
     prepares = True
     modules = ("personal_bias",)
 

@@ -6,7 +6,8 @@ D. A. E. Acar, Y. Zhao, R. Matas, M. Mattina, P. Whatmough, V. Saligrama. ICLR 2
     at the end of the round:   l_i = l_i - alpha (w_i - w)
     server:                    h = h - alpha / N sum_i (w_i - w),  w = mean_i w_i - h / alpha
 
-Down and up: the shared parameters, with equal weights. Kept by a client: l_i. As costly as FedAvg.
+Down and up: the shared parameters, with equal weights. Kept by a client: l_i. As costly as FedAvg. A client
+that drops out changes its l_i, of which the server does not learn.
 
 The pull is the gradient of the squared distance, as in the paper and the authors' code (PFLlib has the distance itself,
 FL-bench none). alpha is the same for all clients, as in the paper; the authors' code divides it by the client's share
@@ -64,5 +65,5 @@ class FedDyn(FederatedAlgorithm):
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)
-        linear = carry["linear"] - self.alpha * (uploads["shared"] - ctx.broadcast["shared"])
+        linear = carry["linear"] - self.alpha * ctx.trained(uploads["shared"] - ctx.broadcast["shared"])
         return uploads, {**state, "linear": linear}

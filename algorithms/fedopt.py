@@ -5,9 +5,12 @@ https://arxiv.org/abs/2003.00295
 
     client i:  w_i = w after local epochs of SGD on its own loss
     server:    D = sum_i n_i w_i / sum_i n_i - w,  m = beta1 m + (1 - beta1) D,
-               v by the method's own rule,         w = w + server_lr m / (sqrt(v) + tau)
+               w = w + server_lr m / (sqrt(v) + tau)
+               FedAdam:     v = beta2 v + (1 - beta2) D^2
+               FedYogi:     v = v - (1 - beta2) D^2 sign(v - D^2)
+               FedAdagrad:  v = v + D^2
 
-m and v start at 0, and v at ``initial_v``, without a correction of the bias, as in the paper. Down and up: the shared
+m starts at 0, v at ``initial_v``, without a correction of the bias, as in the paper. Down and up: the shared
 parameters. Kept by a client: nothing. As costly as FedAvg.
 """
 

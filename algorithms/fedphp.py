@@ -3,13 +3,15 @@
 X.-C. Li, D.-C. Zhan, Y. Shao, B. Li, S. Song. ECML PKDD 2021. https://doi.org/10.1007/978-3-030-86486-6_36
 
     client i:    w_i = w after local epochs of SGD on  (1 - lamda) CE(x, y) + lamda MMD(z, z_p)
-                 p_i = (1 - m) w_i + m p_i,  m = mu r / R  in round r of R, from 0
+                 p_i = (1 - m) w_i + m p_i,  m = mu min(1, c_i / C),  after c_i earlier rounds of training
     server:      w   = sum_i n_i w_i / sum_i n_i
-    evaluation:  p_i
+    evaluation:  p_i; of a client that never trained, w
 
-z is the representation of w_i, z_p that of p_i; MMD is their maximum mean discrepancy within the batch
-(``raysim/functional/distances.py``). The authors' code lets m grow with how often a client has taken part, which is the
-same with full participation; here, as in PFLlib, with the rounds. (PFLlib evaluates w_i.)
+z is the representation of w_i, z_p that of p_i (in a client's first round, of the received w); MMD is their maximum
+mean discrepancy within the batch (``raysim/functional/distances.py``). C, how often a client is expected to train, is
+the number of rounds times the share of the clients that train in each, as in the authors' code. ``inherit: rounds`` is
+PFLlib's rule, m = mu r / R in round r of R, with the initial model as the first p_i; so that who trains late keeps most
+of it. (PFLlib evaluates w_i.)
 
 Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch: 1.3 times
 the cost of FedAvg.
@@ -17,7 +19,7 @@ the cost of FedAvg.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +32,7 @@ from algorithms.base import (
     ParameterLayout,
     Tensor,
     Tensors,
+    torch,
 )
 from raysim.functional.distances import mmd
 
@@ -40,18 +43,26 @@ class FedPHP(FederatedAlgorithm):
     paper = "https://doi.org/10.1007/978-3-030-86486-6_36"
     whole_model_kept = "its clients keep a whole model of their own"
     uses_features = True
+    needs_body = True
 
     mu: float = Field(0.9, gt=0, le=1)
     """How much of the personal model is inherited at the end of the run."""
     lamda: float = Field(0.1, gt=0, lt=1)
     """The paper's lambda, the weight of the distance between representations; 0.05 or 0.1 in the authors' code."""
+    inherit: Literal["participations", "rounds"] = "participations"
+    """What the inherited share grows with: how often the client has trained, or the rounds of the run."""
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        return {"own": theta.clone()}
+        return {"own": theta.clone(), "trained": theta.new_zeros(1)}
+
+    def _own(self, received: Tensor, state: Tensors) -> Tensor:
+        """The inherited model; before there is one, what the client received."""
+        return state["own"] if self.inherit == "rounds" else torch.where(state["trained"] > 0, state["own"], received)
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         shared = ctx.broadcast["shared"].clone()
-        return {"theta": shared, "own": state["own"], "optimizer": ctx.optimizer.init(shared)}
+        own = self._own(shared, state)
+        return {"theta": shared, "own": own, "trained": state["trained"], "optimizer": ctx.optimizer.init(shared)}
 
     def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
         z = ctx.features(theta, batch.images)
@@ -59,13 +70,12 @@ class FedPHP(FederatedAlgorithm):
         loss = F.cross_entropy(ctx.head(theta, z), batch.labels, reduction="none")
         return (1 - self.lamda) * loss + self.lamda * distance, ()
 
-    def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
-        return ctx.gradient_of(self.losses, carry["theta"], batch, carry)[:2]
-
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
-        inherited = self.mu * ctx.round / ctx.num_rounds
+        expected = max(1.0, ctx.num_rounds * ctx.cohort_share)
+        share = carry["trained"] / expected if self.inherit == "participations" else ctx.round / ctx.num_rounds
+        inherited = self.mu * torch.clamp(torch.as_tensor(share), max=1.0)
         own = (1 - inherited) * carry["theta"] + inherited * carry["own"]
-        return {"shared": carry["theta"]}, {"own": own}
+        return {"shared": carry["theta"]}, {"own": own, "trained": carry["trained"] + 1}
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
-        return state["own"]
+        return self._own(shared, state)

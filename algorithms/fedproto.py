@@ -39,9 +39,11 @@ class FedProto(FederatedAlgorithm):
     """Clients share one prototype per class in place of parameters."""
 
     paper = "https://arxiv.org/abs/2105.00243"
+    shares_nothing = True
     whole_model_kept = "its clients share prototypes and no parameters"
     uploads = {"shared": Upload(), "prototypes": Upload("uniform"), "weights": Upload("uniform")}
     uses_features = True
+    needs_body = True
 
     lamda: float = Field(1.0, gt=0)
     """The paper's lambda, the weight of the distance to the prototypes; the authors have 1, and 0.1 for CIFAR-10."""

@@ -22,6 +22,7 @@ class FedRep(FederatedAlgorithm):
     """A personal head and a shared body that train in turn: head epochs first, then body epochs."""
 
     paper = "https://arxiv.org/abs/2102.07078"
+    needs_body = True
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters, which train first; with a plugin for instance ``[adapter, head]``."""

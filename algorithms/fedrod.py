@@ -42,9 +42,6 @@ class FedRoD(FederatedAlgorithm):
         both = logits.detach() + ctx.module(theta, "personal_head", z.detach())
         return balanced + F.cross_entropy(both, batch.labels, reduction="none"), ()
 
-    def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
-        return ctx.gradient_of(self.losses, carry["theta"], batch, ())[:2]
-
     def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
         z = ctx.features(theta, images)
         return ctx.head(theta, z) + ctx.module(theta, "personal_head", z)

@@ -12,7 +12,8 @@ sent. c_g is the mean of the rows of G, c_p their mean weighted by the client's 
 authors' code both are of the G that the client has when a new one arrives: its own trained one after a round in which
 it trained, else the one sent before; 0 in round 0.
 
-Down: body, G, CoV, and the G before. Up: body, G, CoV. Kept by a client: its head. As costly as FedAvg.
+Down: body, G, CoV, and the G before. Up: body, G, CoV. Kept by a client: its head, the G that it trained and the one
+that it trained with. As costly as FedAvg. mu is part of the gradient, under AdamW, too.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class GPFL(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2308.10279"
     uses_features = True
+    needs_body = True
     modules = ("embedding", "cov")
 
     personal: list[str] = ["head"]
@@ -108,9 +110,8 @@ class GPFL(FederatedAlgorithm):
         return own + guided + self.lamda * distance, ()
 
     def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
-        theta = carry["theta"]
-        gradient, loss, _ = ctx.gradient_of(self.losses, theta, batch, {"held": carry["held"]})
-        return gradient + self.mu * ctx.mask("embedding", "cov") * theta, loss
+        gradient, loss = super().gradient(carry, batch, ctx)
+        return gradient + self.mu * ctx.mask("embedding", "cov") * carry["theta"], loss
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)

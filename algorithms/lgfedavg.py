@@ -20,6 +20,7 @@ class LGFedAvg(FedPer):
     """The head is shared, the representation is personal."""
 
     paper = "https://arxiv.org/abs/2001.01523"
+    needs_body = True
 
     personal: list[str] = ["*", "!head"]
     """Patterns of the personal parameters: everything but the head."""

@@ -15,6 +15,7 @@ from algorithms.base import FederatedAlgorithm
 class Local(FederatedAlgorithm):
     """Nothing is shared: every client trains its own model, in the rounds in which it is sampled."""
 
+    shares_nothing = True
     whole_model_kept = "its clients share nothing"
 
     def personal_patterns(self) -> list[str]:

@@ -37,6 +37,7 @@ class MOON(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2103.16257"
     uses_features = True
+    needs_body = True
 
     mu: float = Field(1.0, gt=0)
     """Weight of the contrastive loss; the authors have 5 for CIFAR-10 and 1 for CIFAR-100."""
@@ -57,9 +58,6 @@ class MOON(FederatedAlgorithm):
         contrastive = F.cross_entropy(similarities / self.tau, torch.zeros_like(batch.labels), reduction="none")
         loss = F.cross_entropy(ctx.head(theta, z), batch.labels, reduction="none")
         return loss + self.mu * contrastive, ()
-
-    def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
-        return ctx.gradient_of(self.losses, carry["theta"], batch, carry)[:2]
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)

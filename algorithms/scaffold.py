@@ -67,5 +67,5 @@ class Scaffold(FederatedAlgorithm):
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)
         weight = ctx.optimizer.lr * ctx.optimizer.total_weight(ctx.client.num_steps)
-        change = (ctx.broadcast["shared"] - uploads["shared"]) / weight - ctx.broadcast["control"]
+        change = ctx.trained((ctx.broadcast["shared"] - uploads["shared"]) / weight - ctx.broadcast["control"])
         return {**uploads, "control_change": change}, {**state, "control": carry["control"] + change}

@@ -378,9 +378,9 @@ class Config(Section):
                 f"train.optimizer.name: {self.algorithm.name!r} needs {' or '.join(allowed)}, not {optimizer}: it computes "
                 "with the sum of a client's gradients, which it gets from how far the client went"
             )
-        if self.resources.compile and self.algorithm.has_own("gradient"):
+        if self.resources.compile and self.algorithm.has_own("losses"):
             raise ValueError(
-                f"resources.compile: only cross entropy is compiled; {self.algorithm.name!r} has a gradient of its own"
+                f"resources.compile: only cross entropy is compiled; {self.algorithm.name!r} has a loss of its own"
             )
         if cohort.size is not None and cohort.size > clients:
             raise ValueError(f"cohort.size is {cohort.size}, but data.num_clients is {clients}")

@@ -104,12 +104,14 @@ class Estimate:
             for vector in config.algorithm.client_state(torch.zeros(layout.num_parameters), layout).values()
         )
         trained = min(config.data.num_clients, config.rounds * config.cohort_size)
-        sent = 4 * layout.num_shared * config.cohort_size
+        shared = torch.zeros(layout.num_shared)
+        down = config.algorithm.broadcast(shared, config.algorithm.server_init(shared, layout))
+        sent = 4 * sum(tensor.numel() for tensor in down.values()) * config.cohort_size
         images = run.dataset.images.nbytes
         actors = f"{self.actors} {'actor' if self.actors == 1 else 'actors'}"
         return "\n".join(
             [
-                f"a round: {sent / 1e6:,.2f} MB down and at least as many up, over {config.cohort_size} clients",
+                f"a round: {sent / 1e6:,.2f} MB down and about as many up, over {config.cohort_size} clients",
                 f"a round's training: about {_time(self.round_seconds)} with {actors} "
                 "on CPU cores like this; "
                 f"{config.rounds} rounds: {_time(config.rounds * self.round_seconds)}",

@@ -97,7 +97,14 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
 
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
-    initial, frozen = layout.flatten(tensors).numpy(), {name: tensors[name].numpy() for name in layout.frozen}
+    if not layout.num_shared and not config.algorithm.shares_nothing:
+        raise ConfigError(
+            f"algorithm.personal: {config.algorithm.name} would share nothing; that is the method 'local'"
+        )
+    theta = layout.flatten(tensors)
+    config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
+    config.algorithm.server_init(layout.split(theta)[0], layout)
+    initial, frozen = theta.numpy(), {name: tensors[name].numpy() for name in layout.frozen}
     if has_batch_norm(model):
         if config.resources.compile:
             raise ConfigError(

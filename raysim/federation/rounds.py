@@ -38,7 +38,7 @@ from raysim.storage.records import Records, RoundRecord
 from raysim.training.aggregation import combine
 from raysim.training.evaluation import evaluates_one_model
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import BEFORE, Task, Train, trained_in
+from raysim.training.tasks import BEFORE, Prepare, Task, Train, trained_in
 from raysim.views import FAMILIES
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
@@ -87,7 +87,7 @@ class FederatedRun:
         accuracies = len(FAMILIES) * BYTES_PER_CLIENT * evaluations
         check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size, accuracies)
         self._planner = BatchPlanner(config, partition, self.states.index)
-        one_model = evaluates_one_model(self._algorithm, self.states.layout.size)
+        one_model = evaluates_one_model(self._algorithm, layout.num_personal)
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._prepared = not self._algorithm.prepares
@@ -140,9 +140,9 @@ class FederatedRun:
         """Before round 0: all clients train for what the server must know of them (``FederatedAlgorithm.prepares``)."""
         completed = yield from self._run_tasks(BEFORE, self._planner.prepare(np.arange(self.config.data.num_clients)))
         trained = trained_in(completed.results)
-        for task, report in trained:  # they keep nothing of it
-            assert task.write is not None
-            self.states.index.commit(task.clients, task.write, np.zeros_like(report.accepted))
+        cohort = TrainedCohort(trained, self._partition.num_train)
+        if missing := sorted([*clients_of(completed.dropped, training=True), *cohort.rejected]):
+            self._pool.notify(f"before the first round: what the server learns of all clients lacks clients {missing}")
         self._server.prepare(combine(completed.sums, BEFORE, {task.index for task, _ in trained}))
         self._prepared = True
 
@@ -189,7 +189,7 @@ class FederatedRun:
     def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress | RoundRecord, None, Completed]:
         def place(task: Task, node: int) -> Task:
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
-            if isinstance(task, Train):
+            if isinstance(task, Train) and not isinstance(task, Prepare):
                 return replace(task, write=self.states.index.allocate(len(task.clients), node))
             return task
 

@@ -60,9 +60,7 @@ class Server:
         """
         means = mean_uploads(self._algorithm, sums)
         if not means:
-            raise ClientError(
-                "before the first round: what the clients sent is not finite or too large, of all of them"
-            )
+            raise ClientError("before the first round: no client sent anything that is finite and in range")
         self.state = self._algorithm.server_prepare(self.state, means)
         self.send()
 

@@ -45,7 +45,7 @@ class ClientData(NamedTuple):
     Attributes:
         num_samples: (), its training samples.
         class_counts: (classes,), how many of them each class has.
-        num_steps: (), the local steps that it does in this round, over all epochs; 0 outside training.
+        num_steps: (), the local steps that it does in this round, over all epochs that train; 0 outside training.
     """
 
     num_samples: Tensor
@@ -66,6 +66,7 @@ class ClientContext:
         batch_size: ``train.batch_size``; a step has up to ``batches_per_step`` times as many samples.
         round: counted from 0. What is evaluated after the last round is evaluated as in the round that would come next.
         num_rounds: of the run.
+        cohort_share: the share of all clients that train in a round.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``; ``prepare`` before round 0, ``adapt`` in adaptation and
             ``evaluate`` in the rest of an evaluation.
@@ -81,6 +82,7 @@ class ClientContext:
     batch_size: int
     round: int
     num_rounds: int = 1
+    cohort_share: float = 1.0
     epoch: int = 0
     phase: str = "train"
     as_trained: bool = False
@@ -127,8 +129,10 @@ class ClientContext:
         return self.on_shared(self.layout.split(theta)[0] - self.broadcast["shared"])
 
     def trained(self, vector: Tensor) -> Tensor:
-        """A vector (P,) with 0 for running statistics of BatchNorm."""
-        return vector * ~self.mask(*self.layout.statistics) if self.layout.statistics else vector
+        """A vector (P,), or one (S,) about the shared parameters, with 0 for running statistics of BatchNorm."""
+        if not self.layout.statistics:
+            return vector
+        return vector * ~self.mask(*self.layout.statistics)[: vector.shape[-1]]
 
     # The model at theta.
 

@@ -130,9 +130,16 @@ class ParameterLayout:
         return {name: p.view(shape) for name, p, shape in zip(self.names, pieces, self.shapes, strict=True)}
 
     def piece(self, vector: Tensor, name: str) -> Tensor:
-        """The tensor of that name in parameters (..., P), or in shared ones (..., S), as a view."""
-        at = self.names.index(name)
+        """The tensor of that name in parameters (..., P), or in shared ones (..., S), as a view.
+
+        Raises:
+            ConfigError: the vector has not got it: it is personal or frozen.
+        """
+        at = self.names.index(name) if name in self.names else len(self.names)
         start = sum(self.sizes[:at])
+        if at == len(self.names) or start + self.sizes[at] > vector.shape[-1]:
+            kind = "frozen" if at == len(self.names) else "personal"
+            raise ConfigError(f"algorithm.personal: {name} is {kind}, and this method needs it shared and trained")
         return vector[..., start : start + self.sizes[at]].unflatten(-1, self.shapes[at])
 
     def split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +175,7 @@ class ParameterLayout:
         frozen = f"frozen tensors {len(self.frozen)} · " if self.frozen else ""
         lines.append(
             f"{frozen}shared {self.num_shared:,} · personal {self.num_personal:,} · "
-            f"{4 * self.num_shared:,} bytes down and as many up per client and round"
+            f"{4 * self.num_shared:,} bytes of parameters down and as many up per client and round"
         )
         return "\n".join(lines)
 

@@ -16,6 +16,8 @@ class ModelOptions(BaseModel):
 
     Class attributes:
         whole_model_kept: why ``personal`` is not used by the method: what its clients keep instead. Empty if it is used.
+        needs_body: the method trains more than the head (and modules of its own).
+        shares_nothing: no parameters are shared.
         modules: names of the modules that ``add_modules`` adds to the model.
     """
 
@@ -24,6 +26,8 @@ class ModelOptions(BaseModel):
     )
 
     whole_model_kept: ClassVar[str] = ""
+    needs_body: ClassVar[bool] = False
+    shares_nothing: ClassVar[bool] = False
     modules: ClassVar[tuple[str, ...]] = ()
 
     name: str = ""
@@ -62,6 +66,10 @@ class ModelOptions(BaseModel):
                 raise ValueError(f"{key!r} is about a plugin, and there is none; set 'plugin', or leave {key!r} out")
             if key != "plugin_depth" and getattr(PLUGINS[self.plugin], key) is None:
                 raise ValueError(f"{key!r} is not used by the plugin {self.plugin!r}")
+        if self.needs_body and self.freeze_backbone and self.plugin is None:
+            raise ValueError(
+                "'freeze_backbone' without a plugin leaves the head alone, and this method trains the body, too"
+            )
         if self.whole_model_kept and self.personal:
             raise ValueError(f"'personal' is not used by this method: {self.whole_model_kept}")
         return self

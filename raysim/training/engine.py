@@ -107,6 +107,10 @@ class ClientEngine:
         with self._model.mode(training=True, vectorised=len(clients) > 1):
             result = self._trainer.train(training, context, before)
         uploads, after = result.uploads, result.states
+        for up in self._uploads.values():
+            assert up.times is None or uploads[up.times].shape == (len(clients), 1), (
+                f"{up.times!r} must be one number (1,)"
+            )
         sent = {
             n: uploads[n] if up.times is None else uploads[n] * uploads[up.times] for n, up in self._uploads.items()
         }
@@ -150,10 +154,14 @@ class ClientEngine:
         ``adapt``: after the adaptation that the algorithm asks for, if any.
         """
         context = self._context(round, broadcast)
-        if evaluates_one_model(self.algorithm, self.state_layout.size, adapt):
+        if self.evaluates_one_model(adapt):
             return self._evaluator.one_model(clients, context.broadcast["shared"])
         shared = context.broadcast["shared"].expand(len(clients), -1)
         return self._evaluator.clients(clients, shared, self._unpacked(states), context, adapt)
+
+    def evaluates_one_model(self, adapt: bool = True) -> bool:
+        """Whether ``evaluate`` evaluates all clients with the shared parameters as they are, and reads no states."""
+        return evaluates_one_model(self.algorithm, self.layout.num_personal, adapt)
 
     @torch.no_grad()
     def evaluate_global(self, clients: Ints, broadcast: Tensors) -> Evaluation:
@@ -189,6 +197,7 @@ class ClientEngine:
             train.batch_size,
             round,
             self.config.rounds,
+            self.config.cohort_size / self.config.data.num_clients,
         )
 
     def _unpacked(self, states: NDArray[np.float32]) -> Tensors:

@@ -34,10 +34,10 @@ class Evaluation:
     """(sum of num_test, classes), client after client."""
 
 
-def evaluates_one_model(algorithm: FederatedAlgorithm, state_size: int, adapt: bool = True) -> bool:
+def evaluates_one_model(algorithm: FederatedAlgorithm, num_personal: int, adapt: bool = True) -> bool:
     """Whether all clients are evaluated with the same parameters, the shared ones, as they are."""
     own = algorithm.has_own("personalize", "predict", "remember")
-    return not (state_size or own or (adapt and algorithm.adapt_steps()))
+    return not (num_personal or own or (adapt and algorithm.adapt_steps()))
 
 
 class Predictor:

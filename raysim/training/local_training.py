@@ -94,7 +94,8 @@ class LocalTrainer:
         state = {**before, **training.messages}
         data = samples.client_data(indices)
         part = takes_part(algorithm, EachClient(data), state, phases, context)
-        steps = self._steps(pool, part, training)
+        trains = np.array([phase not in algorithm.whole_phases for phase in phases])
+        steps = self._steps(pool, part[:, trains], training)
         each = EachClient(data._replace(num_steps=to_device(torch.from_numpy(steps.astype(np.float32)), self._device)))
         purpose = "prepare" if training.prepare else "dropout"
         seeds.seed_torch(self._device, self._seed, purpose, training.round, int(training.clients[0]))
@@ -123,6 +124,8 @@ class LocalTrainer:
         algorithm, samples = self._algorithm, self._samples
         purpose = "prepare" if training.prepare else "batches"
         order = samples.order(purpose, training.round, training.clients, pool, len(phases))
+        whole = [phase in algorithm.whole_phases for phase in phases]
+        per_epoch = samples.steps_per_epoch(pool.counts, algorithm.batches_per_step)
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
@@ -130,14 +133,15 @@ class LocalTrainer:
             step = each(now, lambda ctx, carry, batch: algorithm.client_step(carry, batch, ctx))
             steps = samples.batches(pool, order, epoch, algorithm.batches_per_step)
             for number, (batch, everyone) in enumerate(islice(steps, training.steps_per_epoch)):
-                goes_on = part[:, epoch] & (left > 0)
+                goes_on = part[:, epoch] & ((left > 0) | whole[epoch])
                 if not goes_on.any():
                     break
                 new, metrics = step(carry, batch)
                 count = batch.mask.sum(dim=1)
                 if not goes_on.all():
                     count, everyone = count * to_device(torch.from_numpy(goes_on), self._device), False
-                left = left - (goes_on & (number < samples.steps_per_epoch(pool.counts, algorithm.batches_per_step)))
+                if not whole[epoch]:
+                    left = left - (goes_on & (number < per_epoch))
                 active = count > 0
                 carry = new if everyone else select(active, new, carry)
                 for name, value in metrics.items():
@@ -146,7 +150,7 @@ class LocalTrainer:
         return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
 
     def _steps(self, pool: Pool, part: NDArray[np.bool_], training: LocalTraining) -> Ints:
-        """(K,): how many local steps each client does."""
+        """(K,): how many local steps each client does, with a ``part`` (K, epochs) in the epochs that train."""
         steps = self._samples.steps_per_epoch(pool.counts, self._algorithm.batches_per_step)
         if training.steps_per_epoch is not None:
             steps = np.minimum(steps, training.steps_per_epoch)

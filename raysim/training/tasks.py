@@ -79,7 +79,7 @@ class Train(Task):
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
         evaluate: evaluate them, too.
-        write: (K,) fresh addresses on the worker's node; set when a worker gets the task.
+        write: (K,) fresh addresses on the worker's node; set when a worker gets the task. None: nothing is kept.
     """
 
     kind = "train"

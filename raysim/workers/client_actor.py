@@ -25,7 +25,7 @@ from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import PartialSum
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
-from raysim.training.tasks import BEFORE, EvaluateGlobal, Task, TaskResult, Train, TrainingReport
+from raysim.training.tasks import BEFORE, Evaluate, EvaluateGlobal, Task, TaskResult, Train, TrainingReport
 from raysim.workers.device import device_name, keep_freed_memory, make_cuda_deterministic
 from raysim.workers.remote_states import States
 from raysim.workers.run_setup import Machine, RunSetup
@@ -116,8 +116,8 @@ class ClientActor:
         if isinstance(computed, Evaluation):
             return computed
         assert isinstance(task, Train)
-        assert task.write is not None
-        self._states.write(task.write, computed.states)
+        if task.write is not None:
+            self._states.write(task.write, computed.states)
         if self._partial.round != task.round:
             self._partial = PartialSum(task.round)
         self._partial.add(task.index, computed.sums)
@@ -127,7 +127,7 @@ class ClientActor:
         """The states (K, size) of a task's clients; without entries if it needs none: they may lie on another node."""
         assert self._engine is not None
         assert self._states is not None
-        if not task.reads_states:
+        if not task.reads_states or (isinstance(task, Evaluate) and self._engine.evaluates_one_model()):
             return np.empty((len(task.clients), 0), np.float32)
         return self._states.read(task.read, self._engine.initial_state)
 

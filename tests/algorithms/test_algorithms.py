@@ -45,7 +45,7 @@ def client(name, batches, state=None, **keys):
     carry = algorithm.client_init(state or algorithm.client_state(theta, layout), ctx)
     for epoch, phase in enumerate(algorithm.epochs(len(batches))):
         now = ClientContext(
-            FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 1, epoch, phase
+            FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, epoch=epoch, phase=phase
         )
         for x, y in batches[epoch]:
             carry, metrics = algorithm.client_step(carry, Batch(x, y, torch.ones(len(y))), now)
@@ -130,7 +130,7 @@ def test_fedrep_has_an_optimiser_for_each_part():
     for name, parameter in plain.named_parameters():
         parts["head" if is_head(name) else "body"].append(parameter)
     for phase in ("head", "head", "body"):
-        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, 1, 0, phase)
+        now = ClientContext(FunctionalModel(model, layout), layout, ctx.broadcast, ctx.optimizer, LR, B, 0, phase=phase)
         carry, _ = algorithm.client_step(carry, Batch(*batch, torch.ones(4)), now)
     for phase, steps in (("head", 2), ("body", 1)):
         optimizer = torch.optim.AdamW(parts[phase], 0.01, weight_decay=0.0)

@@ -80,7 +80,8 @@ def test_methods_that_need_sgd_refuse_another_optimiser():
             tiny(algorithm={"name": name}, train={"optimizer": {"name": "adamw"}})
 
 
-def test_a_gradient_of_its_own_is_not_compiled():
+def test_a_loss_of_its_own_is_not_compiled():
+    assert tiny(algorithm={"name": "fedprox"}, resources={"compile": True})
     with pytest.raises(ValueError, match="resources.compile: only cross entropy is compiled; 'moon' has"):
         tiny(algorithm={"name": "moon"}, resources={"compile": True})
 
@@ -90,6 +91,11 @@ def test_a_model_without_one_classifier_is_refused_before_anything_starts(name):
     model = {"name": "deit_tiny_distilled_patch16_224", "image_size": 8}
     with pytest.raises(ConfigError, match="has no single linear classifier on its representation"):
         prepare(tiny(algorithm={"name": name}, model=model))
+
+
+def test_what_a_method_must_share_can_not_be_personal():
+    with pytest.raises(ConfigError, match="embedding.weight is personal, and this method needs it shared"):
+        prepare(tiny(algorithm={"name": "gpfl", "personal": ["head", "embedding"]}))
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam"])

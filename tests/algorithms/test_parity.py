@@ -34,7 +34,7 @@ DERIVED = {
     "fednova": {"name": "fednova"},
     "fedyogi": {"name": "fedyogi", "beta2": 0.9},
     "fedadagrad": {"name": "fedadagrad"},
-    "fedphp": {"name": "fedphp"},
+    "fedphp": {"name": "fedphp", "inherit": "rounds"},
     "gpfl": {"name": "gpfl", "lamda": 0.1, "mu": 0.01},
     "fedcp_noiseless": {"name": "fedcp", "lamda": 1.0, "gumbel": False},
     "pfedme_ref": {"name": "pfedme", "inner_decay": 0.001},

@@ -51,7 +51,8 @@ class ShuffledDispatch:
         computed = task.compute(engine, self.broadcast, self.pool.slots.read(task.read, engine.initial_state))
         if not isinstance(task, Train):
             return TaskResult(task, computed)
-        self.pool.slots.write(task.write, computed.states)
+        if task.write is not None:
+            self.pool.slots.write(task.write, computed.states)
         partial.add(task.index, computed.sums)
         return TaskResult(task, TrainingReport.of(computed))
 

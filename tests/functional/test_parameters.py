@@ -66,7 +66,7 @@ def test_a_pattern_that_matches_nothing_lists_what_exists():
 
 def test_the_table_shows_counts_and_bytes():
     table = ParameterLayout.of(model(), ["head"]).table()
-    assert "shared 9 · personal 6 · 36 bytes down" in table
+    assert "shared 9 · personal 6 · 36 bytes of parameters down" in table
     assert any(line.split() == ["head", "personal", "1", "6"] for line in table.splitlines())
 
 
