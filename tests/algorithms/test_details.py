@@ -118,3 +118,20 @@ def test_what_leaves_a_method_nothing_to_train_or_to_share_is_refused():
 def test_a_weight_must_be_an_upload_of_equal_weighting(uploads):
     with pytest.raises(TypeError, match=r"Own\.uploads\['shared'\]: times='.*' must be an upload of equal weighting"):
         type("Own", (FederatedAlgorithm,), {"uploads": uploads})
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"centralized"}))
+def test_clients_that_never_took_part_are_evaluated_before_and_after_they_adapt(name):
+    s = Simulation(algorithm={"name": name}, train={"optimizer": {"lr": 0.02}}, evaluate={"new_clients": 2})
+    if s.algorithm.prepares:
+        s.prepare()
+    s.round(0, [[0, 1, 2]])
+    new, states = np.array([8, 9]), np.tile(s.engine.initial_state, (2, 1))
+    before = s.engine.evaluate(1, new, s.broadcast, states, adapt=False)
+    s.states = np.concatenate([s.states, states])
+    after = s.train(1, new, full_rate=True)
+    assert after.accepted.all()
+    for evaluation in (before, after.evaluation):
+        np.testing.assert_allclose(evaluation.probabilities.sum(axis=1), 1, atol=1e-5)
+        assert evaluation.num_test.sum() == len(evaluation.probabilities)
+    assert not np.array_equal(before.probabilities, after.evaluation.probabilities)

@@ -101,7 +101,11 @@ def history(rounds):
         {"algorithm": {"name": "fedproto"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
         {"algorithm": {"name": "fednova"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
         {"algorithm": {"name": "fedas"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
-        {"algorithm": {"name": "fedala"}, "cohort": {"stragglers": 0.5}, "evaluate": {"new_clients": 2}},
+        {
+            "algorithm": {"name": "fedala", "initial_epochs": 2},
+            "cohort": {"stragglers": 0.5},
+            "evaluate": {"new_clients": 2},
+        },
     ],
     ids=str,
 )

@@ -20,10 +20,18 @@ class States:
         return np.tile(self._initial, (len(addresses), 1))
 
 
-@pytest.mark.parametrize(("kind", "reads"), [(Evaluate, [[7, 9]]), (EvaluateGlobal, [])])
-def test_states_are_read_by_tasks_that_need_them(kind, reads):
+@pytest.mark.parametrize(
+    ("kind", "name", "reads"),
+    [
+        (Evaluate, "ditto", [[7, 9]]),
+        (Evaluate, "scaffold", []),
+        (EvaluateGlobal, "ditto", []),
+        (EvaluateGlobal, "scaffold", []),
+    ],
+)
+def test_states_are_read_by_tasks_that_need_them(kind, name, reads):
     """They may lie on another node, or on one that is gone, and be larger than what is evaluated."""
-    simulation = Simulation(algorithm={"name": "scaffold"})  # all is shared, and yet clients have a state
+    simulation = Simulation(algorithm={"name": name})  # all is shared, and yet clients have a state
     assert simulation.engine.state_layout.size > 0
     actor = object.__new__(ClientActor.__ray_metadata__.modified_class)
     actor._engine, actor._states = simulation.engine, States(simulation)
