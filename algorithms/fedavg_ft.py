@@ -14,7 +14,7 @@ many more steps for every client that is evaluated.
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from algorithms.base import ClientContext, FederatedAlgorithm, Optimizer
 
@@ -30,6 +30,12 @@ class FedAvgFT(FederatedAlgorithm):
     """Learning rate of these steps, the same in every round. null: ``train.optimizer.lr``."""
     adapt_momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of these steps; from one to the next it is kept."""
+
+    @model_validator(mode="after")
+    def _steps_are_taken(self) -> FedAvgFT:
+        if not self.fine_tuning_steps and (self.adapt_lr is not None or self.adapt_momentum):
+            raise ValueError("'adapt_lr' and 'adapt_momentum' are about fine-tuning, and 'fine_tuning_steps' is 0")
+        return self
 
     def adapt_steps(self) -> int:
         return self.fine_tuning_steps

@@ -3,8 +3,8 @@
     python docs/method_costs.py [STUDY] [METHOD ...]        default: yaml/methods/digits.yaml, all its entries
 
 One thread, one client batch of four clients, in this process: two rounds to get going (FedALA's first merge is in the
-second), then the third round again and again, in turn with FedAvg's. The median of the ratios is printed. Evaluation is relative to
-FedPer's, as FedAvg's clients are evaluated with one model.
+second), then the third round again and again, in turn with FedAvg's. The median of the ratios is printed. Evaluation is
+relative to FedPer's, as FedAvg's clients are evaluated with one model.
 """
 
 from __future__ import annotations

@@ -108,6 +108,12 @@ def test_what_leaves_a_method_nothing_to_train_or_to_share_is_refused():
             prepare(tiny(algorithm={"name": name, "personal": ["*"]}))
 
 
+def test_keys_of_fine_tuning_without_fine_tuning_are_refused():
+    assert ALGORITHMS["fedbabu"](fine_tuning_steps=0).adapt_steps() == 0
+    with pytest.raises(ValueError, match="'adapt_lr' and 'adapt_momentum' are about fine-tuning"):
+        ALGORITHMS["fedbabu"](fine_tuning_steps=0, adapt_lr=0.1)
+
+
 @pytest.mark.parametrize(
     "uploads",
     [
