@@ -8,6 +8,9 @@ import torch
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.rounds import FederatedRun
+from raysim.storage.checkpoint import newest
+from raysim.storage.checkpoint_writer import CheckpointWriter
+from raysim.storage.folder import Folder
 from raysim.storage.records import RoundRecord
 from raysim.training.aggregation import PartialSum, Weights
 from raysim.training.local_training import LocalTraining
@@ -58,27 +61,59 @@ class ShuffledDispatch:
 
 
 @pytest.fixture
-def run(cluster, monkeypatch):
-    """Takes a run to its end; returns it, the rounds that were complete with each call, the pool, and all records."""
+def start(cluster, monkeypatch):
+    """Takes a seed for the order of tasks, and maybe a checkpoint to go on from; returns a run and its pool."""
     monkeypatch.setattr("raysim.federation.rounds.Dispatch", ShuffledDispatch)
 
-    def to_the_end(seed, **changes):
+    def start(seed, checkpoint=None, **changes):
         simulation = Simulation(**{"rounds": 4, **changes})
         config, engine = simulation.config, simulation.engine
         data = engine.samples.data
         arrays = (data._images.numpy(), data._labels.numpy(), engine.partition, simulation.initial.numpy(), {})
         setup = RunSetup(config, *(ray.put(a) for a in arrays), 10, 1, "")
         states = StateNodes(engine.state_layout.size)
-        pool, records = ShuffledPool(engine, states, seed), []
-        rounds = FederatedRun(setup, engine.layout, pool, states)
-        done = []
-        for events in [*(rounds.round for _ in range(config.rounds)), rounds.finish]:
+        pool = ShuffledPool(engine, states, seed)
+        return FederatedRun(setup, engine.layout, pool, states, checkpoint), pool
+
+    return start
+
+
+@pytest.fixture
+def run(start):
+    """Takes a run to its end; returns it, the rounds that were complete with each call, the pool, and all records."""
+
+    def to_the_end(seed, **changes):
+        rounds, pool = start(seed, **changes)
+        records, done = [], []
+        for events in [*(rounds.round for _ in range(rounds.config.rounds)), rounds.finish]:
             complete = [event for event in events() if isinstance(event, RoundRecord)]
             records += complete
             done.append([record.round for record in complete])
         return rounds, done, pool, records
 
     return to_the_end
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedadam", "feddbe", "fedproto", "gpfl", "fedala"])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(start, run, tmp_path, name):
+    """Of methods whose servers or clients keep more than parameters."""
+    changes = {"algorithm": {"name": name}, "train": {"optimizer": {"lr": 0.02}}}
+    expected, _, _, _ = run(0, **changes)
+    rounds, _ = start(1, **changes)
+    for _ in range(2):
+        list(rounds.round())
+    folder = Folder(str(tmp_path))
+    size = rounds.states.layout.size
+    writer = CheckpointWriter(folder, 2, {}, {}, rounds.states.read, 8, size)
+    writer.write(rounds.snapshot())
+    writer.finished(wait=True)
+    checkpoint, problems = newest(folder)
+    assert not problems
+    again, pool = start(2, checkpoint, **changes)
+    for events in (again.round, again.round, again.finish):
+        list(events())
+    assert again.checksums() == expected.checksums()
+    assert "prepare" not in {kind for _, kind, _, _ in pool.log}
 
 
 BY_ONE = {"clients_per_batch": 1}
