@@ -56,14 +56,13 @@ def test_more_runs_at_a_time_than_there_is_room_for_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_a_time", [1, 2])
-def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(tmp_path, at_a_time):
+def test_a_run_that_fails_stops_no_other_and_is_tried_again_by_the_same_command(tmp_path):
     entries = [
         {"name": "fine", "seeds": [0, 1], "algorithm": {"name": "fedavg"}},
         {"name": "fails", "algorithm": {"name": "methods:FailsOnce", "fuse": str(tmp_path / "fuse")}},
         {"name": "late", "algorithm": {"name": "local"}},
     ]
-    resources = {"num_actors": 1, "concurrent_runs": at_a_time}
+    resources = {"num_actors": 1, "concurrent_runs": 2}
     config = study(tmp_path / "disturbed", study=entries, rounds=4, checkpoint={"every": 1}, resources=resources)
     (tmp_path / "fuse").touch()
     with pytest.raises(raysim.RunFailed, match="1 of 4 runs failed:") as caught:

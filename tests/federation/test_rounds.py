@@ -145,10 +145,20 @@ def history(rounds):
     ids=str,
 )
 def test_no_bit_depends_on_the_order_in_which_tasks_complete(run, changes):
-    runs = [run(seed, **changes)[0] for seed in range(3)]
+    runs = [run(seed, **changes)[0] for seed in range(2)]
     assert len({str(r.checksums()) for r in runs}) == 1
     results = [{k: v for k, v in row.items() if not k.startswith("system/")} for row in history(runs[0])]
     assert [row["round"] for row in results] == [0, 1, 2, 3]
+
+
+def test_a_pooled_model_sends_nothing_and_is_evaluated_after_its_training(run):
+    rounds, _, _, _ = run(0, algorithm={"name": "centralized"})
+    for row in history(rounds):
+        assert row["communication/down_bytes"] == row["communication/up_bytes"] == 0
+        assert row["cohort/size"] == 1
+        # On all test samples: as trained and after aggregation are the same.
+        assert row["personalized/accuracy_weighted"] == row["global/accuracy"] == row["aggregated/accuracy_weighted"]
+    assert len(rounds.records.rounds) == 4
 
 
 def test_all_clients_prepare_before_the_first_round_and_keep_nothing_of_it(run):
