@@ -3,10 +3,9 @@
 An algorithm is a subclass of ``FederatedAlgorithm`` that overrides what it does differently from FedAvg. Its
 hyperparameters are annotated class attributes, the keys of the ``algorithm:`` block of a YAML file. Its functions are
 pure: they take tensors, return new ones, and keep nothing on ``self``. They are written for one client; the engine calls
-them directly, or for a whole client batch at once through ``torch.func.vmap``. So inside ``client_*``, ``gradient``,
-``personalize``, ``predict`` and ``adapt``: no in-place change of an argument, no ``.item()``, no ``if`` on a tensor
-(``torch.where`` instead). What may be branched on are Python values: hyperparameters, ``ctx.phase``, ``ctx.epoch``,
-``ctx.round``.
+them directly, or for a whole client batch at once through ``torch.func.vmap``. So inside every function that gets a
+``ClientContext``: no in-place change of an argument, no ``.item()``, no ``if`` on a tensor (``torch.where`` instead). What
+may be branched on are Python values: hyperparameters, ``ctx.phase``, ``ctx.epoch``, ``ctx.round``.
 
 A round, for a client with parameters ``theta = join(shared, personal)``::
 
@@ -90,7 +89,8 @@ class FederatedAlgorithm(ModelOptions):
         whole_phases: phases of ``epochs`` that are no training: stragglers go through all of them, and they are no steps.
         uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
-        prepares: before round 0 all clients train once in the phase ``prepare`` for the server alone (``server_prepare``).
+        prepares: before round 0 all clients train for the server alone (``server_prepare``): ``local_epochs``, in the phase
+            ``prepare``.
         pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
         reads_cohort_states: ``server_messages`` is called (the driver must then read the states of the whole cohort).
     """
@@ -122,15 +122,15 @@ class FederatedAlgorithm(ModelOptions):
     # The server, in the driver. Tensors on the CPU.
 
     def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
-        """The server's state before round 0 (momentum, control variates, ...) for a shared vector (S,)."""
+        """The server's state before round 0 (momentum, control variates, ...), tensors by name, for a shared vector (S,)."""
         return {}
 
     def server_prepare(self, server_state: Tensors, mean: Tensors) -> Tensors:
-        """With ``prepares``: the server's state before round 0, from the mean of each upload over all clients."""
+        """With ``prepares``: the server's state before round 0, from the mean (n,) float64 of each upload of all clients."""
         raise NotImplementedError(f"{type(self).__name__} sets prepares but has no server_prepare")
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
-        """What is sent to every client of the round, by name; must have ``shared``."""
+        """What is sent to every client of the round, tensors by name; must have ``shared`` (S,)."""
         return {"shared": shared}
 
     def server_messages(self, states: Tensors) -> Tensors:
@@ -143,7 +143,7 @@ class FederatedAlgorithm(ModelOptions):
     def server_step(
         self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext
     ) -> tuple[Tensor, Tensors]:
-        """The next shared vector and server state from the exact mean of each upload (float64)."""
+        """The next shared vector (S,) and server state from the exact mean (n,) float64 of each upload."""
         return mean["shared"], server_state
 
     # A client. Tensors on the actor's device.
@@ -159,13 +159,13 @@ class FederatedAlgorithm(ModelOptions):
         """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: document that."""
         return ["train"] * local_epochs
 
-    def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor | None:
-        """Which of the ``phases`` of local training a client goes through, a boolean vector; None: all of them.
+    def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
+        """Which of the ``phases`` of local training a client goes through: a boolean vector (len(phases),).
 
-        Also asked about adaptation, whose steps all have the phase ``adapt``. What no client of a batch takes part in costs
-        nothing.
+        Also asked about ``prepare`` and about adaptation, whose steps all have the phase ``adapt``. What no client of a batch
+        takes part in costs nothing.
         """
-        return None
+        return torch.ones(len(phases), dtype=torch.bool)
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         """The first carry, which each step passes to the next: a nested dict of tensors whose shapes never change."""
@@ -192,7 +192,10 @@ class FederatedAlgorithm(ModelOptions):
         return {**carry, "theta": theta, "optimizer": optimizer}, {"loss": loss}
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
-        """Uploads (those that ``uploads`` declares; ``shared`` is the client's trained shared part) and the new state."""
+        """Uploads and the new state, each by name and (n,).
+
+        The uploads are those that ``uploads`` declares; ``shared`` (S,) is the client's trained shared part.
+        """
         shared, personal = ctx.layout.split(carry["theta"])
         return {"shared": shared}, {"personal": personal}
 

@@ -10,10 +10,10 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. AAAI 2023. https://a
     evaluation:         w_i after the merge
 
 Down and up: the whole model w. Kept by a client: the last p tensors of its own model, W_i, which starts at 1, and
-whether it has merged. One more epoch per round (and those of the first merge); the same before each evaluation, one
-batch for each. The first merge of the authors lasts until the loss is stable, which takes 11 epochs or more; what runs
-for many clients at once has a fixed number. They learn W_i on a random 80 % of the samples, here on all. (PFLlib merges
-all clients in every round.)
+whether it has merged. One more epoch per round, ``initial_epochs`` in that of the first merge; before an evaluation one
+step of the merge on one batch (``initial_epochs`` steps before the first merge). The authors repeat the first merge until
+the loss is stable, which takes 11 epochs or more; for clients that train at the same time the number is fixed. They learn
+W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in every round.)
 """
 
 from __future__ import annotations

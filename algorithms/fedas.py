@@ -11,8 +11,8 @@ https://openaccess.thecvf.com/content/CVPR2024/html/Yang_FedAS_Bridging_Inconsis
     evaluation:  (w_i, h_i) after the client's last training
 
 Down and up: the body, and one number up. Kept by a client: its whole last model. Every client aligns the body that the
-server sent (in the authors' code the next client of a round gets what the one before has aligned). With E local epochs
-(E + 2.3) / E times the cost of FedAvg.
+server sent (in the authors' code the next client of a round gets what the one before has aligned), in batches of
+``train.batch_size`` (there of 16). With E local epochs (E + 2.3) / E times the cost of FedAvg.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas. AISTATS 2017
     client i:  w_i = w after local epochs of SGD on its own loss
     server:    w   = sum_i n_i w_i / sum_i n_i
 
-Down: the whole model. Up: the whole model. Kept by a client: nothing.
+Down: the whole model. Up: the whole model. Kept by a client: nothing. Costs of other methods are relative to this.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class FedAvgM(FederatedAlgorithm):
     server_lr: float = Field(1.0, gt=0)
     """Learning rate of the server."""
     nesterov: bool = False
-    """Nesterov's momentum, as in FL-bench. The paper has plain momentum."""
+    """Nesterov's momentum, as in FL-bench; the paper's formula is plain momentum."""
 
     def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
         return {"momentum": torch.zeros_like(shared)}

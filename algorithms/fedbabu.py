@@ -6,8 +6,9 @@ J. Oh, S. Kim, S.-Y. Yun. ICLR 2022. https://arxiv.org/abs/2106.06042
     server:      w   = sum_i n_i w_i / sum_i n_i
     evaluation:  (w, h_0) after fine_tuning_steps of SGD (adapt_lr) on batches of client i's training samples
 
-Down and up: the whole model, whose head never changes. Kept by a client: nothing. Fine-tuning leaves no trace; it is SGD
-with a learning rate and a momentum of its own, whatever optimiser and schedule train the body.
+Down and up: the whole model, whose head never changes. Kept by a client: nothing. As costly as FedAvg. Fine-tuning
+leaves no trace; it is SGD with a learning rate and a momentum of its own, whatever optimiser and schedule train the
+body.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ X. Li, M. Jiang, X. Zhang, M. Kamp, Q. Dou. ICLR 2021. https://arxiv.org/abs/210
     client i:  (w_i, b_i) = (w, b_i) after local epochs of SGD on its own loss
     server:    w = sum_i n_i w_i / sum_i n_i
 
-Down and up: everything but the normalisation layers. Kept by a client: those, b_i. As in the FedPerfix paper these are the
-LayerNorms of a ViT (``norm1``, ``norm2``, ``norm``), and the head is shared.
+Down and up: everything but the normalisation layers. Kept by a client: those, b_i. As costly as FedAvg. As in the
+FedPerfix paper these are the LayerNorms of a ViT (``norm1``, ``norm2``, ``norm``), and the head is shared.
 """
 
 from __future__ import annotations

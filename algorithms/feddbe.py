@@ -12,7 +12,8 @@ J. Zhang, Y. Hua, J. Cao, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. NeurIPS 2023
 m_i starts at 0 in every round and, as in the authors' code, is not corrected for that.
 
 Down: the shared parameters and M. Up: the shared parameters (and m_i, of which only the first counts). Kept by a
-client: its bias b_i in representation space (D numbers). As costly as FedAvg, and one round of all clients more.
+client: its bias b_i in representation space (D numbers). As costly as FedAvg, and one round of all clients more, whose
+bytes are in no metric of a round.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Server optimisers: Adaptive Federated Optimization, and what FedAvgM has in common with it.
+"""FedAdam, FedYogi, FedAdagrad: Adaptive Federated Optimization.
 
 S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný, S. Kumar, H. B. McMahan. ICLR 2021.
 https://arxiv.org/abs/2003.00295

@@ -5,8 +5,9 @@ M. G. Arivazhagan, V. Aggarwal, A. K. Singh, S. Choudhary. 2019. https://arxiv.o
     client i:  (w_i, p_i) = (w, p_i) after local epochs of SGD on its own loss, body and head together
     server:    w = sum_i n_i w_i / sum_i n_i
 
-Down and up: the shared part w. Kept by a client: the head p_i. With other patterns in ``personal`` this is partial model
-personalisation of any part (the study of layers). What the code of the FedPerfix paper calls FedRep is this method.
+Down and up: the shared part w. Kept by a client: the head p_i. As costly as FedAvg. With other patterns in ``personal``
+this is partial model personalisation of any part (the study of layers). What the code of the FedPerfix paper calls
+FedRep is this method.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ G. Sun, M. Mendieta, J. Luo, S. Wu, C. Chen. ICCV 2023. https://arxiv.org/abs/23
     client i:                    (w_i, p_i) = (w, p_i) after local epochs of SGD on its own loss
     server:                      w = sum_i n_i w_i / sum_i n_i
 
-Down and up: the shared part w. Kept by a client: the plugin (``down``, ``up``) and the head, p_i. With another ``plugin`` and
+Down and up: the shared part w. Kept by a client: the plugin (``down``, ``up``) and the head, p_i. As costly as
+FedAvg, and the plugin. With another ``plugin`` and
 other ``personal`` patterns this is any method of a ViT with a plugin: ``plugin: lora, personal: [head], freeze_backbone:
 true`` is federated LoRA, in which w is the LoRA alone.
 """

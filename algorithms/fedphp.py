@@ -10,8 +10,8 @@ X.-C. Li, D.-C. Zhan, Y. Shao, B. Li, S. Song. ECML PKDD 2021. https://doi.org/1
 z is the representation of w_i, z_p that of p_i (in a client's first round, of the received w); MMD is their maximum
 mean discrepancy within the batch (``raysim/functional/distances.py``). C, how often a client is expected to train, is
 the number of rounds times the share of the clients that train in each, as in the authors' code. ``inherit: rounds`` is
-PFLlib's rule, m = mu r / R in round r of R, with the initial model as the first p_i; so that who trains late keeps most
-of it. (PFLlib evaluates w_i.)
+PFLlib's rule, m = mu r / R in round r of R, with the initial model as the first p_i: a client that trains for the first
+time in a late round then mostly keeps the initial model. (PFLlib evaluates w_i.)
 
 Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch: 1.3 times
 the cost of FedAvg.

@@ -6,9 +6,9 @@ L. Collins, H. Hassani, A. Mokhtari, S. Shakkottai. ICML 2021. https://arxiv.org
                w_i = w after body epochs of SGD with the head h_i fixed
     server:    w = sum_i n_i w_i / sum_i n_i
 
-Down and up: the body w. Kept by a client: the head h_i. As in the authors' code, local epochs are divided: the last
-``body_epochs`` of them train the body, those before it the head. (The code of the FedPerfix paper trains both together,
-which is FedPer.)
+Down and up: the body w. Kept by a client: the head h_i. As costly as FedAvg, twice that with one local epoch. As in the
+authors' code, local epochs are divided: the last ``body_epochs`` of them train the body, those before it the head. (The
+code of the FedPerfix paper trains both together, which is FedPer.)
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     client i:  w_i = w_i after local epochs of SGD on its own loss
     server:    nothing
 
-Down and up: nothing. Kept by a client: its whole model. As in the FedPerfix paper only the sampled clients of a round
-train, so that every method takes the same number of local steps.
+Down and up: nothing. Kept by a client: its whole model. As costly as FedAvg. As in the FedPerfix paper only the sampled
+clients of a round train, so that every method takes the same number of local steps.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ A. Fallah, A. Mokhtari, A. Ozdaglar. NeurIPS 2020. https://arxiv.org/abs/2002.07
     server:      w = sum_i n_i w_i / sum_i n_i
     evaluation:  w - a g(w, D) on a batch D of client i's training samples
 
-The step with a (``adapt_lr``) is plain SGD, whatever optimiser takes the step with lr (the paper's beta) and however that is
-scheduled: a is part of what is learned, an initial model for exactly this step.
+The step with a (``adapt_lr``) is plain SGD, whatever optimiser takes the step with lr (the paper's beta) and however
+that is scheduled: a is part of what is learned, an initial model for exactly this step.
 
-Down and up: the whole model. Kept by a client: nothing. D and D' are the two batches of a pair; where the second would be
-empty, because no more than ``batch_size`` samples are left, the first is divided into two. (In the code of the FedPerfix
-paper such a pair changes nothing, so that a client with so few samples never learns.)
+Down and up: the whole model. Kept by a client: nothing. As costly as FedAvg. D and D' are the two batches of a pair;
+where the second would be empty, because no more than ``batch_size`` samples are left, the first is divided into two.
+(In the code of the FedPerfix paper such a pair changes nothing, so that a client with so few samples never learns.)
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ G. Sun, M. Mendieta, J. Luo, S. Wu, C. Chen. ICCV 2023. https://arxiv.org/abs/23
     client i:  (w_i, p_i) = (w, p_i) after local epochs of SGD on its own loss
     server:    w = sum_i n_i w_i / sum_i n_i
 
-Down and up: patch and position embedding, norms and MLPs, w. Kept by a client: every self-attention layer and the head, p_i.
+Down and up: patch and position embedding, norms and MLPs, w. Kept by a client: every self-attention layer and the head,
+p_i. As costly as FedAvg.
 """
 
 from __future__ import annotations

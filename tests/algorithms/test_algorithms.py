@@ -157,10 +157,11 @@ def test_fedbabu_keeps_the_head_and_fine_tunes_everything_for_evaluation():
     assert algorithm.adapt_steps() == 1
 
 
+@pytest.mark.parametrize("name", ["fedbabu", "fedavg_ft"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_adaptation_is_sgd_of_its_own_whose_momentum_lives_through_its_steps(momentum):
+def test_adaptation_is_sgd_of_its_own_whose_momentum_lives_through_its_steps(momentum, name):
     """Training is AdamW in a late round of a decayed schedule: neither has a part in it."""
-    algorithm = ALGORITHMS["fedbabu"](fine_tuning_steps=3, adapt_lr=0.05, adapt_momentum=momentum)
+    algorithm = ALGORITHMS[name](fine_tuning_steps=3, adapt_lr=0.05, adapt_momentum=momentum)
     model = vit()
     layout = layout_of(model, algorithm)
     theta = layout.flatten(model.state_dict())
@@ -174,7 +175,7 @@ def test_adaptation_is_sgd_of_its_own_whose_momentum_lives_through_its_steps(mom
         cross_entropy(plain(batch[0]), batch[1]).backward()
         sgd.step()
     np.testing.assert_allclose(carry["theta"], flat(plain, layout), atol=1e-6)
-    assert ALGORITHMS["fedbabu"]().adapt_optimizer(ctx) == Optimizer("sgd", 0.01)  # the undecayed rate, nothing else
+    assert ALGORITHMS[name]().adapt_optimizer(ctx) == Optimizer("sgd", 0.01)  # the undecayed rate, nothing else
 
 
 def test_the_inner_step_of_per_fedavg_is_sgd_at_its_own_rate_under_adamw():
