@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from algorithms import FederatedAlgorithm
 from raysim import seeds
 from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
@@ -34,10 +33,14 @@ OWN_TRAINING = (
     "server_step",
     "client_state",
     "epochs",
+    "takes_part",
     "client_init",
+    "losses",
+    "gradient",
     "client_step",
     "client_final",
     "personalize",
+    "predict",
 )
 
 
@@ -48,7 +51,7 @@ def check_is_plain(config: Config) -> None:
         ConfigError: the algorithm or a setting needs more than local training of shared and personal parameters.
     """
     algorithm = config.algorithm
-    own = [h for h in OWN_TRAINING if getattr(type(algorithm), h) is not getattr(FederatedAlgorithm, h)]
+    own = algorithm.has_own(*OWN_TRAINING)
     own += ["frozen parameters"] if algorithm.trainable_patterns() != ["*"] else []
     if own or algorithm.adapt_steps() or algorithm.pooled:
         raise ConfigError(

@@ -83,6 +83,8 @@ def test_what_the_plain_loop_can_not_do_is_refused(cluster):
     for override, message in (
         ("algorithm={name: fedrep}", "fedrep has epochs, client_init, client_step of its own"),
         ("algorithm={name: fedbabu}", "fedbabu has"),
+        ("algorithm={name: fedprox}", "fedprox has gradient of its own"),
+        ("algorithm={name: knnper}", "knnper has predict of its own"),
         ("algorithm={name: fedperfix, freeze_backbone: true}", "fedperfix has frozen parameters of its own"),
         ("data.augment=flip", "no augmentation"),
         ("evaluate.every=2", "evaluates the cohort in every round"),
