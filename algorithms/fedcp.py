@@ -10,7 +10,8 @@ J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma, H. Guan. KDD 2023. https://ar
 
 Down and up: body, gate and head_g. Kept by a client: its head and c_i (the new one, and that with which it trained),
 which starts as that of the initial head (in the authors' code at random). MMD as in ``raysim/functional/distances.py``.
-One more forward pass per batch: 1.3 times the cost of FedAvg. The authors' code draws noise in evaluation, too.
+One more forward pass per batch, gate and
+distances: 1.6 times the cost of FedAvg. The authors' code draws noise in evaluation, too.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ the number of rounds times the share of the clients that train in each, as in th
 PFLlib's rule, m = mu r / R in round r of R, with the initial model as the first p_i: a client that trains for the first
 time in a late round then mostly keeps the initial model. (PFLlib evaluates w_i.)
 
-Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch: 1.3 times
-the cost of FedAvg.
+Down and up: the whole model w. Kept by a client: its inherited model p_i. One more forward pass per batch, and the
+distances: 1.5 times the cost of FedAvg.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ H.-Y. Chen, W.-L. Chao. ICLR 2022. https://arxiv.org/abs/2107.00778
     evaluation:  logits o + h_i z
 
 Down and up: the whole model w, whose head is generic. Kept by a client: its personal head h_i, linear, which starts as
-a copy of the generic one. As costly as FedAvg. The paper also has a head from a hypernetwork, which is not built.
-(FL-bench's version is another method: its gradient of the personal head reaches the body.)
+a copy of the generic one. 1.1 times the cost of FedAvg. The paper also has a head from a hypernetwork, which is not
+built. (FL-bench's version is another method: its gradient of the personal head reaches the body.)
 """
 
 from __future__ import annotations

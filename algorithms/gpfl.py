@@ -13,7 +13,7 @@ authors' code both are of the G that the client has when a new one arrives: its 
 it trained, else the one sent before; 0 in round 0.
 
 Down: body, G, CoV, and the G before. Up: body, G, CoV. Kept by a client: its head, the G that it trained and the one
-that it trained with, and in which round. As costly as FedAvg. mu is part of the gradient, under AdamW, too.
+that it trained with, and in which round. 1.2 times the cost of FedAvg. mu is part of the gradient, under AdamW, too.
 """
 
 from __future__ import annotations

@@ -113,8 +113,7 @@ class ClientContext:
     @property
     def is_personal(self) -> Tensor:
         """A boolean vector (P,), true where a parameter is personal."""
-        layout = self.layout
-        return torch.arange(layout.num_parameters, device=self.broadcast["shared"].device) >= layout.num_shared
+        return _is_personal(self.layout, self.broadcast["shared"].device)
 
     def on_shared(self, vector: Tensor) -> Tensor:
         """A vector (S,) about the shared parameters as one (P,) to be added to a gradient: 0 for the personal ones.
@@ -214,6 +213,11 @@ def _unpadded_halves(batch: Batch, batch_size: int) -> tuple[Batch, Batch]:
     cut = batch_size if count > batch_size else (count + 1) // 2
     cut = cut - 1 if count - cut == 1 and cut > 2 else cut
     return Batch(*(part[:cut] for part in batch)), Batch(*(part[cut:] for part in batch))
+
+
+@lru_cache(maxsize=16)
+def _is_personal(layout: ParameterLayout, device: torch.device) -> Tensor:
+    return torch.arange(layout.num_parameters, device=device) >= layout.num_shared
 
 
 @lru_cache(maxsize=16)
