@@ -174,7 +174,7 @@ class ClientContext:
 
         def of_tensors(theta: Tensor, batch: Batch, tensors: Any) -> tuple[Tensor, Any]:
             carry, client = tensors
-            return losses(theta, batch, carry, replace(self, _client=client))
+            return losses(theta, batch, carry, replace(self, _client=client or None))
 
         return self.model.gradient_of(of_tensors, theta, batch, (carry, self._client or ()))
 
