@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from raysim.errors import ConfigError
 from raysim.functional.batch import Batch
-from raysim.functional.gradient import CompiledLoss, Gradient, Losses, MeanLoss, backward
+from raysim.functional.gradient import Gradient, Losses, MeanLoss, PlainLoss, backward
 from raysim.functional.model_parts import Representation, classifier_of, set_fused_attention
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
@@ -40,11 +40,10 @@ class FunctionalModel:
         self._training = model.training
         self._fused: bool | None = None  # not set yet
         self._cuts: deque[tuple[Tensor, Tensors]] = deque(maxlen=4)
-        self._compiled: dict[bool, Callable[..., Tensor]] = {}
+        one, many = self._plain_loss, torch.func.vmap(self._plain_loss, randomness="different")
         if compiled:  # all of it or an error: falling back to eager mode for some parts would go unnoticed
-            many = torch.func.vmap(self._plain_loss, randomness="different")
-            self._compiled = {False: torch.compile(self._plain_loss, fullgraph=True)}
-            self._compiled[True] = torch.compile(many, fullgraph=True)
+            one, many = torch.compile(one, fullgraph=True), torch.compile(many, fullgraph=True)
+        self._compiled, self._plain = compiled, PlainLoss(one, many)
 
     @contextmanager
     def mode(self, *, training: bool, vectorised: bool) -> Iterator[None]:
@@ -125,10 +124,10 @@ class FunctionalModel:
         return batch.mean(self.cross_entropy(theta, batch, ())[0])
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The gradient (P,) of the mean cross entropy of a batch, and the loss."""
-        if not self._compiled:
+        """The gradient (P,) of the mean cross entropy of a batch, and the loss; less overhead than ``gradient_of``."""
+        if self.layout.statistics:
             return self.gradient_of(self.cross_entropy, theta, batch, ())[:2]
-        gradient, loss = Gradient.apply(theta, *batch, CompiledLoss(self._compiled))
+        gradient, loss = Gradient.apply(theta, *batch, self._plain)
         return gradient, loss
 
     def gradient_of(self, losses: Losses, theta: Tensor, batch: Batch, tensors: Any) -> tuple[Tensor, Tensor, Any]:
@@ -157,7 +156,8 @@ class FunctionalModel:
     def _plain_loss(self, theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """``loss`` without an effect on this object, which ``torch.compile`` could not follow."""
         logits = self._call(self.model, self.layout.unflatten(theta), images)
-        return Batch(images, labels, mask).mean(F.cross_entropy(logits, labels, reduction="none"))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return (losses * mask).sum() / mask.sum().clamp(min=1)  # half of a split batch may be empty
 
     def _with_statistics(self, theta: Tensor, loss: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``backward``, with the change that the batch made to running statistics (old minus new) in the gradient.

@@ -38,18 +38,19 @@ class MeanLoss:
         return torch.func.vmap(self, in_dims=in_dims, randomness="different")
 
 
-class CompiledLoss:
-    """The mean cross entropy of one client or of many, compiled."""
+class PlainLoss:
+    """A loss of theta (P,) and a batch alone, as functions of one client and of K."""
 
-    def __init__(self, functions: dict[bool, Callable[..., Tensor]]) -> None:
-        self._functions = functions
+    def __init__(self, one: Callable[..., Tensor], many: Callable[..., Tensor]) -> None:
+        self._one, self._many = one, many
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
-        return (self._functions[False](*tensors),)
+        return (self._one(*tensors),)
 
     def of_many(self, in_dims: tuple[int | None, ...]) -> Callable[..., Any]:
+        """The same for K clients."""
         assert set(in_dims) == {0}
-        return lambda *tensors: (self._functions[True](*tensors),)
+        return lambda *tensors: (self._many(*tensors),)
 
 
 class Gradient(torch.autograd.Function):
