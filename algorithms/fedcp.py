@@ -99,7 +99,6 @@ class FedCP(FederatedAlgorithm):
         z = ctx.features(theta, images)
         if not ctx.as_trained:
             return self._logits(theta, theta, z, state["context"], ctx)
-        start = ctx.layout.join(
-            ctx.broadcast["shared"], state["personal"]
-        )  # head_g and context are what it trained with
+        # head_g and context are those that it trained with.
+        start = ctx.layout.join(ctx.broadcast["shared"], state["personal"])
         return self._logits(theta, start, z, state["used"], ctx)

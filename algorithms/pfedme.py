@@ -65,9 +65,8 @@ class PFedMe(FederatedAlgorithm):
             pull = self.lamda * (own - w) + self.inner_decay * own
             own, _ = inner.step(own, gradient + ctx.trained(pull), inner.init(own))
         difference = w - own
-        gradient = difference + (self.lamda - 1) * ctx.trained(
-            difference
-        )  # running statistics follow the personal model
+        # Running statistics follow the personal model as it is, without lamda.
+        gradient = difference + (self.lamda - 1) * ctx.trained(difference)
         w, optimizer = ctx.optimizer.step(w, gradient, carry["optimizer"])
         return {"theta": w, "own": own, "optimizer": optimizer}, {"loss": loss}
 

@@ -124,7 +124,7 @@ class FunctionalModel:
         return batch.mean(self.cross_entropy(theta, batch, ())[0])
 
     def gradient(self, theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The gradient (P,) of the mean cross entropy of a batch, and the loss; less overhead than ``gradient_of``."""
+        """The gradient (P,) of the mean cross entropy of a batch, and the loss; compiled, if the model is."""
         if self.layout.statistics:
             return self.gradient_of(self.cross_entropy, theta, batch, ())[:2]
         gradient, loss = Gradient.apply(theta, *batch, self._plain)

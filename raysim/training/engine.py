@@ -98,8 +98,8 @@ class ClientEngine:
     def train(self, training: LocalTraining, broadcast: Tensors, states: NDArray[np.float32]) -> Trained:
         """Train K clients from states (K, size) and sum up their uploads.
 
-        A client whose result is not finite or out of range is not accepted: it has no part in the sums, keeps its state,
-        and is evaluated as if untrained.
+        A client whose result is not finite or out of range, or whose own weight is negative, is not accepted: it has no part
+        in the sums, keeps its state, and is evaluated as if untrained.
         """
         clients = training.clients
         context = self._context(training.round, broadcast, full_rate=training.full_rate)
@@ -115,6 +115,9 @@ class ClientEngine:
             n: uploads[n] if up.times is None else uploads[n] * uploads[up.times] for n, up in self._uploads.items()
         }
         accepted = acceptable(sent, after, self._uploads).cpu().numpy()
+        for up in self._uploads.values():
+            if up.times is not None:
+                accepted = accepted & (uploads[up.times][:, 0] >= 0).cpu().numpy()
         sums = {
             name: weighted_sum(sent[name], training.weights[up.weighting], accepted, up.scale_bits)
             for name, up in self._uploads.items()

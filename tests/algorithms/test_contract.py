@@ -71,6 +71,14 @@ def test_uploads_are_weighted_by_what_the_client_sends():
     assert mean_uploads(Own(), sums(torch.zeros(2, 1))) == {}  # nobody counts
 
 
+def test_a_client_with_a_negative_weight_is_rejected():
+    s = Simulation(algorithm={"name": "methods:NegativeWeight"})
+    (result,) = s.round(0, [np.arange(8)])
+    even = s.engine.partition.num_train[:8] % 2 == 0
+    assert result.accepted.tolist() == even.tolist()
+    assert 0 < even.sum() < 8
+
+
 # Bad input.
 
 

@@ -105,6 +105,16 @@ class Poisoned(FederatedAlgorithm):
         return {"shared": torch.where(is_odd, torch.nan, uploads["shared"])}, state
 
 
+class NegativeWeight(FederatedAlgorithm):
+    """Every client whose number of training samples is odd weighs itself with less than nothing."""
+
+    uploads = {"shared": Upload(times="weight"), "weight": Upload()}
+
+    def client_final(self, carry, ctx):
+        uploads, state = super().client_final(carry, ctx)
+        return {**uploads, "weight": 1 - 2 * torch.remainder(ctx.client.num_samples, 2)[None]}, state
+
+
 class Buggy(FederatedAlgorithm):
     """Raises in training."""
 
