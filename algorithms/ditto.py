@@ -14,20 +14,17 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, ParameterLayout, Tensor, Tensors
+from algorithms.base import Batch, Carry, ClientContext, Tensors
+from algorithms.own_model import OwnModel
 
 
-class Ditto(FederatedAlgorithm):
+class Ditto(OwnModel):
     """A personal model beside the shared one, drawn to it."""
 
     paper = "https://arxiv.org/abs/2012.04221"
-    whole_model_kept = "its clients keep a whole model of their own"
 
     lamda: float = Field(1.0, gt=0)
     """The paper's lambda, the strength of the pull; the authors choose from {0.1, 1, 2}."""
-
-    def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        return {"own": theta.clone()}
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         shared, own = ctx.broadcast["shared"].clone(), state["own"]
@@ -40,9 +37,3 @@ class Ditto(FederatedAlgorithm):
         gradient = gradient + self.lamda * ctx.drift(carry["own"])
         own, optimizer = ctx.optimizer.step(carry["own"], gradient, carry["own_optimizer"])
         return {**carry, "own": own, "own_optimizer": optimizer}, {**metrics, "personal_loss": loss}
-
-    def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
-        return {"shared": carry["theta"]}, {"own": carry["own"]}
-
-    def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
-        return state["own"]

@@ -17,23 +17,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import (
-    Batch,
-    Carry,
-    ClientContext,
-    FederatedAlgorithm,
-    ParameterLayout,
-    ServerContext,
-    Tensor,
-    Tensors,
-)
+from algorithms.base import Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
+from algorithms.own_model import OwnModel
 
 
-class PFedMe(FederatedAlgorithm):
+class PFedMe(OwnModel):
     """A personal model per client, the proximal point of the shared one."""
 
     paper = "https://arxiv.org/abs/2006.08848"
-    whole_model_kept = "its clients keep a whole model of their own"
 
     lamda: float = Field(15.0, gt=0)
     """The paper's lambda, the strength of the pull between the two models; 15 to 30 in the authors' experiments."""
@@ -51,9 +42,6 @@ class PFedMe(FederatedAlgorithm):
     ) -> tuple[Tensor, Tensors]:
         return shared + self.beta * (mean["shared"] - shared), server_state
 
-    def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
-        return {"own": theta.clone()}
-
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         shared = ctx.broadcast["shared"].clone()
         return {"theta": shared, "own": shared, "optimizer": ctx.optimizer.init(shared)}
@@ -69,9 +57,3 @@ class PFedMe(FederatedAlgorithm):
         gradient = difference + (self.lamda - 1) * ctx.trained(difference)
         w, optimizer = ctx.optimizer.step(w, gradient, carry["optimizer"])
         return {"theta": w, "own": own, "optimizer": optimizer}, {"loss": loss}
-
-    def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
-        return {"shared": carry["theta"]}, {"own": carry["own"]}
-
-    def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
-        return state["own"]
