@@ -21,6 +21,11 @@ from raysim.functional.gradient import Gradient, Losses, MeanLoss, PlainLoss, ba
 from raysim.functional.model_parts import Representation, classifier_of, set_fused_attention
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.functional.trimmed_block import trim_last_block
+from raysim.functional.written_out.function import gradient_of_one, output_of_one
+from raysim.functional.written_out.recognised import written_out
+from raysim.functional.written_out.self_check import agrees
+from raysim.functional.written_out.transformer import WrittenOut
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -31,10 +36,16 @@ class FunctionalModel:
     Args:
         precision: of its matrix products; parameters, their gradients and the loss are float32 in any case.
         compiled: run the cross entropy, forward and backward, through ``torch.compile``.
+        second_derivatives: leave all gradients to autograd, so that they can be differentiated again.
     """
 
     def __init__(
-        self, model: nn.Module, layout: ParameterLayout, precision: Precision = "float32", compiled: bool = False
+        self,
+        model: nn.Module,
+        layout: ParameterLayout,
+        precision: Precision = "float32",
+        compiled: bool = False,
+        second_derivatives: bool = False,
     ) -> None:
         self.model, self.layout, self._precision = model, layout, precision
         self._training = model.training
@@ -44,6 +55,23 @@ class FunctionalModel:
         if compiled:  # all of it or an error: falling back to eager mode for some parts would go unnoticed
             one, many = torch.compile(one, fullgraph=True), torch.compile(many, fullgraph=True)
         self._compiled, self._plain = compiled, PlainLoss(one, many)
+        general = precision != "float32" or compiled or second_derivatives
+        self._written = None if general else self._written_out()
+        if self._written is None:
+            trim_last_block(model)
+
+    def _written_out(self) -> WrittenOut | None:
+        """The model, written out, if it can be and is the same function."""
+
+        def general(*batch: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.func.vmap(lambda theta, *parts: self.gradient(theta, Batch(*parts)))(*batch)
+
+        self._written = None
+        written = written_out(self.model, self.layout)
+        if written is None:
+            return None
+        with torch.no_grad(), self.mode(training=False, vectorised=True):
+            return written if agrees(written, general, self.model, self.layout) else None
 
     @contextmanager
     def mode(self, *, training: bool, vectorised: bool) -> Iterator[None]:
@@ -74,6 +102,8 @@ class FunctionalModel:
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """The model at parameters (P,) on images: logits (B, classes), float32."""
+        if self._written is not None:
+            return output_of_one(self._written, theta, images, "logits")
         return self._call(self.model, self._tensors(theta), images)
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
@@ -82,6 +112,8 @@ class FunctionalModel:
         Raises:
             ConfigError: the model is none of timm's.
         """
+        if self._written is not None:
+            return output_of_one(self._written, theta, images, "features")
         tensors = {f"model.{name}": tensor for name, tensor in self._tensors(theta).items()}
         return self._call(Representation(self.model), tensors, images)
 
@@ -127,6 +159,8 @@ class FunctionalModel:
         """The gradient (P,) of the mean cross entropy of a batch, and the loss; compiled, if the model is."""
         if self.layout.statistics:
             return self.gradient_of(self.cross_entropy, theta, batch, ())[:2]
+        if self._written is not None:
+            return gradient_of_one(self._written, theta, *batch)
         gradient, loss = Gradient.apply(theta, *batch, self._plain)
         return gradient, loss
 

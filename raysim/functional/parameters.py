@@ -92,6 +92,12 @@ class ParameterLayout:
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @cached_property
+    def places(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+        """Where each tensor begins in ``theta``, how many entries it has, and its shape."""
+        starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        return {n: where for n, *where in zip(self.names, starts, self.sizes, self.shapes, strict=True)}
+
+    @cached_property
     def num_parameters(self) -> int:
         """P, the length of ``theta``."""
         return sum(self.sizes)

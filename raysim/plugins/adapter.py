@@ -47,8 +47,8 @@ def add_adapter(model: nn.Module, mid_dim: int | None, scale: float | None, dept
         attention: Any = block.attn
         mlp: Any = block.mlp
         mlp.adapter = Adapter(attention.qkv.in_features, mid_dim, scale)
-        mlp.register_forward_hook(_add_adapter_output)
+        mlp.register_forward_hook(add_adapter_output)
 
 
-def _add_adapter_output(mlp: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def add_adapter_output(mlp: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return output + mlp.adapter(inputs[0])

@@ -42,8 +42,8 @@ def add_lora(model: nn.Module, rank: int | None, scale: float | None, depth: int
     for layer in attention_layers(model, depth):
         qkv: Any = layer.qkv
         qkv.lora = LoRA(qkv.in_features, rank, scale)
-        qkv.register_forward_hook(_add_low_rank)
+        qkv.register_forward_hook(add_low_rank)
 
 
-def _add_low_rank(qkv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def add_low_rank(qkv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return output + qkv.lora(inputs[0])

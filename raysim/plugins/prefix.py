@@ -79,10 +79,10 @@ def _qkv(layer: nn.Module) -> nn.Linear:
 
 def _attach(layer: nn.Module, prefix: nn.Module) -> None:
     _qkv(layer).adapter = prefix
-    _qkv(layer).register_forward_hook(_add_to_keys_and_values)
+    _qkv(layer).register_forward_hook(add_to_keys_and_values)
 
 
-def _add_to_keys_and_values(qkv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def add_to_keys_and_values(qkv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     extra = qkv.adapter(inputs[0])
     if (
         torch.compiler.is_compiling()

@@ -88,7 +88,8 @@ class ClientEngine:
         model = model.to(self.device).requires_grad_(False)
         resources, statistics = config.resources, self.layout.statistics
         self._statistics = self.layout.mask(statistics).to(self.device) if statistics else None
-        self._model = FunctionalModel(model, self.layout, resources.precision, resources.compile)
+        twice = self.algorithm.second_derivatives
+        self._model = FunctionalModel(model, self.layout, resources.precision, resources.compile, twice)
         num_classes = int(getattr(model, "num_classes", labels.max() + 1))
         self.samples = ClientSamples(config, images, labels, partition, self.device, num_classes, bool(statistics))
         self._trainer = LocalTrainer(self.algorithm, self.samples, self.device, config.seed)

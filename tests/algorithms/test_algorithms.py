@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,6 +227,7 @@ def test_per_fedavg_hessian_free_approximates_the_second_derivative():
     (pair,) = data((8,))
     _, uploads, _, _, ctx = client("perfedavg", [[pair]], hessian_free=True)
     theta = ctx.broadcast["shared"]
+    ctx = replace(ctx, model=FunctionalModel(ctx.model.model, ctx.layout, second_derivatives=True))
     first, second = halves(Batch(*pair, torch.ones(8)), B)
 
     def meta(theta):  # the exact derivative, through the inner step

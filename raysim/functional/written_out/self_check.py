@@ -1,0 +1,45 @@
+"""Whether a written-out model is the function that the model itself is: tried once, before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysim.functional.parameters import ParameterLayout
+from raysim.functional.written_out.transformer import WrittenOut
+
+log = logging.getLogger(__name__)
+TOLERANCE = 1e-5  # of the gradient's norm; float32 rounds to some 5e-7 of it
+MANY = 2**25  # parameters of which one client has to do
+Gradients = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def agrees(written: WrittenOut, general: Gradients, model: Any, layout: ParameterLayout) -> bool:
+    """Whether gradient and loss of two clients are those of the general path; if not, one line in the log says so."""
+    K, B = (1 if layout.num_parameters > MANY else 2), 2
+    generator = torch.Generator().manual_seed(0)
+    initial = layout.flatten(model.state_dict())
+    device = initial.device
+    noise = torch.randn(K, len(initial), generator=generator).to(device)  # parameters that start at 0 must count, too
+    height, width = model.patch_embed.img_size
+    images = torch.randn(K, B, model.in_chans, height, width, generator=generator).to(device)
+    labels, mask = torch.zeros(K, B, dtype=torch.int64, device=device), torch.ones(K, B, device=device)
+    batch = (initial + 0.02 * noise, images, labels, mask)
+    (ours, loss), (expected, expected_loss) = written.gradient(*batch), general(*batch)
+    apart = max(_apart(ours, expected), _apart(loss, expected_loss))
+    if not apart <= TOLERANCE:
+        log.warning(
+            "The written-out gradient of %s is %.1g away from that of autograd, so it is not used, and rounds take longer; "
+            "timm may have changed the model",
+            type(model).__name__,
+            apart,
+        )
+    return apart <= TOLERANCE
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm().clamp(min=1e-12))

@@ -1,0 +1,87 @@
+"""``WrittenOut``: logits, representation and the gradient of the cross entropy of a timm ViT for K clients at once.
+
+Shapes: K clients, B samples of each, T tokens of a sample, D numbers of a token, P parameters; images (K, B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raysim.functional.parameters import ParameterLayout
+from raysim.functional.written_out.layers import Back, Layer
+from raysim.functional.written_out.weights import Weights
+
+Output = Literal["logits", "features"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the model, and the names of its parameters."""
+
+    layer: Layer
+    names: tuple[str, ...]
+
+
+class WrittenOut:
+    """A model that ``recognised.py`` has taken apart.
+
+    Args:
+        stages: from images to the representation (K, B, D).
+        head: the classifier.
+        frozen: the values of parameters that are not in ``theta``.
+    """
+
+    def __init__(self, stages: list[Stage], head: Stage, layout: ParameterLayout, frozen: Mapping[str, Tensor]) -> None:
+        self._stages = {"features": stages, "logits": [*stages, head]}
+        self._layout, self._frozen = layout, frozen
+        self._elsewhere = {output: self._without_place(stages) for output, stages in self._stages.items()}
+
+    def _without_place(self, stages: list[Stage]) -> list[str]:
+        """The parameters on which the output of these stages does not depend."""
+        used = {name for stage in stages for name in stage.names}
+        return [name for name in self._layout.names if name not in used]
+
+    def __call__(self, theta: Tensor, images: Tensor, output: Output) -> Tensor:
+        """Logits (K, B, classes) or representations (K, B, D) of images, without a way back."""
+        x, w = images, Weights(theta, self._layout, self._frozen, goes_back=False)
+        for stage in self._stages[output]:
+            x, _ = stage.layer(w, x)
+        return x
+
+    def with_back(self, theta: Tensor, images: Tensor, output: Output) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The same, and from the gradient of that the gradient (K, P) of ``theta``."""
+        x, w = images, Weights(theta, self._layout, self._frozen, goes_back=True)
+        backs: list[Back] = []
+        for stage in self._stages[output]:
+            x, back = stage.layer(w, x)
+            trains = any(not w.is_frozen(name) for name in stage.names)
+            if backs or trains:  # nothing before the first part that trains needs a gradient
+                backs.append(back)
+
+        def way_back(of_output: Tensor) -> Tensor:
+            w.gradients = gradients = of_output.new_empty(theta.shape)  # every layer fills its part of it
+            for name in self._elsewhere[output]:
+                start, size, _ = self._layout.places[name]
+                gradients[:, start : start + size] = 0
+            for back in reversed(backs):
+                of_output = back(of_output)
+            return gradients
+
+        return x, way_back
+
+    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient (K, P) of the mean cross entropy over the samples whose mask (K, B) is 1, and that mean (K,)."""
+        logits, back = self.with_back(theta, images, "logits")
+        log_probabilities = logits.log_softmax(dim=-1)
+        weights = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[..., None]
+        chosen = labels[..., None]
+        losses = log_probabilities.gather(-1, chosen).mul(-1)
+        loss = torch.where(weights > 0, losses, 0.0).mul_(weights).sum(dim=(1, 2))
+        of_logits = log_probabilities.exp_()
+        of_logits.scatter_add_(-1, chosen, of_logits.new_full((), -1.0).expand(chosen.shape))
+        return back(torch.where(weights > 0, of_logits * weights, 0.0)), loss
