@@ -50,6 +50,8 @@ class FunctionalModel:
         self.model, self.layout, self._precision = model, layout, precision
         self._training = model.training
         self._fused: bool | None = None  # not set yet
+        self._modules = list(model.modules())
+        self._has_own_train = any(type(module).train is not nn.Module.train for module in self._modules)
         self._cuts: deque[tuple[Tensor, Tensors]] = deque(maxlen=4)
         one, many = self._plain_loss, torch.func.vmap(self._plain_loss, randomness="different")
         if compiled:  # all of it or an error: falling back to eager mode for some parts would go unnoticed
@@ -92,7 +94,11 @@ class FunctionalModel:
     def _set_mode(self, training: bool, fused: bool | None) -> None:
         """Both visit every submodule, so only what is different is set; ``fused`` None leaves it as it is."""
         if self._training != training:
-            self.model.train(training)
+            if self._has_own_train:
+                self.model.train(training)
+            else:  # what ``train`` does, in a tenth of its time, which is a twentieth of a small client batch's
+                for module in self._modules:
+                    module.__dict__["training"] = training
             self._training = training
         if fused is not None and self._fused != fused:
             set_fused_attention(self.model, fused)

@@ -19,7 +19,8 @@ from torch import Tensor
 from algorithms import FederatedAlgorithm, Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
-SUM_ELEMENTS = 2**18  # how many are converted to float64 at a time, so that they stay in a CPU's cache
+# How many numbers are converted to float64 at a time: on a CPU they stay in its cache, a GPU has no room for all of them.
+SUM_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,28 @@ class FixedPoint:
         return torch.from_numpy(self.total.astype(np.float64) * (self.planned / self.weight * 2.0**-scale_bits))
 
 
-def acceptable(uploads: Mapping[str, Tensor], kept: Mapping[str, Tensor], declared: Mapping[str, Upload]) -> Tensor:
-    """(K,) bool: whether a client's uploads fit into fixed point and its uploads and state are finite. Each is (K, n)."""
+def acceptable(
+    uploads: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    declared: Mapping[str, Upload],
+    bounds: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """(K,) bool: whether a client's uploads fit into fixed point and its uploads and state are finite. Each is (K, n).
+
+    ``bounds``: what entries of some uploads are known not to exceed, (K,): they are looked at only where that is not enough.
+    """
     checks = []
     for name, values in uploads.items():
         assert values.dim() == 2, (
             f"the upload {name!r} must be a vector per client, not of shape {tuple(values.shape)[1:]}"
         )
-        checks.append(_within(values, 2.0 ** (TOTAL_BITS - declared[name].scale_bits)))
+        limit = 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
+        if bounds is None or name not in bounds or not bool((bounds[name] < limit).all()):
+            checks.append(_within(values, limit))
     checks += [_within(values, float("inf")) for values in kept.values()]
-    return torch.stack(checks).all(dim=0)
+    rows = len(next(iter(uploads.values())))
+    nothing = torch.ones(rows, dtype=torch.bool, device=checks[0].device if checks else "cpu")
+    return torch.stack([nothing, *checks]).all(dim=0)
 
 
 def _within(values: Tensor, limit: float) -> Tensor:
@@ -120,16 +133,17 @@ def fixed_point(total: Tensor, weights: Weights, scale_bits: int) -> FixedPoint:
 
 
 def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) -> Tensor:
-    """``sum_k factors[k] * values[k]`` (n,) in float64, of values (K, n) float32 and factors (K,) float64.
+    """``sum_k factors[..., k] * values[k]`` (..., n) in float64, of values (K, n) float32 and factors (..., K) float64.
 
     Rows that are not accepted may hold anything, NaN too, and are left out.
     """
     if not accepted.all():
         chosen = torch.from_numpy(accepted).to(values.device)
-        values, factors = values[chosen], factors[chosen]
-    if values.numel() <= SUM_ELEMENTS or values.device.type != "cpu":
-        return factors @ values.double()
-    return torch.cat([factors @ piece.double() for piece in values.split(max(1, SUM_ELEMENTS // len(values)), dim=1)])
+        values, factors = values[chosen], factors[..., chosen]
+    at_a_time = SUM_ELEMENTS.get(values.device.type, 2**25)
+    pieces = values.split(max(1, at_a_time // max(1, len(values))), dim=1)
+    sums = [factors @ piece.double() for piece in pieces]
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1)
 
 
 @dataclass

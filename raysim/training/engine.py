@@ -25,7 +25,13 @@ from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, wei
 from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
 from raysim.training.local_training import LocalTrainer, LocalTraining
 from raysim.training.sample_batches import ClientSamples, to_device
-from raysim.training.sensitivity import DIRECTIONS, SCALE_BITS, directions
+from raysim.training.sensitivity import (
+    DIRECTIONS,
+    SCALE_BITS,
+    largest_entries,
+    squared_updates,
+    sum_and_directions,
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -115,29 +121,26 @@ class ClientEngine:
         sent = {
             n: uploads[n] if up.times is None else uploads[n] * uploads[up.times] for n, up in self._uploads.items()
         }
-        accepted = acceptable(sent, after, self._uploads).cpu().numpy()
+        shared = context.broadcast["shared"]
+        squares: Tensors = {}
+        bounds = {}
+        if training.sensitivity and len(shared):
+            squares = squared_updates(uploads["shared"], shared, self.layout)
+            bounds = {"shared": largest_entries(squares, shared)} if sent["shared"] is uploads["shared"] else {}
+        accepted = acceptable(sent, after, self._uploads, bounds).cpu().numpy()
         for up in self._uploads.values():
             if up.times is not None:
                 accepted = accepted & (uploads[up.times][:, 0] >= 0).cpu().numpy()
-        sums = {
-            name: weighted_sum(sent[name], training.weights[up.weighting], accepted, up.scale_bits)
-            for name, up in self._uploads.items()
-        }
-        squares: Tensors = {}
-        if training.sensitivity and len(context.broadcast["shared"]):
-            weights = training.weights[self._uploads["shared"].weighting]
-            updates = uploads["shared"] - context.broadcast["shared"]
-            units, squares = directions(updates, weights, accepted, self.layout)
-            sums[DIRECTIONS] = fixed_point(units, weights.accepted(accepted), SCALE_BITS)
-        packed, shared = self.state_layout.pack(after), uploads["shared"]
+        sums = self._sums(training, uploads, sent, squares, shared, accepted)
+        packed, trained = self.state_layout.pack(after), uploads["shared"]
         if not accepted.all():
             keep = torch.from_numpy(accepted).to(self.device)[:, None]
             packed = torch.where(keep, packed, self.state_layout.pack(before))
-            shared = torch.where(keep, shared, context.broadcast["shared"])
+            trained = torch.where(keep, trained, shared)
         evaluation = None
         if training.evaluate:
             now = replace(context, as_trained=True)
-            evaluation = self._evaluator.clients(clients, shared, self.state_layout.unpack(packed), now)
+            evaluation = self._evaluator.clients(clients, trained, self.state_layout.unpack(packed), now)
         return Trained(
             clients,
             sums,
@@ -145,9 +148,33 @@ class ClientEngine:
             accepted,
             {name: value.cpu().numpy() for name, value in result.metrics.items()},
             {name: value.cpu().numpy() for name, value in result.metric_samples.items()},
-            {kind: value.double().cpu().numpy() for kind, value in squares.items()},
+            {kind: value.cpu().numpy() for kind, value in squares.items() if kind},
             evaluation,
         )
+
+    def _sums(
+        self,
+        training: LocalTraining,
+        uploads: Tensors,
+        sent: Tensors,
+        squares: Tensors,
+        shared: Tensor,
+        accepted: NDArray[np.bool_],
+    ) -> dict[str, FixedPoint]:
+        """The weighted sum of each upload and, of trained parameters with ``squares``, of the directions of the updates."""
+        left, sums = dict(sent), {}
+        if squares:
+            up = self._uploads["shared"]
+            weights = training.weights[up.weighting]
+            total, units = sum_and_directions(uploads["shared"], shared, squares, weights, accepted, self.layout)
+            sums[DIRECTIONS] = fixed_point(units, weights.accepted(accepted), SCALE_BITS)
+            if sent["shared"] is uploads["shared"]:
+                del left["shared"]
+                sums["shared"] = fixed_point(total, weights.accepted(accepted), up.scale_bits)
+        for name, values in left.items():
+            up = self._uploads[name]
+            sums[name] = weighted_sum(values, training.weights[up.weighting], accepted, up.scale_bits)
+        return sums
 
     @torch.no_grad()
     def evaluate(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -53,18 +54,52 @@ def shared_types(layout: ParameterLayout) -> list[str]:
     ]
 
 
-def directions(
-    updates: Tensor, weights: Weights, accepted: NDArray[np.bool_], layout: ParameterLayout
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum (S,) float64 of updates (K, S) as unit vectors per type, and each type's squared norms (K,)."""
-    kinds = shared_types(layout)
-    pieces = updates.split(layout.sizes[: layout.num_shared_tensors], dim=-1)
+def squared_updates(trained: Tensor, shared: Tensor, layout: ParameterLayout) -> dict[str, Tensor]:
+    """Each type's squared norms (K,) float64 of the updates from shared parameters (S,) to those that trained (K, S)."""
     squares: dict[str, Tensor] = {}
-    for kind, piece in zip(kinds, pieces, strict=True):
-        square = torch.linalg.vector_norm(piece, dim=-1).double().square()
+    for kind, after, before in _pieces(trained, shared, layout):
+        square = torch.linalg.vector_norm(after - before, dim=-1).double().square()
         squares[kind] = squares[kind] + square if kind in squares else square
-    shares = torch.from_numpy(weights.accepted(accepted).shares).to(updates.device)
-    factors = {kind: torch.where(square > 0, shares * square.rsqrt(), 0.0) for kind, square in squares.items()}
-    total = torch.cat([float64_sum(p, factors[kind], accepted) for kind, p in zip(kinds, pieces, strict=True)])
-    squares.pop("", None)
-    return total, squares
+    return squares
+
+
+def largest_entries(squares: dict[str, Tensor], shared: Tensor) -> Tensor:
+    """(K,): what no entry of trained parameters exceeds, by the norms of the updates; NaN or inf where one is not finite."""
+    norm = torch.stack(list(squares.values())).sum(dim=0).sqrt()
+    return (shared.abs().max() + norm) * 1.001  # the norms are rounded
+
+
+def sum_and_directions(
+    trained: Tensor,
+    shared: Tensor,
+    squares: dict[str, Tensor],
+    weights: Weights,
+    accepted: NDArray[np.bool_],
+    layout: ParameterLayout,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sums (S,) float64 of trained parameters (K, S), and of the updates as unit vectors per type.
+
+    ``sum f (x - s)`` is ``sum f x - s sum f``, so both are sums of the parameters, which are converted once.
+    """
+    shares = torch.from_numpy(weights.accepted(accepted).shares).to(trained.device)
+    kept = torch.from_numpy(accepted).to(trained.device)
+    scaled = {kind: torch.where(kept & (square > 0), shares * square.rsqrt(), 0.0) for kind, square in squares.items()}
+    factors = {kind: torch.stack([shares, factor]) for kind, factor in scaled.items()}
+    of_all = {kind: factor.sum() for kind, factor in scaled.items()}
+    total = trained.new_empty((2, trained.shape[1]), dtype=torch.float64)
+    for (kind, after, before), out in zip(
+        _pieces(trained, shared, layout), total.split(_sizes(layout), dim=-1), strict=True
+    ):
+        out.copy_(float64_sum(after, factors[kind], accepted))
+        out[1] -= before.double() * of_all[kind]
+    return total[0], total[1]
+
+
+def _sizes(layout: ParameterLayout) -> tuple[int, ...]:
+    return layout.sizes[: layout.num_shared_tensors]
+
+
+def _pieces(trained: Tensor, shared: Tensor, layout: ParameterLayout) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each shared tensor's type, its entries (K, n) in trained parameters, and (n,) in those that training began with."""
+    sizes = _sizes(layout)
+    return zip(shared_types(layout), trained.split(sizes, dim=-1), shared.split(sizes), strict=True)

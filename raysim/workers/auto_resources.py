@@ -20,7 +20,7 @@ from raysim.workers.cluster import autoscales, check_gpus, check_room, nodes, ro
 # with batches of 32 x 17 tokens (60 million: 3 % faster with 2 clients) and one of dim 192 with 20 x 65 (2.3 billion:
 # 5 % slower).
 LARGE_STEP = 300e6
-MAX_CLIENTS_PER_BATCH = 32
+MAX_CLIENTS_PER_BATCH = 64
 CUDA_ENVIRONMENT = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}  # deterministic matrix products
 
 

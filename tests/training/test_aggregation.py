@@ -62,6 +62,11 @@ def test_what_is_rejected():
     checked = acceptable({"shared": values}, {"personal": state}, {"shared": Upload()})
     assert checked.tolist() == [True, False, False, False, False]
     assert acceptable({"v": values}, {}, {"v": Upload(scale_bits=39)}).tolist() == [True, False, False, True, True]
+    for bounds in (torch.tensor([2.0, torch.nan, torch.inf, 5e6, 3e6]), torch.tensor([2.0, 1.0, 1.0, 2.0**22, 1.0])):
+        checked = acceptable({"shared": values}, {}, {"shared": Upload()}, {"shared": bounds})
+        assert checked.tolist() == [True, False, False, False, True]  # a bound that is too large decides nothing
+    small = torch.full((5,), 2.0**21)
+    assert acceptable({"shared": values}, {}, {"shared": Upload()}, {"shared": small}).all()  # nothing is looked at
 
 
 def test_a_rejected_client_has_no_part_and_the_rest_is_rescaled():

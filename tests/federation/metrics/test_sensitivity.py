@@ -6,7 +6,7 @@ from torch import nn
 from raysim.federation.metrics.sensitivity import sensitivity_metrics
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.aggregation import Weights
-from raysim.training.sensitivity import directions
+from raysim.training.sensitivity import largest_entries, squared_updates, sum_and_directions
 
 
 class Two(nn.Module):
@@ -19,7 +19,12 @@ class Two(nn.Module):
 def measure(updates, weights):
     layout = ParameterLayout.of(Two())
     updates, of_clients = torch.tensor(updates), Weights(np.array(weights), sum(weights))
-    direction, squares = directions(updates, of_clients, np.ones(len(weights), bool), layout)
+    shared = torch.tensor([0.5, -1.0, 2.0, 0.25])
+    squares = squared_updates(shared + updates, shared, layout)
+    assert (largest_entries(squares, shared) >= (shared + updates).abs().amax(dim=1)).all()
+    everyone = np.ones(len(weights), bool)
+    total, direction = sum_and_directions(shared + updates, shared, squares, of_clients, everyone, layout)
+    torch.testing.assert_close(total, torch.from_numpy(of_clients.shares) @ (shared + updates).double())
     weights = of_clients.shares
     mean = sum(w * u.double() for w, u in zip(weights, updates, strict=True))
     return sensitivity_metrics(
