@@ -22,8 +22,12 @@ from raysim.errors import ConfigError
 from raysim.workers.cluster import usable_cpus
 
 
-def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def against_plain_torch(
+    workload: Workload, rounds: int, overrides: Sequence[str] = (), trimmed: bool = False
+) -> dict[str, Any]:
     """Measure both sides for ``rounds`` rounds after a warm-up round; they take turns going first.
+
+    ``trimmed``: the plain loop's model, too, leaves out what no output depends on.
 
     Raises:
         ConfigError: the plain loop can't do what is asked, an override is wrong, or the resources are not there.
@@ -38,7 +42,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
         config, run, actors = raysim.config, raysim.run, raysim.config.resources.num_actors
         assert isinstance(actors, int)
         shared, personal = run.layout.split(torch.from_numpy(run.initial))
-        with PlainLoop(config, run.dataset, run.partition, shared, personal, actors) as loop:
+        with PlainLoop(config, run.dataset, run.partition, shared, personal, actors, trimmed) as loop:
             memory = Memory({**raysim.processes(), "plain": loop.pids})
             for round in range(rounds + 1):
                 for side in ("plain", "raysim") if round % 2 else ("raysim", "plain"):
@@ -59,6 +63,7 @@ def against_plain_torch(workload: Workload, rounds: int, overrides: Sequence[str
     return {
         **_described(workload, config),
         "plain_seconds_per_round": float(np.median(plain)),
+        "plain_is_trimmed": trimmed,
         "raysim_seconds_per_round": seconds,
         "ratio": float(np.median(np.array(ours) / np.array(plain))),
         "overhead_ms_per_client": 1000 * (1 - busy) * seconds * actors / config.cohort_size,

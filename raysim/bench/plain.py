@@ -24,6 +24,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.federation.cohort import sample_cohort
 from raysim.functional.parameters import ParameterLayout
+from raysim.functional.trimmed_block import trim_last_block
 from raysim.models.build import build_model
 
 Ints = NDArray[np.int64]
@@ -74,10 +75,18 @@ class PlainLoop:
     Args:
         shared: (S,) the initial shared parameters.
         personal: (personal,) the initial personal parameters.
+        trimmed: leave out what no output depends on in the model's last block.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, partition: Partition, shared: Tensor, personal: Tensor, processes: int
+        self,
+        config: Config,
+        dataset: Dataset,
+        partition: Partition,
+        shared: Tensor,
+        personal: Tensor,
+        processes: int,
+        trimmed: bool = False,
     ) -> None:
         context = torch.multiprocessing.get_context("spawn")
         self._config, self._num_train = config, partition.num_train
@@ -101,6 +110,7 @@ class PlainLoop:
                 personal,
                 states,
                 trained,
+                trimmed,
             )
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
@@ -151,11 +161,14 @@ def _work(
     initial: Tensor,
     states: Tensor,
     has_state: Tensor,
+    trimmed: bool,
 ) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if config.resources.device == "cuda" else "cpu")
     num_classes = int(labels.max()) + 1
     model = build_model(config.model, config.algorithm, num_classes, images.shape[3], config.seed).to(device)
+    if trimmed:
+        trim_last_block(model)
     layout = ParameterLayout.of(model, config.algorithm.personal_patterns(), config.algorithm.trainable_patterns())
     sizes = layout.sizes[: layout.num_shared_tensors]
     shares, keeps = layout.names[: layout.num_shared_tensors], layout.names[layout.num_shared_tensors :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def run_bench(
     vary: str | None,
     file: Path | None,
     plot: Path | None,
+    trimmed: bool = False,
 ) -> None:
     """See ``raysim bench --help``; ``options`` are overrides of the workload's configuration.
 
@@ -39,7 +41,7 @@ def run_bench(
     if vary is not None and not (key and values):
         raise ConfigError(f"--vary: {vary!r} is not KEY=VALUE,VALUE,... such as cohort.size=100,1000")
     variants = [f"{key}={value}" for value in values.split(",")] if vary else [None]
-    measure = many_clients if name == "clients" else against_plain_torch
+    measure = many_clients if name == "clients" else partial(against_plain_torch, trimmed=trimmed)
     measured = []
     for variant in variants:
         if variant is not None:
@@ -71,6 +73,7 @@ def _beside_plain(f: dict[str, Any]) -> list[tuple[str, str]]:
     driver, actors = f["peak_private_mb_driver"], f["peak_private_mb_actors"]
     return [
         ("plain torch, seconds per round", f"{f['plain_seconds_per_round']:.3f}"),
+        ("  its model", f"timm's {'with its last block trimmed' if f['plain_is_trimmed'] else 'as it is'}"),
         ("ratio, median over rounds", f"{f['ratio']:.2f}"),
         ("largest difference of parameters", f"{f['largest_difference']:.1e} after {f['rounds']} rounds"),
         ("overhead per client", f"{f['overhead_ms_per_client']:.2f} ms that actors spend waiting"),

@@ -95,7 +95,7 @@ class ParameterLayout:
     def places(self) -> dict[str, tuple[int, int, tuple[int, ...]]]:
         """Where each tensor begins in ``theta``, how many entries it has, and its shape."""
         starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        return {n: where for n, *where in zip(self.names, starts, self.sizes, self.shapes, strict=True)}
+        return dict(zip(self.names, zip(starts, self.sizes, self.shapes, strict=True), strict=True))
 
     @cached_property
     def num_parameters(self) -> int:

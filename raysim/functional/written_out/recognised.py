@@ -34,7 +34,7 @@ from raysim.plugins.prefix import PlainPrefix, Prefix, add_to_keys_and_values
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def written_out(model: nn.Module, layout: ParameterLayout) -> WrittenOut | None:
+def written_out(model: Any, layout: ParameterLayout) -> WrittenOut | None:
     """The model, written out; None if it is not a plain ``VisionTransformer`` of timm."""
     if type(model) is not timm_vit.VisionTransformer or not (_is_plain(model) and _is_plain(model.blocks)):
         return None
