@@ -124,8 +124,8 @@ class LocalTrainer:
         algorithm, samples = self._algorithm, self._samples
         purpose = "prepare" if training.prepare else "batches"
         order = samples.order(purpose, training.round, training.clients, pool, len(phases))
-        whole = [phase in algorithm.whole_phases for phase in phases]
-        per_epoch = samples.steps_per_epoch(pool.counts, algorithm.batches_per_step)
+        working = self._working(phases, part, left, pool)
+        on_device = None if working.all() else to_device(torch.from_numpy(working), self._device)
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
@@ -133,21 +133,31 @@ class LocalTrainer:
             step = each(now, lambda ctx, carry, batch: algorithm.client_step(carry, batch, ctx))
             steps = samples.batches(pool, order, epoch, algorithm.batches_per_step)
             for number, (batch, everyone) in enumerate(islice(steps, training.steps_per_epoch)):
-                goes_on = part[:, epoch] & ((left > 0) | whole[epoch])
-                if not goes_on.any():
+                if not working[epoch, number].any():
                     break
                 new, metrics = step(carry, batch)
                 count = batch.mask.sum(dim=1)
-                if not goes_on.all():
-                    count, everyone = count * to_device(torch.from_numpy(goes_on), self._device), False
-                if not whole[epoch]:
-                    left = left - (goes_on & (number < per_epoch))
+                if on_device is not None and not working[epoch, number].all():
+                    count, everyone = count * on_device[epoch, number], False
                 active = count > 0
                 carry = new if everyone else select(active, new, carry)
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + torch.where(active, value * count, 0.0)
                     seen[name] = seen.get(name, 0.0) + count
         return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
+
+    def _working(self, phases: list[str], part: NDArray[np.bool_], left: Ints, pool: Pool) -> NDArray[np.bool_]:
+        """(epochs, steps of an epoch, K): which clients take part in which step. Known before any of them, so that none
+        waits for the host."""
+        per_epoch = self._samples.steps_per_epoch(pool.counts, self._algorithm.batches_per_step)
+        working = np.zeros((len(phases), int(per_epoch.max()), len(left)), np.bool_)
+        for epoch, phase in enumerate(phases):
+            whole = phase in self._algorithm.whole_phases
+            for number, row in enumerate(working[epoch]):
+                row[:] = part[:, epoch] & ((left > 0) | whole)
+                if not whole:
+                    left = left - (row & (number < per_epoch))
+        return working
 
     def _steps(self, pool: Pool, part: NDArray[np.bool_], training: LocalTraining) -> Ints:
         """(K,): how many local steps each client does, with a ``part`` (K, epochs) in the epochs that train."""
