@@ -1,4 +1,4 @@
-"""The errors of raysim: those that a user sees, and two that rooms use to signal each other how a run ends."""
+"""The errors of raysim: those that a user sees, and those by which rooms signal each other how work ends."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class ClientError(RuntimeError):
 
 class OutOfDeviceMemory(ClientError):
     """A client batch did not fit into an actor's GPU."""
+
+
+class BrokenDevice(RuntimeError):
+    """A worker's GPU can't be used by its process any more: another worker takes its place."""
 
 
 class CheckpointError(ValueError):

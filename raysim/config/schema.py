@@ -284,8 +284,8 @@ class ResourcesConfig(Section):
     max_retries: int = Field(3, ge=0)
     """How often a client batch that killed its actor is tried again."""
     concurrent_runs: Auto | Positive = "auto"
-    """How many runs of a study run at a time, each with its own actors. auto: on CPUs, as many as fit with all the
-    actors that a run can use, unless ``num_actors`` is given; on GPUs one after another."""
+    """How many runs of a study run at a time, each with its own actors. auto: as many as fit with all the actors
+    that a run can use, unless ``num_actors`` is given."""
     allow_mixed: bool = False
     """Use nodes with different CPUs or GPUs in one run; bits then depend on which client ran where."""
 

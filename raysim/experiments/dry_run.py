@@ -16,8 +16,8 @@ from raysim.experiments.preparation import PreparedRun, data_warnings, prepare
 from raysim.federation.client_batches import cut
 from raysim.models.build import build_model
 from raysim.training.engine import ClientEngine
+from raysim.training.step_memory import trial_step
 from raysim.workers.cluster import usable_cpus
-from raysim.workers.gpu_trial import trial_step
 
 STEPS = 3
 ACTOR_BYTES = 500e6  # of a process that has torch and timm

@@ -21,10 +21,11 @@ from raysim.config.schema import Config, ResourcesConfig
 from raysim.errors import Stopped
 from raysim.experiments.preparation import PreparedRun
 from raysim.functional.parameters import ParameterLayout
+from raysim.training.step_memory import MOST_ACTORS_PER_GPU, Choice
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
 from raysim.workers.auto_resources import CUDA_ENVIRONMENT, resolve_resources, same_resources, with_clients_per_batch
 from raysim.workers.cluster import room
-from raysim.workers.gpu_trial import MOST_ACTORS_PER_GPU, Choice, TrialActor
+from raysim.workers.gpu_trial import TrialActor
 from raysim.workers.run_setup import RunSetup
 
 
@@ -138,18 +139,20 @@ class Launch:
     def _after_trials(self, runs: list[PlacedRun]) -> tuple[list[PlacedRun], int]:
         """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors share one."""
         actor_class: Any = TrialActor  # Ray's decorator adds `options`
-        sized, per_gpu = [], MOST_ACTORS_PER_GPU
+        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(self._import_path)
+        share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
+        choices: dict[str, Choice] = {}
+        sized = []
         for run in runs:
-            actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(self._import_path)
-            share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
-            resources = run.config.resources.model_copy(update=share)
-            setup = run.with_config(run.config.model_copy(update={"resources": resources})).setup
-            asked = None if run.auto_batches else int(run.config.resources.clients_per_batch)
-            choice = self._answer(actor.choose.remote(setup, asked))
-            ray.kill(actor)
-            sized.append(run.with_config(with_clients_per_batch(run.config, choice.clients_per_batch)))
-            per_gpu = min(per_gpu, choice.actors_per_gpu)
-        return sized, per_gpu
+            key = _what_takes_memory(run.config)
+            if key not in choices:
+                resources = run.config.resources.model_copy(update=share)
+                setup = run.with_config(run.config.model_copy(update={"resources": resources})).setup
+                asked = None if run.auto_batches else int(run.config.resources.clients_per_batch)
+                choices[key] = self._answer(actor.choose.remote(setup, asked))
+            sized.append(run.with_config(with_clients_per_batch(run.config, choices[key].clients_per_batch)))
+        ray.kill(actor)
+        return sized, min(choice.actors_per_gpu for choice in choices.values())
 
     def _answer(self, ref: ray.ObjectRef) -> Choice:
         """Wait for the answer of a trial actor, which may have to wait for a free GPU."""
@@ -162,6 +165,13 @@ class Launch:
                 patience = time.monotonic() + PATIENCE_SECONDS
         choice: Choice = ray.get(ref)
         return choice
+
+
+def _what_takes_memory(config: Config) -> str:
+    """Equal for runs whose steps take the same memory; they may differ in seed, learning rate or number of rounds."""
+    of_training = {"batch_size": True, "optimizer": {"name", "momentum", "weight_decay", "clip_norm"}}
+    sections = {"data": True, "model": True, "algorithm": True, "cohort": True, "evaluate": True, "resources": True}
+    return config.model_dump_json(include={**sections, "train": of_training})
 
 
 def _most_batches(config: Config) -> int:

@@ -16,6 +16,7 @@ from raysim.functional.context import ServerContext
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.aggregation import FixedPoint, mean_uploads
+from raysim.training.server_step import stepped
 
 
 class Server:
@@ -81,27 +82,3 @@ class Server:
     def messages(self, states: Tensors) -> dict[str, NDArray[np.float32]]:
         """A row for each client of a cohort, from the clients' states, each (K, n)."""
         return {name: m.float().numpy() for name, m in self._algorithm.server_messages(states).items()}
-
-
-def stepped(
-    algorithm: FederatedAlgorithm, shared: Tensor, state: Tensors, means: Tensors, context: ServerContext
-) -> tuple[Tensor, Tensors]:
-    """The shared parameters (S,), float32, and the server's state after its step.
-
-    Running statistics of BatchNorm are always averaged: what moves parameters beyond their mean, such as momentum, would
-    make a variance negative.
-
-    Raises:
-        ClientError: the new shared parameters are not finite.
-    """
-    new, state = algorithm.server_step(shared, state, means, context)
-    if statistics := context.layout.statistics:
-        averaged, _ = context.layout.split(context.layout.mask(statistics))
-        new = torch.where(averaged, means["shared"], new)
-    new = new.float().clone()
-    if not new.isfinite().all():
-        raise ClientError(
-            f"round {context.round}: the server step of {algorithm.name!r} gives parameters that are not finite, from "
-            "uploads that are; its hyperparameters are too large or too small for this task"
-        )
-    return new, state

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from raysim.config.schema import Config
-from raysim.errors import ClientError, ConfigError, Stopped
+from raysim.errors import BrokenDevice, ClientError, ConfigError, Stopped
 from raysim.training.tasks import Task
 from raysim.workers.client_actor import ClientActor
 from raysim.workers.durations_and_timeouts import TaskDurations
@@ -155,6 +156,10 @@ class ActorPool:
             self._announce(readers)
         except ACTOR_LOST as error:
             self._start_failed(worker, error)
+        except RayTaskError as error:
+            if not isinstance(error.cause, BrokenDevice):
+                raise
+            self._start_failed(worker, error.cause)
         return True
 
     def replace_hung(self) -> None:

@@ -102,7 +102,7 @@ def _concurrent_runs(resources: ResourcesConfig, device: str, actors: int, have:
     if resources.concurrent_runs != "auto":
         fit = max(1, have) if resources.num_actors == "auto" else runs
         return min(resources.concurrent_runs, runs, fit)
-    return min(max(1, have // actors), runs) if device == "cpu" and resources.num_actors == "auto" else 1
+    return min(max(1, have // actors), runs) if resources.num_actors == "auto" else 1
 
 
 def same_resources(configs: Sequence[Config]) -> ResourcesConfig:

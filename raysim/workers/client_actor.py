@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.config.fingerprint import algorithm_digest
-from raysim.errors import ClientError, OutOfDeviceMemory, StatesLost
+from raysim.errors import BrokenDevice, ClientError, OutOfDeviceMemory, StatesLost
 from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import PartialSum
+from raysim.training.device_errors import is_broken_device, is_out_of_memory
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
 from raysim.training.tasks import BEFORE, Evaluate, EvaluateGlobal, Task, TaskResult, Train, TrainingReport
@@ -54,7 +55,12 @@ class ClientActor:
         """Get ready for a run; returns what this worker computes on."""
         self._engine = self._broadcast = None  # the previous run's model and data may still be on the GPU,
         gc.collect()  # kept alive by an error's traceback
-        self._engine = make_engine(setup)
+        try:
+            self._engine = make_engine(setup)
+        except Exception as error:
+            if is_broken_device(error):
+                raise BrokenDevice(f"getting ready: {error}") from error
+            raise
         self._partial = PartialSum(-1)
         device = setup.config.resources.device
         return Machine(
@@ -83,6 +89,7 @@ class ClientActor:
 
         Raises:
             ClientError: the algorithm raised; names the client.
+            BrokenDevice: this process can't use its GPU any more.
             StatesLost: a node that has a state of one of the clients is gone.
         """
         start, now = time.perf_counter(), time.time()
@@ -92,6 +99,8 @@ class ClientActor:
         except StatesLost:
             raise
         except Exception as error:
+            if is_broken_device(error):
+                raise BrokenDevice(f"{task.kind} of clients {task.clients.tolist()}: {error}") from error
             failure = error
         else:
             return TaskResult(task, outcome, now, time.perf_counter() - start)
@@ -134,9 +143,8 @@ class ClientActor:
     def _client_error(self, task: Task, broadcast: Tensors, error: Exception) -> ClientError:
         """Name the client: in a vectorised batch, the first one that fails on its own."""
         culprits = task.clients.tolist()
-        # An error of the device says nothing about a client.
-        is_device_error = isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
-        if len(culprits) > 1 and not isinstance(task, EvaluateGlobal) and not is_device_error:
+        # That there is no room says nothing about a client.
+        if len(culprits) > 1 and not isinstance(task, EvaluateGlobal) and not is_out_of_memory(error):
             for i, client in enumerate(culprits):
                 if (alone := self._error_alone(task.of_one(i), broadcast)) is not None:
                     culprits, error = [client], alone
@@ -144,7 +152,7 @@ class ClientActor:
         kind = ClientError
         who = f"client {culprits[0]}" if len(culprits) == 1 else f"clients {', '.join(map(str, culprits))}"
         hint = ""
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             kind = OutOfDeviceMemory
             hint = "\nThe device is out of memory: lower resources.clients_per_batch, or give each actor a larger share of it"
         trace = "".join(traceback.format_exception(error))

@@ -16,7 +16,7 @@ from itertools import islice
 import ray
 from ray.exceptions import RayTaskError
 
-from raysim.errors import ClientError, StatesLost
+from raysim.errors import BrokenDevice, ClientError, StatesLost
 from raysim.storage.personal_states import node_of
 from raysim.training.aggregation import PartialSum
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
@@ -138,6 +138,9 @@ class Dispatch:
         try:
             result: TaskResult = ray.get(ref)
         except RayTaskError as error:
+            if isinstance(error.cause, BrokenDevice):
+                self._lost(worker, error.cause)
+                return
             if isinstance(error.cause, StatesLost):
                 raise error.cause from error
             raise

@@ -207,16 +207,22 @@ def test_bits_do_not_depend_on_the_number_of_actors(study, store, num_actors):
 
 
 def test_a_killed_actor_is_replaced_and_no_bit_changes(store, tmp_path):
-    """One actor that dies at its third client of a round: the first two were in its sum and must run again, too."""
-    for folder, lives in (("undisturbed", 0), ("killed", 1)):
+    """One actor that dies at its third client of a round: the first two were in its sum and must run again, too.
+
+    One whose GPU is out of order is replaced as well.
+    """
+    for folder, lives in (("undisturbed", 0), ("killed", 1), ("broken", 1)):
         (tmp_path / folder).mkdir()
         for life in range(lives):
             (tmp_path / folder / str(life)).touch()
     kills = {"name": "methods:KillsItsActor", "at": 3}
-    entries = [{"name": n, "algorithm": {**kills, "folder": str(tmp_path / n)}} for n in ("undisturbed", "killed")]
-    undisturbed, killed = run(store, study=entries, resources={"num_actors": 1, "clients_per_batch": 1}).runs
-    assert list((tmp_path / "killed").iterdir()) == []  # it did die
-    assert killed.checksums == undisturbed.checksums
+    errors = {"undisturbed": "", "killed": "", "broken": "CUDA error: an illegal memory access was encountered"}
+    entries = [
+        {"name": n, "algorithm": {**kills, "folder": str(tmp_path / n), "error": error}} for n, error in errors.items()
+    ]
+    undisturbed, *others = run(store, study=entries, resources={"num_actors": 1, "clients_per_batch": 1}).runs
+    assert not list(tmp_path.glob("*/*"))  # they did die
+    assert [other.checksums for other in others] == [undisturbed.checksums] * 2
 
 
 @pytest.mark.slow

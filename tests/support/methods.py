@@ -182,10 +182,14 @@ class FailsOnce(FederatedAlgorithm):
 
 
 class KillsItsActor(FederatedAlgorithm):
-    """Kills its process at its ``at``-th client of the second round, as often as there are files in ``folder``."""
+    """Kills its process at its ``at``-th client of the second round, as often as there are files in ``folder``.
+
+    With ``error`` it raises what torch raises when a process can't use its GPU any more.
+    """
 
     folder: str
     at: int = 1
+    error: str = ""
 
     def personal_patterns(self):
         return ["head"]
@@ -195,6 +199,8 @@ class KillsItsActor(FederatedAlgorithm):
             TRAINED[self.folder] += 1
         for lives in Path(self.folder).glob("*") if TRAINED[self.folder] == self.at else ():
             lives.unlink(missing_ok=True)
+            if self.error:
+                raise RuntimeError(self.error)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().client_final(carry, ctx)
 

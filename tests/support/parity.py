@@ -6,6 +6,7 @@ import numpy as np
 import timm
 import torch
 
+from raysim.bench.one_process import OneProcess
 from raysim.data.partition import Partition
 from raysim.models.build import build_model
 from raysim.training.engine import layout_of
@@ -55,7 +56,7 @@ class ParityTask(Simulation):
         offsets = np.concatenate([[0], np.cumsum(sizes)[1::2]])
         partition = Partition(np.concatenate(parts), offsets, sizes[::2])
         images = np.ascontiguousarray(NUMBERS["task/images"].transpose(0, 2, 3, 1))
-        self.start(config, model, initial, images, NUMBERS["task/labels"], partition)
+        OneProcess.__init__(self, config, model, initial, images, NUMBERS["task/labels"], partition)
 
     @staticmethod
     def copies(values):

@@ -13,7 +13,7 @@ from configs import tiny
         (16, 8, 120_000, 2),  # a cohort of eight still makes batches of two
         (16, 3, 120_000, 1),
         (100, 64, 120_000, 8),  # at least eight batches
-        (2000, 1000, 120_000, 32),
+        (2000, 1000, 120_000, 64),
         (2000, 1000, 20_000_000, 1),  # a large model
     ],
 )
@@ -91,6 +91,22 @@ def test_runs_at_a_time_share_what_there_is(nodes, keys, runs, at_a_time, actors
     own = {key: value for key, value in keys.items() if key != "one_batch"}
     placed = resolve_resources(asked(**own), 1 if "one_batch" in keys else 6, runs=runs).resources
     assert (placed.concurrent_runs, placed.num_actors) == (at_a_time, actors)
+
+
+@pytest.mark.parametrize(
+    ("batches", "per_gpu", "runs", "at_a_time", "actors", "share"),
+    [
+        (8, 4, 33, 4, 8, 0.25),  # 32 places on 8 GPUs, of which a run fills 8
+        (2, 4, 33, 16, 2, 0.25),
+        (2, 4, 3, 3, 2, 1.0),  # six actors on eight GPUs
+        (64, 4, 33, 1, 32, 0.25),  # a run can use them all
+    ],
+)
+def test_runs_of_a_study_share_gpus_that_one_can_not_fill(nodes, batches, per_gpu, runs, at_a_time, actors, share):
+    nodes({"CPU": 64, "GPU": 8})
+    placed = resolve_resources(asked(), batches, per_gpu, runs=runs).resources
+    found = (placed.concurrent_runs, placed.num_actors, placed.num_gpus_per_actor)
+    assert found == (at_a_time, actors, share)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from algorithms import ALGORITHMS
-from raysim.workers.gpu_trial import Choice, choose, trial_step
+from raysim.training.step_memory import Choice, choose, trial_step
 
 from configs import tiny
 from simulation import Simulation
