@@ -167,6 +167,7 @@ def _work(
     device = torch.device("cuda" if config.resources.device == "cuda" else "cpu")
     num_classes = int(labels.max()) + 1
     model = build_model(config.model, config.algorithm, num_classes, images.shape[3], config.seed).to(device)
+    torch.backends.cuda.matmul.allow_tf32 = config.resources.precision == "tf32"
     if trimmed:
         trim_last_block(model)
     layout = ParameterLayout.of(model, config.algorithm.personal_patterns(), config.algorithm.trainable_patterns())

@@ -272,9 +272,9 @@ class ResourcesConfig(Section):
     clients_per_batch: Auto | Positive = "auto"
     """Clients that an actor trains together as one vectorised computation; 1 trains them one by one. auto: from model and
     batch size on a CPU, from the memory of a trial step on a GPU."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is
-    faster where the CPU or GPU computes in it."""
+    faster where the CPU or GPU computes in it; tf32, on GPUs, rounds what is multiplied to 10 bits of mantissa."""
     compile: bool = False
     """Run forward and backward through ``torch.compile``: takes a minute at the start of every actor, and needs a C++
     compiler (CPU) or Triton (GPU)."""

@@ -169,8 +169,15 @@ class Launch:
 
 def _what_takes_memory(config: Config) -> str:
     """Equal for runs whose steps take the same memory; they may differ in seed, learning rate or number of rounds."""
-    of_training = {"batch_size": True, "optimizer": {"name", "momentum", "weight_decay", "clip_norm"}}
-    sections = {"data": True, "model": True, "algorithm": True, "cohort": True, "evaluate": True, "resources": True}
+    of_training: Any = {"batch_size": True, "optimizer": {"name", "momentum", "weight_decay", "clip_norm"}}
+    sections: Any = {
+        "data": True,
+        "model": True,
+        "algorithm": True,
+        "cohort": True,
+        "evaluate": True,
+        "resources": True,
+    }
     return config.model_dump_json(include={**sections, "train": of_training})
 
 

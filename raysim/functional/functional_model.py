@@ -27,14 +27,15 @@ from raysim.functional.written_out.recognised import written_out
 from raysim.functional.written_out.self_check import agrees
 from raysim.functional.written_out.transformer import WrittenOut
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class FunctionalModel:
     """A model whose parameters are arguments; it holds only frozen parameters and constants itself.
 
     Args:
-        precision: of its matrix products; parameters, their gradients and the loss are float32 in any case.
+        precision: of its matrix products; parameters, their gradients and the loss are float32 in any case. ``tf32`` is set
+            for the process, not here.
         compiled: run the cross entropy, forward and backward, through ``torch.compile``.
         second_derivatives: leave all gradients to autograd, so that they can be differentiated again.
     """
@@ -57,7 +58,7 @@ class FunctionalModel:
         if compiled:  # all of it or an error: falling back to eager mode for some parts would go unnoticed
             one, many = torch.compile(one, fullgraph=True), torch.compile(many, fullgraph=True)
         self._compiled, self._plain = compiled, PlainLoss(one, many)
-        general = precision != "float32" or compiled or second_derivatives
+        general = precision == "bfloat16" or compiled or second_derivatives
         self._written = None if general else self._written_out()
         if self._written is None:
             trim_last_block(model)
@@ -138,7 +139,7 @@ class FunctionalModel:
         return self._call(self.model.get_submodule(name), tensors, *inputs)
 
     def _call(self, module: nn.Module, tensors: Tensors, *inputs: Tensor) -> Tensor:
-        if self._precision == "float32":
+        if self._precision != "bfloat16":
             result: Tensor = torch.func.functional_call(module, tensors, inputs)
             return result
         with torch.autocast(inputs[0].device.type, dtype=torch.bfloat16):

@@ -176,7 +176,7 @@ def make_engine(setup: RunSetup) -> ClientEngine:
 
     config = setup.config
     if config.resources.device == "cuda":
-        make_cuda_deterministic()
+        make_cuda_deterministic(config.resources.precision == "tf32")
         torch.cuda.empty_cache()  # of the run before
     model = build_model(
         config.model.model_copy(update={"pretrained": False, "weights": None}),

@@ -119,6 +119,10 @@ def check_gpus(resources: ResourcesConfig, device: str, share: float) -> None:
         raise ConfigError(
             "resources: the cluster has no GPU yet; set num_actors and num_gpus_per_actor, so that it knows what to start"
         )
+    if device == "cpu" and resources.precision == "tf32":
+        raise ConfigError(
+            "resources.precision: 'tf32' is a way in which GPUs multiply; on a CPU take float32 or bfloat16"
+        )
     if device == "cpu" and share and gpus:
         raise ConfigError(f"{where}: {share:g} asked with device 'cpu', which uses no GPU")
     if device == "cuda" and not share:

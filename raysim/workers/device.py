@@ -27,8 +27,10 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)  # 32 MB is the threshold's largest value; larger blocks are mapped as before
 
 
-def make_cuda_deterministic() -> None:
+def make_cuda_deterministic(tf32: bool = False) -> None:
     """Equal bits on equal GPUs; ``CUBLAS_WORKSPACE_CONFIG`` is set in the actor's environment.
+
+    ``tf32``: matrix products of float32 numbers round these to 10 bits of mantissa.
 
     Raises:
         RuntimeError: this process sees no CUDA device.
@@ -37,6 +39,6 @@ def make_cuda_deterministic() -> None:
         raise RuntimeError("this worker sees no CUDA device; is torch built for CUDA and num_gpus_per_actor above 0?")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.enable_mem_efficient_sdp(False)

@@ -124,6 +124,7 @@ def test_as_many_actors_as_a_gpu_has_room_for(nodes, cpus, per_gpu, batches, act
         ({"num_gpus_per_actor": 0.5}, 0, r"num_gpus_per_actor: 0\.5 asked, this node has 0 GPUs"),
         ({"device": "cuda"}, 0, r"'cuda' is asked for, but Ray sees no GPU"),
         ({"device": "cpu", "num_gpus_per_actor": 0.5}, 2, r"0\.5 asked with device 'cpu'"),
+        ({"device": "cpu", "precision": "tf32"}, 2, r"precision: 'tf32' is a way in which GPUs multiply"),
         ({"num_gpus_per_actor": 0}, 2, r"0 asked with device 'cuda'"),
         ({"num_gpus_per_actor": 1.5}, 2, r"1\.5 is not possible"),
         (
