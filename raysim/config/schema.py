@@ -52,18 +52,35 @@ class NormalizeConfig(Section):
 class PartitionConfig(Section):
     """How samples are divided among clients."""
 
-    name: Literal["iid", "dirichlet", "pathological", "by_domain", "file", "own"] = "dirichlet"
-    """``dirichlet``: label skew; ``pathological``: k classes per client; ``by_domain``: clients divided over domains,
-    Dirichlet inside each; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``."""
+    name: Literal[
+        "iid",
+        "dirichlet",
+        "dirichlet_per_client",
+        "pathological",
+        "shards",
+        "quantity",
+        "by_domain",
+        "natural",
+        "file",
+        "own",
+    ] = "dirichlet"
+    """``dirichlet``: label skew, each class divided over the clients; ``dirichlet_per_client``: each client draws its
+    classes, all of equal size; ``pathological``: k classes per client; ``shards``: shards of the samples sorted by class;
+    ``quantity``: skew of sizes only; ``by_domain``: clients divided over domains, Dirichlet inside each; ``natural``: each
+    domain is a client; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``."""
     alpha: float | None = Field(None, gt=0)
-    """dirichlet, by_domain: concentration; smaller is more skewed. Default 0.5."""
+    """dirichlet, dirichlet_per_client, quantity, by_domain: concentration; smaller is more skewed. Default 0.5; for
+    dirichlet_per_client, where the classes' shares are multiplied by it, 10."""
     min_samples: int | None = Field(None, ge=2)
-    """dirichlet, by_domain: draw again until every client has this many samples. Default 10."""
+    """dirichlet, quantity, by_domain: draw again until every client has this many samples. Default 10. natural: domains with
+    fewer are no clients. Default 2."""
     cap: bool | None = None
     """dirichlet, by_domain: a client that already holds its equal share of the samples gets none of further classes. Default
     true for dirichlet and false for by_domain, as in the FedPerfix paper's code."""
     classes_per_client: int | None = Field(None, ge=1)
     """pathological: classes that each client has. Default 2."""
+    shards_per_client: int | None = Field(None, ge=1)
+    """shards: how many each client gets. Default 2."""
     path: str | None = None
     """file: an npz with index arrays ``train_<i>`` and ``test_<i>`` for every client i."""
 
@@ -74,6 +91,10 @@ class PartitionConfig(Section):
             "dirichlet": {"alpha": 0.5, "min_samples": 10, "cap": True},
             "by_domain": {"alpha": 0.5, "min_samples": 10, "cap": False},
             "pathological": {"classes_per_client": 2},
+            "shards": {"shards_per_client": 2},
+            "quantity": {"alpha": 0.5, "min_samples": 10},
+            "natural": {"min_samples": 2},
+            "dirichlet_per_client": {"alpha": 10.0},
         }
         if not isinstance(raw, Mapping):
             return raw
@@ -87,9 +108,13 @@ class PartitionConfig(Section):
             "dirichlet": {"alpha", "min_samples", "cap"},
             "by_domain": {"alpha", "min_samples", "cap"},
             "pathological": {"classes_per_client"},
+            "shards": {"shards_per_client"},
+            "quantity": {"alpha", "min_samples"},
+            "natural": {"min_samples"},
+            "dirichlet_per_client": {"alpha"},
             "file": {"path"},
         }.get(self.name, set())
-        every = {"alpha", "min_samples", "cap", "classes_per_client", "path"}
+        every = {"alpha", "min_samples", "cap", "classes_per_client", "shards_per_client", "path"}
         _allow_only(self, f"the partition {self.name!r}", keys, every)
         if self.name == "file" and self.path is None:
             raise ValueError("the partition 'file' needs 'path', an npz with train_<i> and test_<i>")

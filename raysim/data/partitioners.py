@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,18 @@ from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.data.npz_files import read_npz
 from raysim.data.partition import Partition
+from raysim.data.partition_draws import (
+    Skew,
+    dirichlet,
+    dirichlet_per_client,
+    natural,
+    pathological,
+    quantity,
+    shards,
+)
 from raysim.errors import ConfigError
 
 Ints = NDArray[np.int64]
-MAX_ATTEMPTS = 200
 
 
 def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients: int = 0) -> Partition:
@@ -52,128 +59,49 @@ def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients:
 
 
 def _owner(config: DataConfig, dataset: Dataset, rng: np.random.Generator) -> Ints:
-    """(n,): the client that each sample belongs to."""
-    partition, labels = config.partition, dataset.labels
-    if partition.name == "iid":
-        return rng.permutation(np.arange(len(labels)) % config.num_clients)
-    if partition.name == "pathological":
-        assert partition.classes_per_client is not None
-        return _pathological(labels, dataset.num_classes, config.num_clients, partition.classes_per_client, rng)
-    assert partition.alpha is not None
-    assert partition.min_samples is not None
-    assert partition.cap is not None
-    skew = _Skew(partition.alpha, partition.min_samples, partition.cap)
-    if partition.name == "dirichlet":
-        return _dirichlet(labels, config.num_clients, skew, rng, "")
+    """(n,): the client that each sample belongs to; -1 if it belongs to none."""
+    keys, labels, num_clients = config.partition, dataset.labels, config.num_clients
+    if keys.name == "iid":
+        return rng.permutation(np.arange(len(labels)) % num_clients)
+    if keys.name == "pathological":
+        assert keys.classes_per_client is not None
+        return pathological(labels, dataset.num_classes, num_clients, keys.classes_per_client, rng)
+    if keys.name == "shards":
+        assert keys.shards_per_client is not None
+        return shards(labels, num_clients, keys.shards_per_client, rng)
+    if keys.name == "natural":
+        assert keys.min_samples is not None
+        if dataset.domains is None:
+            raise ConfigError(f"data.partition: 'natural' needs a data set with domains, {config.name!r} has none")
+        return natural(dataset.domains, num_clients, keys.min_samples, rng)
+    assert keys.alpha is not None
+    if keys.name == "dirichlet_per_client":
+        return dirichlet_per_client(labels, dataset.num_classes, num_clients, keys.alpha, rng)
+    assert keys.min_samples is not None
+    if keys.name == "quantity":
+        return quantity(len(labels), num_clients, keys.alpha, keys.min_samples, rng)
+    assert keys.cap is not None
+    skew = Skew(keys.alpha, keys.min_samples, keys.cap)
+    if keys.name == "dirichlet":
+        return dirichlet(labels, num_clients, skew, rng, "")
     if dataset.domains is None:
         raise ConfigError(f"data.partition: 'by_domain' needs a data set with domains, {config.name!r} has none")
     num_domains = len(dataset.domain_names)
-    if config.num_clients < num_domains:
-        raise ConfigError(f"data.num_clients: {config.num_clients} clients can't be divided over {num_domains} domains")
+    if num_clients < num_domains:
+        raise ConfigError(f"data.num_clients: {num_clients} clients can't be divided over {num_domains} domains")
     owner = np.empty(len(labels), np.int64)
-    for domain, clients in enumerate(np.array_split(np.arange(config.num_clients), num_domains)):
+    for domain, clients in enumerate(np.array_split(np.arange(num_clients), num_domains)):
         members = np.flatnonzero(dataset.domains == domain)
         where = f" inside the domain {dataset.domain_names[domain]}"
-        owner[members] = clients[_dirichlet(labels[members], len(clients), skew, rng, where)]
-    return owner
-
-
-class _Skew(NamedTuple):
-    """The keys of the same names in ``data.partition``."""
-
-    alpha: float
-    min_samples: int
-    cap: bool
-
-
-def _dirichlet(labels: Ints, num_clients: int, skew: _Skew, rng: np.random.Generator, where: str) -> Ints:
-    """The FedPerfix paper's label skew (first in Hsu et al. 2019, https://arxiv.org/abs/1909.06335).
-
-    Per class, shares from Dirichlet(alpha) over the clients; with ``cap`` a client that already holds n / num_clients samples
-    gets no more; all drawn again until every client has ``min_samples``.
-    """
-    min_samples = skew.min_samples
-    if num_clients * min_samples > len(labels):
-        raise ConfigError(
-            f"data.partition.min_samples: {num_clients} clients with at least {min_samples} samples each need "
-            f"{num_clients * min_samples}, there are {len(labels)}{where}; at most {len(labels) // num_clients} is possible"
-        )
-    best = 0
-    for _ in range(MAX_ATTEMPTS):
-        owner = _draw_dirichlet(labels, num_clients, skew, rng)
-        least = int(np.bincount(owner, minlength=num_clients).min())
-        if least >= min_samples:
-            return owner
-        best = max(best, least)
-    raise ConfigError(
-        f"data.partition: Dirichlet(alpha={skew.alpha:g}) gave no split of {len(labels)} samples{where} in which each of "
-        f"{num_clients} clients has {min_samples} samples, in {MAX_ATTEMPTS} draws. "
-        + _what_would_work(labels, num_clients, skew, best, rng)
-    )
-
-
-def _what_would_work(labels: Ints, num_clients: int, skew: _Skew, best: int, rng: np.random.Generator) -> str:
-    advice = [f"data.partition.min_samples={best} works at this alpha"] if best >= 2 else []
-    for larger in (skew.alpha * 2**k for k in range(1, 12)):
-        draws = (_draw_dirichlet(labels, num_clients, skew._replace(alpha=larger), rng) for _ in range(20))
-        if any(np.bincount(owner, minlength=num_clients).min() >= skew.min_samples for owner in draws):
-            advice.append(f"data.partition.alpha={larger:g} works with this min_samples")
-            break
-    return "; ".join(advice or ["Take fewer clients, a larger alpha or a smaller min_samples"])
-
-
-def _draw_dirichlet(labels: Ints, num_clients: int, skew: _Skew, rng: np.random.Generator) -> Ints:
-    owner = np.empty(len(labels), np.int64)
-    held = np.zeros(num_clients, np.int64)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        open_ = held < (len(labels) / num_clients if skew.cap else np.inf)
-        shares = rng.dirichlet(np.full(num_clients, skew.alpha)) * open_
-        # With a tiny alpha the whole draw can fall on clients that are already full.
-        shares = shares / shares.sum() if shares.sum() > 0 else open_ / open_.sum()
-        cuts = (np.cumsum(shares) * len(members)).astype(np.int64)
-        cuts[-1] = len(members)
-        counts = np.diff(cuts, prepend=0)
-        owner[members] = np.repeat(np.arange(num_clients), counts)
-        held += counts
-    return owner
-
-
-def _pathological(labels: Ints, num_classes: int, num_clients: int, k: int, rng: np.random.Generator) -> Ints:
-    """k classes per client, each class held by about the same number of clients and divided evenly among them.
-
-    After McMahan et al. 2017, https://arxiv.org/abs/1602.05629, whose shards of sorted data give a client two classes.
-    """
-    if k > num_classes:
-        raise ConfigError(f"data.partition.classes_per_client: {k} asked, the data set has {num_classes} classes")
-    if num_clients * k < num_classes:
-        raise ConfigError(
-            f"data.partition.classes_per_client: {num_clients} clients with {k} classes each can't hold all "
-            f"{num_classes} classes; at least {-(-num_classes // num_clients)} is needed"
-        )
-    holders: list[list[int]] = [[] for _ in range(num_classes)]
-    used = np.zeros(num_classes, np.int64)
-    for client in range(num_clients):
-        for label in np.lexsort((rng.random(num_classes), used))[:k]:  # the least used, ties at random
-            holders[label].append(client)
-            used[label] += 1
-    owner = np.empty(len(labels), np.int64)
-    for label, clients in enumerate(holders):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) < 2 * len(clients):
-            raise ConfigError(
-                f"data.num_clients: class {label} has {len(members)} samples for {len(clients)} clients; each needs two. "
-                "Take fewer clients or fewer classes_per_client"
-            )
-        for client, part in zip(clients, np.array_split(members, len(clients)), strict=True):
-            owner[part] = client
+        owner[members] = clients[dirichlet(labels[members], len(clients), skew, rng, where)]
     return owner
 
 
 def _split(owner: Ints, num_clients: int, test_fraction: float, rng: np.random.Generator) -> Partition:
     """A random train/test split of every client, the test part rounded up as in scikit-learn."""
-    indices = np.lexsort((rng.random(len(owner)), owner)).astype(np.int64)
-    counts = np.bincount(owner, minlength=num_clients)
+    order = np.lexsort((rng.random(len(owner)), owner)).astype(np.int64)
+    indices = order[np.count_nonzero(owner < 0) :]
+    counts = np.bincount(owner[indices], minlength=num_clients)
     num_train = counts - np.maximum(1, np.ceil(test_fraction * counts - 1e-9)).astype(np.int64)
     if len(bad := np.flatnonzero(num_train < 1)):
         raise ConfigError(

@@ -23,6 +23,9 @@ ALL = [
     {"name": "dirichlet", "alpha": 0.5, "min_samples": 20},
     {"name": "pathological", "classes_per_client": 3},
     {"name": "by_domain", "alpha": 1.0, "min_samples": 20},
+    {"name": "dirichlet_per_client", "alpha": 3.0},
+    {"name": "shards", "shards_per_client": 2},
+    {"name": "quantity", "alpha": 1.0},
 ]
 
 
@@ -94,6 +97,56 @@ def test_pathological_gives_each_client_k_classes_used_evenly(digits):
 def test_impossible_pathological(digits, clients, k, message):
     with pytest.raises(ConfigError, match=message):
         divide(digits, name="pathological", classes_per_client=k, num_clients=clients)
+
+
+def test_dirichlet_per_client_is_even_in_size_and_skewed_by_alpha(digits):
+    few, many = (
+        divide(digits, name="dirichlet_per_client", alpha=alpha).class_counts(digits.labels, 10) for alpha in (1.0, 1e6)
+    )
+    for counts in (few, many):
+        assert set(counts.sum(axis=1).tolist()) == {179, 180}
+    assert few.max(axis=1).min() > 40  # every client has a class of its own liking,
+    assert many[:-1].max() < 35  # or none: about 18 of each
+
+
+def test_shards_are_of_one_class_or_two_where_it_ends(digits):
+    counts = divide(digits, name="shards", shards_per_client=2).class_counts(digits.labels, 10)
+    assert set(counts.sum(axis=1).tolist()) <= {178, 179, 180}
+    assert (counts > 0).sum(axis=1).max() <= 4
+    with pytest.raises(ConfigError, match="shards_per_client: 10 clients with 200 shards each need 2000 samples"):
+        divide(digits, name="shards", shards_per_client=200)
+
+
+def test_quantity_is_skewed_in_sizes_and_even_in_classes(digits):
+    partition = divide(digits, name="quantity", alpha=1.0, min_samples=15)
+    counts = partition.class_counts(digits.labels, 10)
+    sizes = counts.sum(axis=1)
+    assert 15 <= sizes.min() < 60
+    assert sizes.max() > 300
+    large = counts[sizes > 150] / sizes[sizes > 150, None]
+    assert large.max() < 0.17  # a tenth each
+    with pytest.raises(ConfigError, match=r"each of 200 draws. Take a larger alpha"):
+        divide(digits, name="quantity", alpha=0.01)
+
+
+def test_natural_makes_a_client_of_each_domain(digits):
+    partition = divide(digits, name="natural", num_clients=4)
+    assert [set(digits.domains[np.r_[partition.train(c), partition.test(c)]].tolist()) for c in range(4)] == [
+        {0},
+        {1},
+        {2},
+        {3},
+    ]
+    three = divide(digits, name="natural", num_clients=3)
+    assert set(np.diff(three.offsets)) <= set(np.bincount(digits.domains))
+    assert (
+        divide(digits, seed=1, name="natural", num_clients=2).digest
+        != divide(digits, name="natural", num_clients=2).digest
+    )
+    with pytest.raises(ConfigError, match=r"5 clients, but only 4 of 4 domains have data.partition.min_samples=2"):
+        divide(digits, name="natural", num_clients=5)
+    with pytest.raises(ConfigError, match="'natural' needs a data set with domains"):
+        divide(load_dataset(DataConfig(name="digits"), 8), name="natural")
 
 
 def test_by_domain_gives_every_client_one_domain(digits):
