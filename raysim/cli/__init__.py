@@ -7,6 +7,7 @@ from raysim.cli import (  # noqa: F401 - each adds its command to the group
     algorithms,
     attach,
     bench,
+    cache,
     compare,
     completion,
     dashboard,

@@ -8,6 +8,8 @@ from pathlib import Path
 from raysim.config.schema import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
 
+CACHE = "~/.cache/raysim"  # downloads and decoded images
+
 
 def in_ray_job() -> bool:
     """Whether this process is the entrypoint of a job that was submitted to a Ray cluster."""

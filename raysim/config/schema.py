@@ -129,6 +129,10 @@ class DataConfig(Section):
     (``organamnist``)."""
     root: str | None = None
     """npz: the file. Others: the folder of the data; null is ``~/.cache/raysim``. Downloads go there."""
+    cache: Literal["auto", "memory", "disk"] = "auto"
+    """image_folder: where decoded images are. ``disk``: decoded once into a file in ``~/.cache/raysim`` (RAYSIM_CACHE) that
+    all actors of a node map, for sets larger than memory; ``memory``: decoded at every start, in the object store; auto:
+    decoded once, and read into memory up to 2 GB."""
     allow_legacy_pickle: bool = False
     """federated_npz: read its pickled dicts, by a reader that makes arrays, dicts, lists, numbers and strings only."""
     num_clients: Positive = 16
@@ -163,6 +167,8 @@ class DataConfig(Section):
             )
         if self.name == "federated_npz" and self.subset is not None:
             raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
+        if self.cache != "auto" and self.name != "image_folder":
+            raise ValueError(f"'cache' is an option of 'image_folder', but name is {self.name!r}")
         if self.allow_legacy_pickle and self.name != "federated_npz":
             raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', but name is {self.name!r}")
         if self.rotated_domains and self.name != "digits":

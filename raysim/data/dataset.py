@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ class Dataset:
         class_names: one for each class.
         domains: (n,) int64 into ``domain_names``, or None.
         split: the clients' samples, where the data set comes divided.
+        cache: the key of the images in the image cache, if they are mapped from there.
+        known_digest: of the images, if it was computed before.
     """
 
     images: NDArray[np.uint8]
@@ -33,6 +35,12 @@ class Dataset:
     domains: NDArray[np.int64] | None = None
     domain_names: tuple[str, ...] = ()
     split: Partition | None = None
+    cache: str = ""
+    known_digest: str = ""
+
+    def with_images(self, images: NDArray[np.uint8]) -> Dataset:
+        """The same with other images, in memory."""
+        return replace(self, images=images, cache="", known_digest="")
 
     @property
     def num_classes(self) -> int:
@@ -41,12 +49,17 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """The first 16 hex digits of the SHA-256 of images, labels and domains."""
-        sha = hashlib.sha256()
-        for array in (self.images, self.labels, self.domains):
+        sha = hashlib.sha256((self.known_digest or _digest(self.images)).encode())
+        for array in (self.labels, self.domains):
             if array is not None:
-                sha.update(f"{array.dtype}{array.shape}".encode())
-                sha.update(np.ascontiguousarray(array).data)
+                sha.update(_digest(array).encode())
         return sha.hexdigest()[:16]
+
+
+def _digest(array: NDArray[Any]) -> str:
+    sha = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()[:16]
 
 
 def class_labels(values: NDArray[Any], n: int, what: str, path: Path) -> NDArray[np.int64]:

@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from raysim.config.locations import local_path
+from raysim.config.locations import CACHE, local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels
 from raysim.data.legacy_pickle import read_pickle
 from raysim.data.npz_files import check_memory, read_npz
 from raysim.errors import ConfigError
 
-DEFAULT_ROOT = "~/.cache/raysim"
-
 
 def _root(config: DataConfig) -> Path:
     """The folder of a data set that is downloaded once."""
-    root = local_path(config.root if config.root is not None else DEFAULT_ROOT, "data.root")
+    root = local_path(config.root if config.root is not None else CACHE, "data.root")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

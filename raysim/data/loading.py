@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raysim.config.schema import Config, DataConfig
+from raysim.data import image_cache
 from raysim.data.dataset import Dataset
 from raysim.data.partition import Partition
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
+from raysim.errors import ConfigError
 
 
 def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Dataset, Partition]:
@@ -28,6 +34,24 @@ def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Data
     if split not in cache:
         cache[split] = make_partition(config.data, dataset, config.seed, new)
     return dataset, cache[split]
+
+
+def mapped_images(config: Config, key: str, digest: str) -> NDArray[np.uint8]:
+    """The images of a run's cache on this node's disk; where it is not, the node decodes its own files.
+
+    Raises:
+        ConfigError: the files are not here, or others than on the driver's node.
+    """
+    cached = image_cache.find(key)
+    if cached is None or cached.about.digest != digest:
+        key = load_dataset(config.data, config.model.image_size).cache
+        cached = image_cache.find(key)
+    if cached is None or cached.about.digest != digest:
+        raise ConfigError(
+            f"data.root: {config.data.root} on this node ({socket.gethostname()}) has other images than where the run was "
+            "started; copy the same files to every node, or let RAYSIM_CACHE name a folder that all nodes share"
+        )
+    return cached.images
 
 
 def _source_key(data: DataConfig, image_size: int) -> str:

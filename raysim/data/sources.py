@@ -25,7 +25,7 @@ def load_dataset(config: DataConfig, image_size: int) -> Dataset:
     check_name(config.name)
     dataset = _LOADERS[config.name](config, image_size) if config.name in _LOADERS else downloads.medmnist(config)
     if config.rgb and dataset.images.shape[3] == 1:
-        dataset = replace(dataset, images=np.repeat(dataset.images, 3, axis=3))
+        dataset = dataset.with_images(np.repeat(dataset.images, 3, axis=3))
     return _subset(dataset, config.subset) if config.subset is not None else dataset
 
 
@@ -52,7 +52,8 @@ def _subset(dataset: Dataset, size: int) -> Dataset:
         chosen.append(of_class[np.linspace(0, len(of_class) - 1, keep).round().astype(int)])
     index = np.sort(np.concatenate(chosen))
     domains = dataset.domains[index] if dataset.domains is not None else None
-    return replace(dataset, images=dataset.images[index], labels=dataset.labels[index], domains=domains)
+    small = dataset.with_images(np.array(dataset.images[index]))
+    return replace(small, labels=dataset.labels[index], domains=domains)
 
 
 def _digits(config: DataConfig, image_size: int) -> Dataset:

@@ -208,9 +208,10 @@ def _in_object_store(runs: list[PreparedRun]) -> list[PlacedRun]:
     placed = []
     for run in runs:
         data, partition = run.dataset, run.partition
-        arrays = (put(data.images), put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
+        images = put(data.images) if not data.cache else ray.put(data.cache)
+        arrays = (images, put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
         digests, channels = run.digests, data.images.shape[3]
-        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digests["algorithm"])
+        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digests["algorithm"], data.known_digest)
         counts = partition.class_counts(data.labels, data.num_classes)
         domains = partition.client_domains(data.domains, data.domain_names)
         placed.append(

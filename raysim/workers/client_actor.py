@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.config.fingerprint import algorithm_digest
+from raysim.data.loading import mapped_images
 from raysim.errors import BrokenDevice, ClientError, OutOfDeviceMemory, StatesLost
 from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import PartialSum
@@ -187,6 +188,8 @@ def make_engine(setup: RunSetup) -> ClientEngine:
     )
     refs = [setup.images, setup.labels, setup.partition, setup.initial, setup.frozen]
     images, labels, partition, initial, frozen = ray.get(refs)
+    if isinstance(images, str):
+        images = mapped_images(setup.config, images, setup.images_digest)
     model.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in frozen.items()}, strict=False)
     theta = torch.from_numpy(initial.copy())  # torch ignores that a shared array is read-only
     return ClientEngine(config, model, theta, images, labels, partition, config.resources.device)

@@ -11,7 +11,12 @@ from raysim.config.schema import Config
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place."""
+    """What an actor needs for a run. The large arrays are in the object store, once per node, and read in place.
+
+    Attributes:
+        images: an array, or the key (str) of a cache on each node's disk.
+        images_digest: of the pixels in that cache.
+    """
 
     config: Config
     images: ray.ObjectRef
@@ -24,6 +29,7 @@ class RunSetup:
     in_channels: int
     algorithm_digest: str
     """Digest of the algorithm's source as the driver imported it (``config/fingerprint.py``)."""
+    images_digest: str = ""
 
 
 @dataclass(frozen=True)
