@@ -19,7 +19,6 @@ from tempfile import mkdtemp
 
 import numpy as np
 from filelock import FileLock
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from raysim.config.locations import CACHE
@@ -98,11 +97,13 @@ def build(
         part = Path(mkdtemp(prefix=f"{key}.part-", dir=folder))
         begin = time.monotonic()
         sha = hashlib.sha256(f"{np.dtype(np.uint8)}{shape}".encode())
-        images = open_memmap(part / "images.npy", "w+", np.uint8, shape)
-        for i, image in enumerate(decoded()):
-            images[i] = image
-            sha.update(image.tobytes())
-        images.flush()
+        with (part / "images.npy").open("wb") as file:  # written, not mapped: mapped pages would count as this process's
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in decoded():
+                assert image.shape == shape[1:]
+                file.write(image.tobytes())
+                sha.update(image.tobytes())
         about = About(str(root), shape, sha.hexdigest()[:16], round(time.monotonic() - begin, 1))
         (part / "about.json").write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
         if (folder / key).exists():  # what is left of one that was being cleared

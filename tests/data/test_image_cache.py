@@ -149,6 +149,7 @@ def test_about_is_what_was_written(tmp_path, folder):
     assert np.load(folder / dataset.cache / "images.npy").shape == (6, 8, 10, 3)
 
 
+@pytest.mark.slow
 def test_a_run_on_mapped_images_has_the_same_bits(cluster, tmp_path, monkeypatch):
     monkeypatch.delenv("RAYSIM_CACHE")  # the actors of the session's cluster have its own
     root = make_images(tmp_path / "images", count=120, size=(8, 8))
