@@ -125,14 +125,23 @@ class DataConfig(Section):
     """The data set and its split over clients."""
 
     name: str = "digits"
-    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, or a MedMNIST flag
-    (``organamnist``)."""
+    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, ``huggingface``, or a
+    MedMNIST flag (``organamnist``)."""
     root: str | None = None
-    """npz: the file. Others: the folder of the data; null is ``~/.cache/raysim``. Downloads go there."""
+    """npz: the file. huggingface: a name on the hub, or a folder. Others: the folder of the data; null is
+    ``~/.cache/raysim``. Downloads go there."""
+    image_column: str | None = None
+    """huggingface: the column of images. null: the one that there is."""
+    label_column: str | None = None
+    """huggingface: the column of classes. null: the one that there is."""
+    domain_column: str | None = None
+    """huggingface: a column whose values are the samples' domains (``natural``: the clients)."""
+    splits: list[str] | None = None
+    """huggingface: which of its splits are used, joined. null: all; each client's test samples are drawn by raysim."""
     cache: Literal["auto", "memory", "disk"] = "auto"
-    """image_folder: where decoded images are. ``disk``: decoded once into a file in ``~/.cache/raysim`` (RAYSIM_CACHE) that
-    all actors of a node map, for sets larger than memory; ``memory``: decoded at every start, in the object store; auto:
-    decoded once, and read into memory up to 2 GB."""
+    """image_folder, huggingface: where decoded images are. ``disk``: decoded once into a file in ``~/.cache/raysim``
+    (RAYSIM_CACHE) that all actors of a node map, for sets larger than memory; ``memory``: decoded at every start, in the
+    object store; auto: decoded once, and read into memory up to 2 GB."""
     allow_legacy_pickle: bool = False
     """federated_npz: read its pickled dicts, by a reader that makes arrays, dicts, lists, numbers and strings only."""
     num_clients: Positive = 16
@@ -167,8 +176,11 @@ class DataConfig(Section):
             )
         if self.name == "federated_npz" and self.subset is not None:
             raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
-        if self.cache != "auto" and self.name != "image_folder":
-            raise ValueError(f"'cache' is an option of 'image_folder', but name is {self.name!r}")
+        if self.cache != "auto" and self.name not in ("image_folder", "huggingface"):
+            raise ValueError(f"'cache' is an option of 'image_folder' and 'huggingface', but name is {self.name!r}")
+        for key in ("image_column", "label_column", "domain_column", "splits"):
+            if getattr(self, key) is not None and self.name != "huggingface":
+                raise ValueError(f"{key!r} is an option of 'huggingface', but name is {self.name!r}")
         if self.allow_legacy_pickle and self.name != "federated_npz":
             raise ValueError(f"'allow_legacy_pickle' is an option of 'federated_npz', but name is {self.name!r}")
         if self.rotated_domains and self.name != "digits":

@@ -79,7 +79,7 @@ def find(key: str) -> CachedImages | None:
 
 
 def build(
-    key: str, root: Path, shape: tuple[int, ...], decoded: Callable[[], Iterator[NDArray[np.uint8]]]
+    key: str, root: str, shape: tuple[int, ...], decoded: Callable[[], Iterator[NDArray[np.uint8]]]
 ) -> CachedImages:
     """Decode images, each of shape[1:], into a cache, unless another command does it meanwhile.
 
@@ -97,14 +97,16 @@ def build(
         part = Path(mkdtemp(prefix=f"{key}.part-", dir=folder))
         begin = time.monotonic()
         sha = hashlib.sha256(f"{np.dtype(np.uint8)}{shape}".encode())
-        with (part / "images.npy").open("wb") as file:  # written, not mapped: mapped pages would count as this process's
+        with (part / "images.npy").open(
+            "wb"
+        ) as file:  # written, not mapped: mapped pages would count as this process's
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for image in decoded():
                 assert image.shape == shape[1:]
                 file.write(image.tobytes())
                 sha.update(image.tobytes())
-        about = About(str(root), shape, sha.hexdigest()[:16], round(time.monotonic() - begin, 1))
+        about = About(root, shape, sha.hexdigest()[:16], round(time.monotonic() - begin, 1))
         (part / "about.json").write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
         if (folder / key).exists():  # what is left of one that was being cleared
             shutil.rmtree(folder / key)

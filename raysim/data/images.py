@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ SIDEWAYS = (5, 6, 7, 8)
 ORIENTATION = 0x0112
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | BinaryIO) -> tuple[int, int]:
     """Width and height in pixels, turned as EXIF says; of most formats it reads the header only.
 
     Raises:
@@ -30,7 +31,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
-def read_image(path: Path, channels: int) -> NDArray[np.uint8]:
+def read_image(path: Path | BinaryIO, channels: int) -> NDArray[np.uint8]:
     """An image (H, W, C) of 1 channel (grey) or 3 (RGB), turned as EXIF says, what is transparent on white.
 
     Of colours with 16 bits per channel Pillow reads the upper 8.

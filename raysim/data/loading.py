@@ -56,7 +56,9 @@ def mapped_images(config: Config, key: str, digest: str) -> NDArray[np.uint8]:
 
 def _source_key(data: DataConfig, image_size: int) -> str:
     """Equal for two runs that use the same samples."""
-    size = image_size if data.name == "image_folder" else None  # only there may it change what is stored
+    size = (
+        image_size if data.name in ("image_folder", "huggingface") else None
+    )  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
     division = {"num_clients", "test_fraction", "partition"}
     later = {"augment", "normalize"}  # on the way to the model

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data import image_cache
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
+from raysim.data.decoding import ImageFile, load_images
 from raysim.data.federated_npz import as_uint8, read_clients
-from raysim.data.images import TooDeep, image_size, read_image, resized
-from raysim.data.npz_files import check_memory, read_npz
+from raysim.data.npz_files import read_npz
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
-
-SMALL_BYTES = 2 * 2**30  # of decoded images that are kept in memory with `data.cache: auto`
-CHUNK = 512  # images that are decoded at a time
 
 
 def npz(config: DataConfig, side: int) -> Dataset:
@@ -114,70 +109,11 @@ def image_folder(config: DataConfig, side: int) -> Dataset:
     paths = [Path(path) for folder in folders for path, _ in folder.samples]
     labels = np.array([label for folder in folders for _, label in folder.samples], np.int64)
     domains = np.repeat(np.arange(len(folders)), [len(folder.samples) for folder in folders])
+    files = [ImageFile(str(path), partial(_itself, path)) for path in paths]
+    images = load_images(config, files, lambda size: image_cache.key_of(root, paths, size), 3, side)
     names = tuple(folders[0].classes), domains, tuple(domain_names)
-    if config.cache == "memory":
-        return Dataset(_in_memory(paths, side), labels, *names)
-    try:
-        cached, key = _cached(root, paths, side)
-    except OSError as error:
-        raise ConfigError(f"data.cache: decoded images can't be kept: {error}; set data.cache to memory") from error
-    known = cached.about.digest
-    if config.cache == "auto" and cached.images.nbytes <= SMALL_BYTES:
-        return Dataset(np.array(cached.images), labels, *names, known_digest=known)
-    return Dataset(cached.images, labels, *names, cache=key, known_digest=known)
+    return Dataset(images.pixels, labels, *names, cache=images.cache, known_digest=images.digest)
 
 
-def _cached(root: Path, paths: list[Path], side: int) -> tuple[image_cache.CachedImages, str]:
-    """The decoded images, mapped, and their key: those of an earlier command, or decoded now."""
-    keys = [image_cache.key_of(root, paths, size) for size in (None, side)]  # in their own size, or resized
-    for key in keys:
-        if (found := image_cache.find(key)) is not None:
-            return found, key
-    shape, decoded = _decoded(paths, side)
-    key = keys[0] if shape[1:] != (side, side, 3) else keys[1]
-    return image_cache.build(key, root, shape, decoded), key
-
-
-def _in_memory(paths: list[Path], side: int) -> NDArray[np.uint8]:
-    shape, decoded = _decoded(paths, side)
-    try:
-        check_memory(int(np.prod(shape)))
-    except ValueError as error:
-        raise ConfigError(f"data.root: the {shape[0]} images of {shape[2]} x {shape[1]} pixels: {error}") from error
-    images = np.empty(shape, np.uint8)
-    for i, image in enumerate(decoded()):
-        images[i] = image
-    return images
-
-
-Images = Callable[[], Iterator[NDArray[np.uint8]]]
-
-
-def _decoded(paths: list[Path], side: int) -> tuple[tuple[int, ...], Images]:
-    """RGB images, decoded one after another, and their shape (n, H, W, 3): their own size if all have the same, else the
-    model's side, to which each is resized."""
-
-    def size(path: Path) -> tuple[int, int]:
-        try:
-            return image_size(path)
-        except Exception as error:  # Pillow's decoders raise many kinds, and an error of its own for bombs
-            raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        try:
-            image = read_image(path, 3)
-            return image if len(sizes) == 1 else resized(image, side)
-        except TooDeep as error:
-            raise ConfigError(f"data.root: {path} {error}") from error
-        except Exception as error:
-            raise ConfigError(f"data.root: {path} is not a readable image: {error}") from error
-
-    def decoded() -> Iterator[NDArray[np.uint8]]:
-        with ThreadPoolExecutor() as threads:
-            for start in range(0, len(paths), CHUNK):  # no more than these are in memory at a time
-                yield from threads.map(read, paths[start : start + CHUNK])
-
-    with ThreadPoolExecutor() as threads:
-        sizes = set(threads.map(size, paths))
-    width, height = next(iter(sizes)) if len(sizes) == 1 else (side, side)
-    return (len(paths), height, width, 3), decoded
+def _itself(path: Path) -> Path:
+    return path

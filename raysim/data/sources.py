@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from raysim.config.schema import DataConfig
-from raysim.data import downloads, own_files
+from raysim.data import downloads, hugging_face, own_files
 from raysim.data.dataset import Dataset
 from raysim.errors import ConfigError
 
@@ -79,6 +79,7 @@ _LOADERS: dict[str, Callable[[DataConfig, int], Dataset]] = {
     "npz": own_files.npz,
     "federated_npz": own_files.federated_npz,
     "image_folder": own_files.image_folder,
+    "huggingface": hugging_face.hugging_face,
     "cifar10": downloads.cifar,
     "cifar100": downloads.cifar,
 }

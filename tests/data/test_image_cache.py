@@ -11,7 +11,7 @@ from PIL import Image
 
 import raysim
 from raysim.config.schema import DataConfig
-from raysim.data import image_cache, own_files
+from raysim.data import decoding, image_cache
 from raysim.data.loading import mapped_images
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
@@ -42,14 +42,14 @@ def load(root, side=8, **keys):
 def test_a_second_start_decodes_nothing_and_gives_the_same(tmp_path, folder, monkeypatch):
     root = make_images(tmp_path / "images")
     memory, first = load(root, cache="memory"), load(root, cache="disk")
-    monkeypatch.setattr(own_files, "read_image", None)
-    monkeypatch.setattr(own_files, "image_size", None)
+    monkeypatch.setattr(decoding, "read_image", None)
+    monkeypatch.setattr(decoding, "image_size", None)
     for again in (load(root, cache="disk"), load(root), load(root, side=16)):  # images of one size keep it
         assert np.array_equal(again.images, memory.images)
         assert again.digest == first.digest == memory.digest
     assert isinstance(load(root, cache="disk").images, np.memmap)
     assert not isinstance(load(root).images, np.memmap)  # small: in memory
-    monkeypatch.setattr(own_files, "SMALL_BYTES", 100)
+    monkeypatch.setattr(decoding, "SMALL_BYTES", 100)
     large = load(root)
     assert isinstance(large.images, np.memmap)
     assert load(root, rgb=False, subset=4).cache == ""  # a part is read into memory
@@ -72,14 +72,14 @@ def test_changed_files_and_another_side_are_other_images(tmp_path):
 
 def test_several_commands_at_once_decode_once(tmp_path, monkeypatch):
     root, decoded = make_images(tmp_path / "images"), []
-    read = own_files.read_image
+    read = decoding.read_image
 
     def slow(path, channels):
         decoded.append(path)
         time.sleep(0.02)
         return read(path, channels)
 
-    monkeypatch.setattr(own_files, "read_image", slow)
+    monkeypatch.setattr(decoding, "read_image", slow)
     with ThreadPoolExecutor(4) as threads:
         digests = {dataset.digest for dataset in threads.map(lambda _: load(root, cache="disk"), range(4))}
     assert len(decoded) == 6
@@ -90,7 +90,7 @@ def _die_while_writing(root):
     def killed(path, channels):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    own_files.read_image = killed
+    decoding.read_image = killed
     load(root, cache="disk")
 
 
@@ -112,11 +112,13 @@ def test_no_room_and_other_sources(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(ConfigError, match=r"data.cache: the decoded images take 0.0 GB.* set RAYSIM_CACHE to a folder"):
         load(root, cache="disk")
-    with pytest.raises(ValueError, match="'cache' is an option of 'image_folder', but name is 'digits'"):
+    with pytest.raises(
+        ValueError, match="'cache' is an option of 'image_folder' and 'huggingface', but name is 'digits'"
+    ):
         DataConfig(name="digits", cache="disk")
 
 
-def test_a_node_decodes_its_own_files_and_refuses_others(tmp_path, monkeypatch):
+def test_a_node_decodes_its_decoding_and_refuses_others(tmp_path, monkeypatch):
     root = make_images(tmp_path / "images")
     config = tiny(data={"name": "image_folder", "root": str(root), "cache": "disk", "subset": None})
     there = load(root, cache="disk")
