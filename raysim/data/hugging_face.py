@@ -70,8 +70,8 @@ def _table(config: DataConfig) -> Any:
             ) from error
         raise ConfigError(
             f"data.root: there is no folder {root} here, and the hub does not give it: {error!s:.300}\nIf this machine has "
-            f"no internet, run `hf download {root} --repo-type dataset --local-dir FOLDER` elsewhere, copy the folder here and "
-            "set data.root to it"
+            f"no internet, run `hf download {root} --repo-type dataset --local-dir FOLDER` elsewhere, copy the folder here "
+            "and set data.root to it"
         ) from error
     splits = found if isinstance(found, dict) else {"train": found}
     chosen = config.splits or list(splits)
