@@ -169,8 +169,8 @@ class PartialSum:
                 self.sums[name] = replace(value, total=value.total.copy())
 
 
-def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:
-    """One sum per upload from the partial sums of all actors, which must be disjoint and complete."""
+def merged(parts: Iterable[PartialSum], round: int) -> PartialSum:
+    """The partial sums of several actors, which must be disjoint, as one. Integers: any order and grouping is the same."""
     whole = PartialSum(round)
     for part in parts:
         assert part.round == round, f"a partial sum of round {part.round} arrived in round {round}"
@@ -178,5 +178,11 @@ def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[
         whole.batches |= part.batches
         for name, value in part.sums.items():
             whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
+    return whole
+
+
+def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:
+    """One sum per upload from the partial sums of all actors, which must be disjoint and complete."""
+    whole = merged(parts, round)
     assert whole.batches == batches, f"client batches {batches ^ whole.batches} are missing or foreign"
     return whole.sums

@@ -23,7 +23,7 @@ from raysim.config.fingerprint import algorithm_digest
 from raysim.data.loading import mapped_images
 from raysim.errors import BrokenDevice, ClientError, OutOfDeviceMemory, StatesLost
 from raysim.functional.optimizers import Tensors
-from raysim.training.aggregation import PartialSum
+from raysim.training.aggregation import PartialSum, merged
 from raysim.training.device_errors import is_broken_device, is_out_of_memory
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
@@ -110,6 +110,10 @@ class ClientActor:
     def partial_sum(self, round: int) -> PartialSum:
         """The sum of the client batches that this actor trained in the round."""
         return self._partial if self._partial.round == round else PartialSum(round)
+
+    def merged(self, round: int, *parts: PartialSum) -> PartialSum:
+        """The partial sums of several actors as one; Ray passes them from actor to actor."""
+        return merged(parts, round)
 
     def _on_device(self, version: int, broadcast: dict[str, NDArray[np.float32]]) -> Tensors:
         assert self._engine is not None

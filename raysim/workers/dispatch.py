@@ -22,6 +22,7 @@ from raysim.training.aggregation import PartialSum
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
 from raysim.workers.durations_and_timeouts import LEAST_TIMEOUT
+from raysim.workers.sum_tree import root_of_sums
 from raysim.workers.worker import ACTOR_LOST, Worker
 
 log = logging.getLogger(__name__)
@@ -171,10 +172,15 @@ class Dispatch:
         return self._pool.durations.timeout(task, self._resources.compile) if asked == "auto" else asked
 
     def _collect(self) -> list[PartialSum]:
-        """The partial sum of every actor that trained."""
+        """The partial sums of all actors that trained, as one or a few."""
         refs = [(w, w.handle.partial_sum.remote(self._round)) for w in self._pool.workers if w.summed]
         asked = self._resources.client_timeout
         limit = time.monotonic() + (LEAST_TIMEOUT if asked == "auto" else asked)
+        if (root := root_of_sums(refs, self._round)) is not None:
+            try:
+                return [ray.get(root, timeout=max(0.1, limit - time.monotonic()))]
+            except (*ACTOR_LOST, RayTaskError) as error:  # which actor was lost turns out below, one by one
+                log.warning("partial sums did not meet (%s); they are collected one by one", type(error).__name__)
         sums = []
         for worker, ref in refs:
             try:

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 
 from raysim.errors import ClientError, ConfigError, Stopped
 from raysim.storage.personal_states import address
-from raysim.training.aggregation import FixedPoint, PartialSum, combine
+from raysim.training.aggregation import FixedPoint, PartialSum, combine, merged
 from raysim.training.tasks import Evaluate, EvaluateGlobal, TaskResult, Train, TrainingReport
 from raysim.workers import actor_pool, dispatch, worker
 from raysim.workers.actor_pool import ActorPool
@@ -43,11 +43,11 @@ class FakeRay:
         actor.die()
 
     def step(self):
-        self.random.choice([actor for actor in self.actors if actor.queue]).step()
+        self.random.choice([actor for actor in self.actors if actor.can_step]).step()
 
     def wait(self, refs, num_returns, timeout):
         for _ in range(self.random.randint(1, 4) if timeout else 0):
-            if any(actor.queue for actor in self.actors):
+            if any(actor.can_step for actor in self.actors):
                 self.step()
         ready = [ref for ref in refs if hasattr(ref, "value")]
         self.random.shuffle(ready)
@@ -71,7 +71,7 @@ class FakeActor:
         ray.actors.append(self)
 
     def __getattr__(self, name):
-        if name not in ("ping", "configure", "open_states", "set_readers", "run", "partial_sum"):
+        if name not in ("ping", "configure", "open_states", "set_readers", "run", "partial_sum", "merged"):
             raise AttributeError(name)
         return types.SimpleNamespace(remote=lambda *arguments: self.call(name, arguments))
 
@@ -82,6 +82,11 @@ class FakeActor:
         else:
             self.queue.append((name, arguments, ref))
         return ref
+
+    @property
+    def can_step(self):
+        """Whether its next call has all that other calls give it."""
+        return bool(self.queue) and all(hasattr(a, "value") for a in self.queue[0][1] if isinstance(a, FakeRef))
 
     def step(self):
         name, arguments, ref = self.queue.pop(0)
@@ -124,6 +129,11 @@ class FakeActor:
 
     def do_partial_sum(self, round_):
         return self.partial if self.partial.round == round_ else PartialSum(round_)
+
+    def do_merged(self, round_, *refs):
+        """A call whose argument is an error fails with it."""
+        errors = [ref.value for ref in refs if isinstance(ref.value, Exception)]
+        return errors[0] if errors else merged([ref.value for ref in refs], round_)
 
 
 class FakeStates:
@@ -194,10 +204,11 @@ def tasks_of(round_, num_train, num_evaluate, evaluate=Evaluate):
 def test_every_sum_is_complete_whoever_dies_and_whenever(fake, caplog, monkeypatch):
     caplog.set_level(logging.ERROR)
     monkeypatch.setattr(actor_pool, "MAX_STARTS", 10**6)
-    deaths, after_training, retried = 0, 0, Counter()
+    deaths, after_training, met, retried = 0, 0, 0, Counter()
     for seed in range(300):
         ray = fake(seed, death=(0, 0.03, 0.1)[seed % 3])
-        pool = make_pool(1 + seed % 4, resources={"max_retries": 10**6})
+        ray.num_nodes, ray.names = 1 + seed // 4 % 4, ["AVX2"] * 4
+        pool = make_pool((1, 2, 3, 4, 7, 11)[seed % 6], resources={"max_retries": 10**6})
         for round_ in range(3):
             tasks = tasks_of(round_, num_train=1 + seed % 7, num_evaluate=seed % 5)
             attempts = {}
@@ -218,12 +229,14 @@ def test_every_sum_is_complete_whoever_dies_and_whenever(fake, caplog, monkeypat
             sums = combine(done.sums, round_, {task.index for task in trained})
             assert sums["shared"].total[0] == sum(task.clients[0] for task in trained)
             assert sums["shared"].weight == len(trained)
+            met += len(done.sums) == 1 and len({result.actor for result in done.results[: len(trained)]}) > 1
             evaluated = run(pool, round_, tasks_of(round_, 0, 3))
             assert (len(evaluated.results), evaluated.sums) == (3, [])
             after_training += any(isinstance(task, Train) and task.write[0] > 1 for task in attempts.values())
         deaths += ray.deaths
     assert deaths > 300
     assert retried["train"] > 300
+    assert met > 200  # sums of several actors arrived as one
     assert after_training > 10  # some client batches were lost more than once
 
 
