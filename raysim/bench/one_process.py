@@ -97,7 +97,8 @@ class OneProcess:
         messages: Tensors = {}
         if self.algorithm.reads_cohort_states:
             rows = self.engine.state_layout.unpack(torch.from_numpy(self.states[np.sort(cohort)]))
-            messages = self.algorithm.server_messages(rows)
+            sent = self.algorithm.server_messages(rows)
+            messages = {name: rows.to(self.engine.device) for name, rows in sent.items()}
         trained = []
         for i, group in enumerate(map(np.array, groups)):
             total, ones = int(sizes[cohort].sum()), np.ones(len(group), np.int64)

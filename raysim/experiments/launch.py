@@ -144,7 +144,7 @@ class Launch:
         choices: dict[str, Choice] = {}
         sized = []
         for run in runs:
-            key = _what_takes_memory(run.config)
+            key = f"{_what_takes_memory(run.config)} {run.digests['partition']}"  # the largest clients are tried
             if key not in choices:
                 resources = run.config.resources.model_copy(update=share)
                 setup = run.with_config(run.config.model_copy(update={"resources": resources})).setup
@@ -169,7 +169,11 @@ class Launch:
 
 def _what_takes_memory(config: Config) -> str:
     """Equal for runs whose steps take the same memory; they may differ in seed, learning rate or number of rounds."""
-    of_training: Any = {"batch_size": True, "optimizer": {"name", "momentum", "weight_decay", "clip_norm"}}
+    of_training: Any = {
+        "batch_size": True,
+        "local_epochs": True,
+        "optimizer": {"name", "momentum", "weight_decay", "clip_norm"},
+    }
     sections: Any = {
         "data": True,
         "model": True,

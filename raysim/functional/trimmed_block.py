@@ -26,9 +26,9 @@ def trim_last_block(model: nn.Module) -> bool:
     if type(model) not in MODELS or vit.global_pool != "token" or vit.attn_pool is not None:
         return False
     block = vit.blocks[-1]
-    attention = block.attn
-    plain = type(block) is timm_vit.Block and type(attention) is timm_vit.Attention
-    if not plain or _has_hooks(block) or _has_hooks(attention) or getattr(attention, "gate", None) is not None:
+    if type(block) is not timm_vit.Block or type(block.attn) is not timm_vit.Attention:
+        return False
+    if _has_hooks(block) or _has_hooks(block.attn) or getattr(block.attn, "gate", None) is not None:
         return False
     block.num_kept = vit.num_prefix_tokens
     block.forward = MethodType(_trimmed, block)

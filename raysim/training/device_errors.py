@@ -9,12 +9,31 @@ import torch
 
 NO_MEMORY = (
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "cudaErrorMemoryAllocation",
 )
-# After any other error of a kernel, every later call of the process fails with the same error.
-BROKEN = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "device-side assert", "uncorrectable ECC error")
+# After an error of a kernel, every later call of the process fails with the same error.
+BROKEN = (
+    "CUDA error",
+    "CUDA driver error",
+    "Triton Error [CUDA]",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "device-side assert",
+    "uncorrectable ECC error",
+)
+# A program asked a library for what it can't do; the GPU is as it was.
+NOT_BROKEN = (
+    "CUBLAS_STATUS_INVALID_VALUE",
+    "CUBLAS_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_BAD_PARAM",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -24,7 +43,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_broken_device(error: BaseException) -> bool:
     """Whether the process can't use its GPU any more, so that another has to take its place."""
-    return not is_out_of_memory(error) and isinstance(error, RuntimeError) and _says(error, BROKEN)
+    if is_out_of_memory(error) or _says(error, NOT_BROKEN):
+        return False
+    return isinstance(error, RuntimeError) and _says(error, BROKEN)
 
 
 def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:

@@ -124,7 +124,7 @@ class LocalTrainer:
         algorithm, samples = self._algorithm, self._samples
         purpose = "prepare" if training.prepare else "batches"
         order = samples.order(purpose, training.round, training.clients, pool, len(phases))
-        working = self._working(phases, part, left, pool)
+        working = self._working(training, phases, part, left, pool)
         on_device = None if working.all() else to_device(torch.from_numpy(working), self._device)
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
@@ -146,10 +146,14 @@ class LocalTrainer:
                     seen[name] = seen.get(name, 0.0) + count
         return carry, {name: total / seen[name].clamp(min=1) for name, total in totals.items()}, seen
 
-    def _working(self, phases: list[str], part: NDArray[np.bool_], left: Ints, pool: Pool) -> NDArray[np.bool_]:
+    def _working(
+        self, training: LocalTraining, phases: list[str], part: NDArray[np.bool_], left: Ints, pool: Pool
+    ) -> NDArray[np.bool_]:
         """(epochs, steps of an epoch, K): which clients take part in which step. Known before any of them, so that none
         waits for the host."""
         per_epoch = self._samples.steps_per_epoch(pool.counts, self._algorithm.batches_per_step)
+        if training.steps_per_epoch is not None:
+            per_epoch = np.minimum(per_epoch, training.steps_per_epoch)
         working = np.zeros((len(phases), int(per_epoch.max()), len(left)), np.bool_)
         for epoch, phase in enumerate(phases):
             whole = phase in self._algorithm.whole_phases

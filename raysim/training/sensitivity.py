@@ -19,6 +19,7 @@ from raysim.training.aggregation import Weights, float64_sum
 
 DIRECTIONS = "sensitivity.directions"  # beside the algorithm's own uploads
 SCALE_BITS = 52  # entries of unit vectors
+TINY = 1e-6  # of the largest parameter; float64 then has 1e-10 of a unit vector
 
 # A parameter's type is the first whose pattern matches its dotted name, enclosed in dots.
 TYPES: dict[str, str] = {
@@ -86,12 +87,19 @@ def sum_and_directions(
     scaled = {kind: torch.where(kept & (square > 0), shares * square.rsqrt(), 0.0) for kind, square in squares.items()}
     factors = {kind: torch.stack([shares, factor]) for kind, factor in scaled.items()}
     of_all = {kind: factor.sum() for kind, factor in scaled.items()}
+    # Where an update is tiny beside the parameters, their difference must come first: nothing would be left of it.
+    least = TINY * float(shared.abs().max())
+    tiny = {kind for kind, square in squares.items() if bool((kept & (square > 0) & (square.sqrt() < least)).any())}
     total = trained.new_empty((2, trained.shape[1]), dtype=torch.float64)
     for (kind, after, before), out in zip(
         _pieces(trained, shared, layout), total.split(_sizes(layout), dim=-1), strict=True
     ):
-        out.copy_(float64_sum(after, factors[kind], accepted))
-        out[1] -= before.double() * of_all[kind]
+        if kind in tiny:
+            out[0] = float64_sum(after, shares, accepted)
+            out[1] = float64_sum(after - before, scaled[kind], accepted)
+        else:
+            out.copy_(float64_sum(after, factors[kind], accepted))
+            out[1] -= before.double() * of_all[kind]
     return total[0], total[1]
 
 

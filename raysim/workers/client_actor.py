@@ -152,6 +152,8 @@ class ClientActor:
         if len(culprits) > 1 and not isinstance(task, EvaluateGlobal) and not is_out_of_memory(error):
             for i, client in enumerate(culprits):
                 if (alone := self._error_alone(task.of_one(i), broadcast)) is not None:
+                    if is_broken_device(alone):
+                        raise BrokenDevice(f"{task.kind} of client {client}: {alone}") from alone
                     culprits, error = [client], alone
                     break
         kind = ClientError

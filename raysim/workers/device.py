@@ -27,6 +27,11 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)  # 32 MB is the threshold's largest value; larger blocks are mapped as before
 
 
+def fill_new_tensors(fill: bool) -> None:
+    """Whether tensors that nothing is written to are NaN in deterministic mode: one more kernel for every new tensor."""
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)  # noqa: B010 - torch's types do not know it
+
+
 def make_cuda_deterministic(tf32: bool = False) -> None:
     """Equal bits on equal GPUs; ``CUBLAS_WORKSPACE_CONFIG`` is set in the actor's environment.
 
@@ -38,6 +43,7 @@ def make_cuda_deterministic(tf32: bool = False) -> None:
     if not torch.cuda.is_available():
         raise RuntimeError("this worker sees no CUDA device; is torch built for CUDA and num_gpus_per_actor above 0?")
     torch.use_deterministic_algorithms(True)
+    fill_new_tensors(False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32

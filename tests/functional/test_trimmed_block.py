@@ -68,5 +68,6 @@ def test_models_that_use_other_tokens_stay_as_they_are():
     average, _ = pair("vit_tiny_patch16_224", {"global_pool": "avg"})
     prompts, _ = pair("vit_tiny_patch16_224", {}, lambda m: add_prompt(m, 2))
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5)
-    for model in (average, prompts, swin):
+    parallel = timm.create_model("vit_small_patch16_18x2_224", depth=1, num_classes=5)  # its blocks have no ``attn``
+    for model in (average, prompts, swin, parallel):
         assert not trim_last_block(model)

@@ -301,3 +301,18 @@ def test_training_at_the_full_rate_does_not_follow_the_schedule():
         states[schedule] = {full: one.train(last, clients, full_rate=full).states for full in (False, True)}
     np.testing.assert_array_equal(states["cosine"][True], states["constant"][True])
     assert not np.array_equal(states["cosine"][False], states["constant"][False])
+
+
+def test_steps_per_epoch_cuts_every_epoch():
+    """A trial step goes through one batch of every local epoch, whatever the clients have."""
+    simulation = Simulation(algorithm={"name": "fedavg"}, train={"batch_size": 2})
+    assert simulation.engine.partition.num_train[:2].min() > 6
+    steps, step = [], type(simulation.algorithm).client_step
+
+    def counted(self, carry, batch, ctx):
+        steps.append(ctx.epoch)
+        return step(self, carry, batch, ctx)
+
+    simulation.engine.algorithm.__class__ = type("Counted", (type(simulation.algorithm),), {"client_step": counted})
+    simulation.train(0, np.array([0, 1]), local_epochs=3, steps_per_epoch=2)
+    assert steps == [0, 0, 1, 1, 2, 2]

@@ -76,11 +76,12 @@ def run_step(name: str, device: str, tiny: bool, seconds: float) -> dict[str, An
                 process.wait()
                 code = None
         written = [json.loads(line) for line in rows.read_text().splitlines()]
+        said = "\n".join(errors.read_text().splitlines()[-12:])
         failure = ""
         if code is None:
-            failure = f"not done after {seconds + START_SECONDS:.0f} s"
+            failure = f"not done after {seconds + START_SECONDS:.0f} s\n{said}".strip()
         elif code:
-            failure = "\n".join(errors.read_text().splitlines()[-12:]) or f"ended with code {code}"
+            failure = said or f"ended with code {code}"
     return {"rows": written, "seconds": round(time.monotonic() - start, 1), "failure": failure}
 
 

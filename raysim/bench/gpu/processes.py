@@ -49,9 +49,11 @@ def _run(device: str, count: int, task: tuple[Any, ...]) -> tuple[str, float]:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, device, task), daemon=True)
         process.start()
+        theirs.close()  # so that a process that died is an end of its pipe
         pipes.append(ours)
         processes.append(process)
-    shared, layout, algorithm, clients = pipes[0].recv()
+    first, layout, algorithm, clients = pipes[0].recv()
+    shared = torch.from_numpy(first)
     for pipe in pipes[1:]:
         pipe.recv()
     size = max(1, clients // 8)
@@ -61,7 +63,8 @@ def _run(device: str, count: int, task: tuple[Any, ...]) -> tuple[str, float]:
     for round in range(ROUNDS):
         begin = time.perf_counter()
         for i, pipe in enumerate(pipes):
-            pipe.send((round, [(k, groups[k]) for k in range(i, len(groups), count)], shared))
+            # As an array: tensors would go through /dev/shm, which is small in containers.
+            pipe.send((round, [(k, groups[k]) for k in range(i, len(groups), count)], shared.numpy()))
         parts: list[PartialSum] = [pipe.recv() for pipe in pipes]
         means = mean_uploads(algorithm, combine(parts, round, set(range(len(groups)))))
         shared, state = stepped(algorithm, shared, state, means, ServerContext(layout, round, clients, clients))
@@ -81,12 +84,13 @@ def _work(pipe: Connection, device: str, task: tuple[Any, ...]) -> None:
         make_cuda_deterministic()
     model, clients, train, test, batch_size = task
     run = made_up(device, model, clients, train, test, train={"batch_size": batch_size})
-    pipe.send((run.shared, run.engine.layout, run.algorithm, clients))
+    pipe.send((run.shared.numpy(), run.engine.layout, run.algorithm, clients))
     while True:
         try:
-            round, groups, run.shared = pipe.recv()
+            round, groups, shared = pipe.recv()
         except EOFError:
             return
+        run.shared = torch.from_numpy(shared)
         part = PartialSum(round)
         for index, ids in groups:
             equal = Weights(np.ones(len(ids), np.int64), clients)

@@ -79,7 +79,7 @@ def _plain_steps(bench: Bench, model: dict[str, Any], batch: int, precision: str
         _PLAIN[precision] = net, torch.optim.SGD(net.parameters(), 0.01), images, labels
     net, optimizer, images, labels = _PLAIN[precision]
     if bench.is_gpu:
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        make_cuda_deterministic(precision == "tf32")
     half = torch.autocast(bench.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -99,13 +99,17 @@ def memory(bench: Bench) -> None:
         total = torch.cuda.get_device_properties(0).total_memory if bench.is_gpu else 80 * 2**30
         peaks: dict[int, int | None] = {}
         chosen = choose(partial(_peak, bench, run, peaks), total, 8 * most).clients_per_batch
-        bench.reset()
-        times = {}
-        for size in {max(1, chosen // 4), max(1, chosen // 2), chosen, min(most, 2 * chosen)}:
-            ids = np.arange(size)
-            times[size] = 1000 * bench.timed(partial(run.train, 0, ids, evaluate=False), 1.0) / size
-            if size == chosen:
-                used = bench.reserved()
+        times, used = {}, 0
+        for size in sorted({max(1, chosen // 4), max(1, chosen // 2), chosen, min(most, 2 * chosen)}):
+            bench.reset()
+            try:
+                seconds = bench.timed(partial(run.train, 0, np.arange(size), evaluate=False), 1.0)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or size <= chosen:
+                    raise
+                break
+            times[size] = 1000 * seconds / size
+            used = bench.reserved() if size == chosen else used
         bench.emit(
             model=label,
             chosen=chosen,
@@ -188,7 +192,8 @@ def _counts(profile: Any, seconds: float) -> dict[str, float]:
         found["launches"] += event.count if "LaunchKernel" in name else 0
         found["waits"] += event.count if "Synchronize" in name else 0
         found["copies_back"] += event.count if "DtoH" in name else 0
-        found["device_seconds"] += getattr(event, "self_device_time_total", 0.0) / 1e6
+        on_device = not str(event.device_type).endswith("CPU") and not event.is_user_annotation
+        found["device_seconds"] += event.self_device_time_total / 1e6 if on_device else 0.0  # others contain theirs
     return found
 
 

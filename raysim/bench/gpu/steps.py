@@ -13,7 +13,7 @@ from raysim.bench.gpu.bench import Bench
 from raysim.bench.gpu.checks import correctness, methods
 from raysim.bench.gpu.processes import actors
 from raysim.bench.gpu.speed import large, launches, memory, paper, small
-from raysim.workers.device import keep_freed_memory, make_cuda_deterministic
+from raysim.workers.device import fill_new_tensors, keep_freed_memory, make_cuda_deterministic
 
 STEPS: dict[str, Callable[[Bench], None]] = {
     "correctness": correctness,
@@ -34,6 +34,7 @@ def main() -> None:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         make_cuda_deterministic()
+        fill_new_tensors(name in ("correctness", "methods"))  # there a check sees what is never written
     STEPS[name](Bench(torch.device(device), tiny == "1", float(seconds), Path(rows)))
 
 

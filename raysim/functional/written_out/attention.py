@@ -36,7 +36,7 @@ class Attention:
         groups, back_to_tokens = self._heads(w, x, first)
         q_MTd, k_MTd, v_MTd = (part for group in groups for part in group)
         share_MTT = torch.baddbmm(x.new_empty(()), q_MTd, k_MTd.mT, beta=0, alpha=self.scale).softmax(dim=-1)
-        y, back_of_projection = self.projection(w, _to_tokens(torch.bmm(share_MTT, v_MTd)[None], x))
+        y, back_of_projection = self.projection(w, _to_tokens(torch.bmm(share_MTT, v_MTd)[None], x, self.num_heads))
 
         def back(gradient: Tensor) -> Tensor:
             g_MTd = _to_heads(back_of_projection(gradient), 1, self.num_heads)[0]
@@ -55,7 +55,7 @@ class Attention:
         """Queries, keys and values in groups (c, M, T, d) that are computed together, and the way back from such groups."""
         if first is None:
             qkv, back = self.qkv(w, x)
-            return [_to_heads(qkv, 3, self.num_heads)], lambda of: back(_to_tokens(of[0], x))
+            return [_to_heads(qkv, 3, self.num_heads)], lambda of: back(_to_tokens(of[0], x, self.num_heads))
         if self.queries is None or self.keys_values is None:
             qkv, back = self.qkv(w, x)
             heads = _to_heads(qkv, 3, self.num_heads)
@@ -63,15 +63,15 @@ class Attention:
             def back_of_all(of: list[Tensor]) -> Tensor:
                 of_q = of[0].new_zeros(heads[:1].shape)
                 of_q[:, :, :first] = of[0]
-                return back(_to_tokens(torch.cat([of_q, of[1]]), x))
+                return back(_to_tokens(torch.cat([of_q, of[1]]), x, self.num_heads))
 
             return [heads[:1, :, :first].contiguous(), heads[1:]], back_of_all
         q, back_of_q = self.queries(w, x[:, :, :first])
         kv, back_of_kv = self.keys_values(w, x)
 
         def back_of_both(of: list[Tensor]) -> Tensor:
-            of_x = back_of_kv(_to_tokens(of[1], x))
-            of_x[:, :, :first] += back_of_q(_to_tokens(of[0], x))
+            of_x = back_of_kv(_to_tokens(of[1], x, self.num_heads))
+            of_x[:, :, :first] += back_of_q(_to_tokens(of[0], x, self.num_heads))
             return of_x
 
         return [_to_heads(q, 1, self.num_heads), _to_heads(kv, 2, self.num_heads)], back_of_both
@@ -81,14 +81,16 @@ def _to_heads(x: Tensor, count: int, num_heads: int) -> Tensor:
     """(K, B, T, count * D) to (count, M, T, d)."""
     K, B, T, width = x.shape
     d = width // count // num_heads
-    return x.reshape(K * B, T, count, num_heads, d).permute(2, 0, 3, 1, 4).reshape(count, -1, T, d)
+    heads = x.reshape(K * B, T, count, num_heads, d).permute(2, 0, 3, 1, 4)
+    return heads.reshape(count, K * B * num_heads, T, d)
 
 
-def _to_tokens(heads: Tensor, x: Tensor) -> Tensor:
+def _to_tokens(heads: Tensor, x: Tensor, num_heads: int) -> Tensor:
     """(count, M, T, d) to (K, B, T, count * D), for K and B of x (K, B, ...)."""
     count, _, T, d = heads.shape
     K, B = x.shape[:2]
-    return heads.view(count, K * B, -1, T, d).permute(1, 3, 0, 2, 4).reshape(K, B, T, -1)
+    tokens = heads.view(count, K * B, num_heads, T, d).permute(1, 3, 0, 2, 4)
+    return tokens.reshape(K, B, T, count * num_heads * d)
 
 
 @dataclass(frozen=True)

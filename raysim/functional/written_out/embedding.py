@@ -19,15 +19,19 @@ class Embedding:
     """Images to tokens: each patch by a linear map, a class token in front, learned positions added.
 
     Args:
-        patch: height and width of a patch in pixels.
+        patch, size: height and width of a patch, and of an image, in pixels.
     """
 
     patch: tuple[int, int]
+    size: tuple[int, int]
     has_bias: bool
     has_class_token: bool
     has_positions: bool
 
     def __call__(self, w: Weights, images: Tensor) -> tuple[Tensor, Back]:
+        assert images.shape[-2:] == self.size, (
+            f"images of {tuple(images.shape[-2:])} pixels, the model takes {self.size}"
+        )
         patches, grid = _patches(images, *self.patch)
         K, B, N = len(images), images.shape[1], grid
         kernel = w["patch_embed.proj.weight"].flatten(2)
@@ -62,7 +66,7 @@ class Embedding:
         if self.has_bias and (place := w.gradient("patch_embed.proj.bias")) is not None:
             torch.sum(of_tokens[:, first:], dim=1, out=place)
         if (place := w.gradient("patch_embed.proj.weight")) is not None:
-            g_KND = gradient[:, :, first:].reshape(len(gradient), -1, gradient.shape[-1])
+            g_KND = gradient[:, :, first:].flatten(1, 2)
             torch.bmm(g_KND.mT, patches, out=place.flatten(2))
 
 
@@ -85,9 +89,11 @@ class Pool:
     def __call__(self, w: Weights, x: Tensor) -> tuple[Tensor, Back]:
         chosen = slice(0, 1) if self.kind == "token" else slice(self.prefix, None)
 
+        count = 1 if self.kind == "token" else x.shape[2] - self.prefix
+
         def back(gradient: Tensor) -> Tensor:
             of_x = gradient.new_zeros(x.shape)
-            of_x[:, :, chosen] = (gradient / x[0, 0, chosen].shape[0])[:, :, None]
+            of_x[:, :, chosen] = (gradient / count)[:, :, None]
             return of_x
 
         return x[:, :, chosen].mean(dim=2), back

@@ -33,10 +33,9 @@ class _Call:
         self.back: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        assert not images.requires_grad, "the written-out model has no gradient with respect to images"
         if not self._differentiates:
             return self._written(theta, images, self._output)
-        result, self.back = self._written.with_back(theta.detach(), images, self._output)
+        result, self.back = self._written.with_back(theta.detach(), images.detach(), self._output)
         return result
 
 
@@ -49,24 +48,29 @@ class _Output(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Call], output: Tensor) -> None:
-        theta, _, ctx.call = inputs
-        ctx.save_for_backward(theta)
+        theta, images, ctx.call = inputs
+        ctx.save_for_backward(theta, images)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.needs_input_grad[1]:
+            raise RuntimeError(f"a gradient with respect to images is taken, {_NOT_HERE}")
         return _WayBack.apply(gradient, *ctx.saved_tensors, ctx.call), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, theta: Tensor, images: Tensor, call: _Call) -> tuple[Tensor, int]:
-        theta, images = _with_clients(info, in_dims, theta, images)
-        return _Output.apply(theta, images, call)[:, None], 0
+        many, shape = _with_clients(info, in_dims, theta, images)
+        return _Output.apply(*many, call).unflatten(0, shape), 0
+
+
+_NOT_HERE = "which the written-out model has not got: set `second_derivatives = True` in the method's class"
 
 
 class _WayBack(torch.autograd.Function):
     """The gradient (K, P) from that of the output. It depends on theta: its own derivative is refused, not taken for 0."""
 
     @staticmethod
-    def forward(gradient: Tensor, theta: Tensor, call: _Call) -> Tensor:
+    def forward(gradient: Tensor, theta: Tensor, images: Tensor, call: _Call) -> Tensor:
         assert call.back is not None
         return call.back(gradient)
 
@@ -76,15 +80,17 @@ class _WayBack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise RuntimeError(
-            "a second derivative of the model is taken, which its written-out gradient has not got: set "
-            "`second_derivatives = True` in the method's class"
-        )
+        raise RuntimeError(f"a second derivative of the model is taken, {_NOT_HERE}")
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, gradient: Tensor, theta: Tensor, call: _Call) -> tuple[Tensor, int]:
-        gradient, theta = _with_clients(info, in_dims, gradient, theta)
-        return _WayBack.apply(gradient, theta, call)[:, None], 0
+    def vmap(
+        info: Any, in_dims: Any, gradient: Tensor, theta: Tensor, images: Tensor, call: _Call
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None and in_dims[2] is None:  # several ways back from one forward pass, as in a Jacobian
+            each = [_WayBack.apply(one, theta, images, call) for one in gradient.unbind(in_dims[0])]
+            return torch.stack(each), 0
+        many, shape = _with_clients(info, in_dims, gradient, theta, images)
+        return _WayBack.apply(*many, call).unflatten(0, shape), 0
 
 
 class _Gradient(torch.autograd.Function):
@@ -100,14 +106,15 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        gradient, loss = _Gradient.apply(*_with_clients(info, in_dims, *args[:4]), args[4])
-        return (gradient[:, None], loss[:, None]), (0, 0)
+        many, shape = _with_clients(info, in_dims, *args[:4])
+        gradient, loss = _Gradient.apply(*many, args[4])
+        return (gradient.unflatten(0, shape), loss.unflatten(0, shape)), (0, 0)
 
 
-def _with_clients(info: Any, in_dims: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors (1, ...) of one client, each with the clients' axis at its place, as (K, ...)."""
-    moved = (
+def _with_clients(info: Any, in_dims: Any, *tensors: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+    """Tensors (n, ...), each with an axis of size m at its place, as (m n, ...); and (m, n). n is 1 but in nested vmaps."""
+    moved = [
         t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(tensors, in_dims, strict=False)
-    )
-    return tuple(t.squeeze(1) for t in moved)
+    ]
+    return [t.flatten(0, 1) for t in moved], (info.batch_size, moved[0].shape[1])

@@ -38,17 +38,17 @@ class Linear:
     stop: int | None = None
 
     def __call__(self, w: Weights, x: Tensor) -> tuple[Tensor, Back]:
-        x_KNi = x.reshape(len(x), -1, x.shape[-1])
+        x_KNi = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
         weight = w[f"{self.name}.weight"][:, self.start : self.stop]
         bias = w[f"{self.name}.bias"][:, self.start : self.stop] if self.has_bias else None
         y_KNo = _product(x_KNi, weight.mT, self.scale, bias)
 
         def back(gradient: Tensor) -> Tensor:
-            g_KNo = gradient.reshape(len(x), -1, gradient.shape[-1])
+            g_KNo = gradient.flatten(1, -2) if x.dim() > 2 else gradient[:, None]
             self._write_gradients(w, x_KNi, g_KNo)
             return _product(g_KNo, weight, self.scale).view(x.shape)
 
-        return y_KNo.view(*x.shape[:-1], -1), back
+        return y_KNo.view(*x.shape[:-1], y_KNo.shape[-1]), back
 
     def _write_gradients(self, w: Weights, x_KNi: Tensor, g_KNo: Tensor) -> None:
         of_weight = w.gradient(f"{self.name}.weight")
@@ -66,7 +66,7 @@ class Linear:
 def _product(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """``scale * (a b + bias)`` for a (K, N, i), b (K or 1, i, o) and bias (K or 1, o)."""
     if len(b) < len(a):  # one matrix for all clients: one product
-        y = (a.reshape(-1, a.shape[-1]) @ b[0]).view(len(a), -1, b.shape[-1])
+        y = (a.flatten(0, 1) @ b[0]).view(len(a), a.shape[1], b.shape[-1])
         y = y if bias is None else y.add_(bias[:, None])
         return y if scale == 1 else y.mul_(scale)
     if bias is None:
@@ -114,8 +114,10 @@ class LayerNorm:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """The mean (..., 1) over the last axis, as a matrix-vector product."""
+    """The mean (..., 1) over the last axis; on a CPU as a matrix-vector product, on a GPU that could be one of TF32."""
     width = x.shape[-1]
+    if x.device.type != "cpu":
+        return x.mean(dim=-1, keepdim=True)
     return (x.view(-1, width) @ x.new_full((width, 1), 1 / width)).view(*x.shape[:-1], 1)
 
 
@@ -187,11 +189,12 @@ class Plus:
 
     def __call__(self, w: Weights, x: Tensor) -> tuple[Tensor, Back]:
         y, back = self.layer(w, x)
+        y = y if isinstance(self.layer, Linear) else y.clone()  # what another layer returns may be in use elsewhere
         extra, back_of_extra = self.extra(w, x)
         width = extra.shape[-1]
         y[..., y.shape[-1] - width :] += extra
 
         def way_back(gradient: Tensor) -> Tensor:
-            return back(gradient).add_(back_of_extra(gradient[..., gradient.shape[-1] - width :]))
+            return back(gradient) + back_of_extra(gradient[..., gradient.shape[-1] - width :])
 
         return y, way_back

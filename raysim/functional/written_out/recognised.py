@@ -84,7 +84,7 @@ def _embedding(model: Any) -> Stage:
     if not known:
         return Stage(ThroughAutograd(wrapped, names), tuple(names.values()))
     has = patches.proj.bias is not None, model.cls_token is not None, model.pos_embed is not None
-    return Stage(Embedding(patches.patch_size, *has), tuple(names.values()))
+    return Stage(Embedding(patches.patch_size, tuple(patches.img_size), *has), tuple(names.values()))
 
 
 def _names_in(wrapped: nn.Module, *parts: str) -> dict[str, str]:

@@ -27,10 +27,11 @@ class ThroughAutograd:
         with torch.set_grad_enabled(w.goes_back):
             leaves = {own: tensor.detach().requires_grad_() for own, tensor in trained.items()}
             x = x.detach().requires_grad_()
-            y = self._called(leaves, frozen, x)
+            y = self._called(leaves, frozen, x.clone())  # a module may work in place
 
         def back(gradient: Tensor) -> Tensor:
-            of_x, *of_parameters = torch.autograd.grad(y, [x, *leaves.values()], gradient, allow_unused=True)
+            inputs = [x, *leaves.values()]  # the graph is kept for another way back, and goes with this function
+            of_x, *of_parameters = torch.autograd.grad(y, inputs, gradient, retain_graph=True, allow_unused=True)
             for own, of_parameter in zip(leaves, of_parameters, strict=True):
                 place = w.gradient(self._names[own])
                 assert place is not None

@@ -39,12 +39,6 @@ class WrittenOut:
     def __init__(self, stages: list[Stage], head: Stage, layout: ParameterLayout, frozen: Mapping[str, Tensor]) -> None:
         self._stages = {"features": stages, "logits": [*stages, head]}
         self._layout, self._frozen = layout, frozen
-        self._elsewhere = {output: self._without_place(stages) for output, stages in self._stages.items()}
-
-    def _without_place(self, stages: list[Stage]) -> list[str]:
-        """The parameters on which the output of these stages does not depend."""
-        used = {name for stage in stages for name in stage.names}
-        return [name for name in self._layout.names if name not in used]
 
     def __call__(self, theta: Tensor, images: Tensor, output: Output) -> Tensor:
         """Logits (K, B, classes) or representations (K, B, D) of images, without a way back."""
@@ -55,6 +49,7 @@ class WrittenOut:
 
     def with_back(self, theta: Tensor, images: Tensor, output: Output) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The same, and from the gradient of that the gradient (K, P) of ``theta``."""
+        assert theta.shape[1] == self._layout.num_parameters
         x, w = images, Weights(theta, self._layout, self._frozen, goes_back=True)
         backs: list[Back] = []
         for stage in self._stages[output]:
@@ -64,13 +59,13 @@ class WrittenOut:
                 backs.append(back)
 
         def way_back(of_output: Tensor) -> Tensor:
-            w.gradients = gradients = of_output.new_empty(theta.shape)  # every layer fills its part of it
-            for name in self._elsewhere[output]:
-                start, size, _ = self._layout.places[name]
-                gradients[:, start : start + size] = 0
+            w.gradients, w.written = of_output.new_empty(theta.shape), set()
             for back in reversed(backs):
                 of_output = back(of_output)
-            return gradients
+            for name, (start, size, _) in self._layout.places.items():
+                if name not in w.written:  # the output does not depend on it
+                    w.gradients[:, start : start + size] = 0
+            return w.gradients
 
         return x, way_back
 
@@ -83,5 +78,6 @@ class WrittenOut:
         losses = log_probabilities.gather(-1, chosen).mul(-1)
         loss = torch.where(weights > 0, losses, 0.0).mul_(weights).sum(dim=(1, 2))
         of_logits = log_probabilities.exp_()
-        of_logits.scatter_add_(-1, chosen, of_logits.new_full((), -1.0).expand(chosen.shape))
+        # Not by a scatter, which on a GPU is many kernels and a wait where it has to be deterministic.
+        of_logits -= (chosen == torch.arange(logits.shape[-1], device=logits.device)).to(of_logits.dtype)
         return back(torch.where(weights > 0, of_logits * weights, 0.0)), loss

@@ -18,11 +18,13 @@ class Weights:
 
     Attributes:
         gradients: (K, P), written to on the way back, which gives it.
+        written: names of the parameters whose gradient was handed out to be written.
     """
 
     def __init__(self, theta: Tensor, layout: ParameterLayout, frozen: Mapping[str, Tensor], goes_back: bool) -> None:
         self._theta, self._places, self._frozen, self.goes_back = theta, layout.places, frozen, goes_back
         self.gradients: Tensor | None = None
+        self.written: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         """A parameter, (K, *shape), or of a single (1, *shape) if it is frozen."""
@@ -40,6 +42,7 @@ class Weights:
         if place is None:
             return None
         assert self.gradients is not None
+        self.written.add(name)
         return _cut(self.gradients, *place)
 
 

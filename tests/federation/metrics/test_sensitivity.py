@@ -46,3 +46,15 @@ def test_weights_are_samples_and_what_did_not_move_is_left_out():
     assert result["sensitivity/head"] == pytest.approx(1 - (0.75 - 0.25))
     assert result["sensitivity/head_spread"] == pytest.approx(np.sqrt(1 - 0.25) / 0.5)
     assert not any("norm" in name for name in result)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-10, 1e-18])
+def test_directions_of_tiny_updates_are_exact(size):
+    """Norm layers start at 1 and 0: what moves may be far smaller than what does not."""
+    layout = ParameterLayout.of(Two())
+    shared = torch.tensor([0.5, -1.0, 1.0, 0.0])
+    trained = shared + torch.tensor([[0.1, 0.1, 0.0, size], [-0.1, 0.2, 0.0, 3 * size]])
+    squares = squared_updates(trained, shared, layout)
+    equal, everyone = Weights(np.ones(2, np.int64), 2), np.ones(2, bool)
+    _, direction = sum_and_directions(trained, shared, squares, equal, everyone, layout)
+    assert direction[2:].tolist() == pytest.approx([0.0, 1.0], abs=1e-8)

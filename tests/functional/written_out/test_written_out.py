@@ -224,3 +224,103 @@ def test_a_second_derivative_is_refused_or_taken_by_autograd():
     assert of_the_gradient(FunctionalModel(model, layout, second_derivatives=True)).norm() > 0
     once = torch.func.grad(FunctionalModel(model, layout).loss)(theta[0], batch)
     torch.testing.assert_close(once, reference(model, layout, theta[0], *batch)[2], rtol=1e-4, atol=2e-6)
+
+
+def functionals(model):
+    """The model, written out and not."""
+    layout = ParameterLayout.of(model)
+    set_fused_attention(model, False)
+    both = [FunctionalModel(model, layout, second_derivatives=general) for general in (False, True)]
+    assert [f._written is None for f in both] == [False, True]
+    return *both, clients(layout, model)
+
+
+def test_a_gradient_of_images_is_refused_and_not_taken_for_0():
+    written, general, (theta, images, *_) = functionals(vit())
+
+    def of_images(functional):
+        return torch.func.grad(lambda x: functional.logits(theta[0], x).square().sum())(images[0])
+
+    assert of_images(general).norm() > 0
+    with pytest.raises(RuntimeError, match=r"respect to images is taken.*second_derivatives = True"):
+        of_images(written)
+
+
+@pytest.mark.parametrize("what", ["features", "logits"])
+def test_clients_that_differ_in_images_only_do_not_mix(what):
+    written, general, (theta, images, *_) = functionals(vit())
+
+    def gradient(functional, images):
+        call = getattr(functional, what)
+        result, back = torch.func.vjp(lambda t: call(t, images), theta[0])
+        return back(torch.ones_like(result))[0]
+
+    got, expected = (torch.func.vmap(lambda x, f=f: gradient(f, x))(images) for f in (written, general))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transforms_inside_transforms():
+    """A gradient for each sample of each client, and a Jacobian."""
+    written, general, (theta, images, labels, _) = functionals(vit())
+
+    def each_sample(functional, theta, images, labels):
+        def of_one(image, label):
+            batch = Batch(image[None], label[None], torch.ones(1))
+            return torch.func.grad(functional.loss)(theta, batch)
+
+        return torch.func.vmap(of_one)(images, labels)
+
+    for wrap in (lambda f: torch.func.vmap(f), lambda f: lambda *a: f(*(t[0] for t in a))):
+        got, expected = (wrap(lambda *a, f=f: each_sample(f, *a))(theta, images, labels) for f in (written, general))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    got, expected = (torch.func.jacrev(lambda t, f=f: f.logits(t, images[0, :2]))(theta[0]) for f in (written, general))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_way_back_can_be_gone_twice():
+    written, general, (theta, images, *_) = functionals(vit(qk_norm=True))
+    found = []
+    for functional in (written, general):
+        leaf = theta[0].clone().requires_grad_()
+        loss = functional.logits(leaf, images[0]).square().sum()
+        found.append([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2)])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["blocks.0", "patch_embed", "patch_embed.proj", "blocks.1.mlp"])
+def test_parameters_that_no_output_depends_on_have_gradient_0(where):
+    model = vit()
+    model.get_submodule(where).extra = nn.Linear(40, 40)
+    layout = ParameterLayout.of(model.requires_grad_(False))
+    garbage = [torch.full((K, layout.num_parameters), 1e9) for _ in range(3)]
+    del garbage
+    check(model, layout)
+
+
+def test_modules_that_work_in_place_or_fail_are_no_reason_to_stop(caplog):
+    model = vit()
+    model.blocks[0].mlp.act = nn.ReLU(inplace=True)
+    assert through_autograd(check(model, ParameterLayout.of(model))) == 1
+    model = vit()
+    add_adapter(model.requires_grad_(False), 3, 0.8)
+    model.blocks[1].mlp.drop2 = nn.Sigmoid()
+    check(model.requires_grad_(False), ParameterLayout.of(model))
+    model = vit()
+    model.blocks[0].attn.num_heads = 3  # does not divide 16
+    with caplog.at_level(logging.WARNING):
+        assert FunctionalModel(model, ParameterLayout.of(model))._written is None
+    assert "The written-out gradient of VisionTransformer fails (RuntimeError" in caplog.messages[0]
+
+
+def test_empty_batches_and_wrong_sizes():
+    model = vit()
+    layout = ParameterLayout.of(model)
+    written = written_out(model, layout)
+    theta, images, labels, mask = clients(layout, model)
+    gradient, loss = written.gradient(theta, images[:, :0], labels[:, :0], mask[:, :0])
+    assert gradient.abs().max() == loss.abs().max() == 0
+    with pytest.raises(AssertionError, match=r"images of \(8, 9\) pixels, the model takes \(8, 8\)"):
+        written(theta, torch.zeros(K, 1, 2, 8, 9), "logits")
+    with pytest.raises(AssertionError):
+        written.gradient(torch.cat([theta, theta], dim=1), images, labels, mask)
