@@ -28,8 +28,10 @@ def cache(keys: tuple[str, ...], clear: bool) -> None:
     table = Table("key", "images of", "images", "size", "last used", title=str(cache_folder()))
     for entry in found:
         if not keys or entry.key in keys:
-            n, height, width, _ = entry.about.shape
+            root, images = "", "not whole: being decoded, or left behind"
+            if entry.about is not None:
+                n, height, width, _ = entry.about.shape
+                root, images = entry.about.root, f"{n:,} of {width} x {height}"
             used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
-            size = f"{entry.size / 1e9:,.2f} GB"
-            table.add_row(entry.key, entry.about.root, f"{n:,} of {width} x {height}", size, used)
+            table.add_row(entry.key, root, images, f"{entry.size / 1e9:,.2f} GB", used)
     console.print(table)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.decoding import ImageFile, load_images
+from raysim.data.image_cache import FORMAT
 from raysim.errors import ConfigError
 
 LABELS = ("label", "labels", "fine_label", "target", "class")  # what label columns are called that say no more
@@ -37,7 +38,7 @@ def hugging_face(config: DataConfig, side: int) -> Dataset:
         raise ConfigError(f"data.root: {config.root} has no rows")
 
     def key_of(size: int | None) -> str:
-        text = f"{raw._fingerprint} {image_column} {size} {grey}"
+        text = f"{FORMAT} {raw._fingerprint} {image_column} {size} {grey}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     images = load_images(config, files, key_of, 1 if grey else 3, side)

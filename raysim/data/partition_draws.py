@@ -137,14 +137,28 @@ def quantity(n: int, num_clients: int, alpha: float, min_samples: int, rng: np.r
 
     After Li et al. 2022, https://arxiv.org/abs/2102.02079; drawn again until every client has ``min_samples``.
     """
+    if num_clients * min_samples > n:
+        raise ConfigError(
+            f"data.partition.min_samples: {num_clients} clients with at least {min_samples} samples each need "
+            f"{num_clients * min_samples}, there are {n}; at most {n // num_clients} is possible"
+        )
+
+    def draw(alpha: float) -> Ints:
+        shares = rng.dirichlet(np.full(num_clients, alpha))
+        return np.diff((np.cumsum(shares) * n).astype(np.int64)[:-1], prepend=0, append=n)
+
     best = 0
     for _ in range(MAX_ATTEMPTS):
-        shares = rng.dirichlet(np.full(num_clients, alpha))
-        counts = np.diff((np.cumsum(shares) * n).astype(np.int64)[:-1], prepend=0, append=n)
+        counts = draw(alpha)
         if counts.min() >= min_samples:
             return rng.permutation(np.repeat(np.arange(num_clients), counts))
         best = max(best, int(counts.min()))
-    advice = f"data.partition.min_samples={best} works at this alpha" if best >= 2 else "Take a larger alpha"
+    works = [f"data.partition.min_samples={best} works at this alpha"] if best >= 2 else []
+    for larger in (alpha * 2**k for k in range(1, 12)):
+        if any(draw(larger).min() >= min_samples for _ in range(20)):
+            works.append(f"data.partition.alpha={larger:g} works with this min_samples")
+            break
+    advice = "; ".join(works or ["Take a larger alpha or a smaller min_samples"])
     raise ConfigError(
         f"data.partition: sizes from Dirichlet(alpha={alpha:g}) left one of {num_clients} clients with fewer than "
         f"{min_samples} of {n} samples in each of {MAX_ATTEMPTS} draws. {advice}, or take fewer clients"

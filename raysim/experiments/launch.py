@@ -215,7 +215,14 @@ def _in_object_store(runs: list[PreparedRun]) -> list[PlacedRun]:
         images = put(data.images) if not data.cache else ray.put(data.cache)
         arrays = (images, put(data.labels), put(partition), ray.put(run.initial), ray.put(run.frozen))
         digests, channels = run.digests, data.images.shape[3]
-        setup = RunSetup(run.config, *arrays, data.num_classes, channels, digests["algorithm"], data.known_digest)
+        setup = RunSetup(
+            run.config,
+            *arrays,
+            data.num_classes,
+            channels,
+            digests["algorithm"],
+            data.known_digest if data.cache else "",
+        )
         counts = partition.class_counts(data.labels, data.num_classes)
         domains = partition.client_domains(data.domains, data.domain_names)
         placed.append(

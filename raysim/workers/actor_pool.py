@@ -24,6 +24,7 @@ from raysim.workers.worker import ACTOR_LOST, Worker
 log = logging.getLogger(__name__)
 
 CONFIGURE_SECONDS = 900.0  # for a placed actor to get the data and build the model, after which it is considered hung
+DECODE_SECONDS = 24 * 3600.0  # the same where a node may have to decode a data set that is larger than memory
 MAX_STARTS = 4  # failed starts of an actor in a row, after which the run ends
 PATIENCE_SECONDS = 60  # how long to wait for Ray to place an actor before telling the user
 
@@ -114,6 +115,7 @@ class ActorPool:
             Stopped: the run is to end.
         """
         self._setup, self._states, self.config = ray.put(setup), states, setup.config
+        self._decodes = bool(setup.images_digest)
         self._digest, self.durations = setup.algorithm_digest, TaskDurations()
         for worker in self.workers:
             worker.configure(self._setup)
@@ -166,6 +168,8 @@ class ActorPool:
         """Replace actors that Ray has placed but that don't get ready."""
         assert self.config is not None
         asked = self.config.resources.client_timeout
+        if self._decodes:
+            asked = DECODE_SECONDS
         limit = CONFIGURE_SECONDS if asked == "auto" else max(PATIENCE_SECONDS, asked)
         for worker in self.workers:
             if worker.seconds_getting_ready() > limit:

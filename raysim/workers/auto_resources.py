@@ -73,13 +73,21 @@ def resolve_resources(
     at_a_time = _concurrent_runs(resources, device, actors, have, runs)
     if resources.num_actors == "auto":
         actors = max(1, min(actors, have // at_a_time))
-    elif at_a_time > 1 and have < at_a_time * actors and not patient and not autoscales():
+    if resources.num_gpus_per_actor != "auto":
+        share: float = resources.num_gpus_per_actor
+    elif device == "cpu":
+        share = 0.0
+    else:
+        share = _even_share(actors * at_a_time, sum(gpus))
+        if resources.num_actors == "auto":  # nodes with few CPUs leave parts of their GPUs empty
+            while actors > 1 and room(resources, device, share, 1) < actors * at_a_time:
+                actors -= 1
+                share = _even_share(actors * at_a_time, sum(gpus))
+    have = room(resources, device, share, 1)
+    if at_a_time > 1 and have < at_a_time * actors and not patient and not autoscales():
         raise ConfigError(
             f"resources.concurrent_runs: {at_a_time} runs with {actors} actors each, there is room for {have} actors"
         )
-    per_gpu = -(-actors * at_a_time // sum(gpus)) if any(gpus) else 1
-    even = int(1e4 / per_gpu) / 1e4 if device == "cuda" else 0.0
-    share: float = even if resources.num_gpus_per_actor == "auto" else resources.num_gpus_per_actor
     check_gpus(resources, device, share)
     if not patient and not autoscales():
         check_room(resources, device, actors, share)
@@ -95,6 +103,11 @@ def resolve_resources(
     if device == "cuda":
         options["runtime_env"] = CUDA_ENVIRONMENT
     return Placement(resolved, options, most_batches, actors_per_gpu)
+
+
+def _even_share(actors: int, gpus: int) -> float:
+    """The share of a GPU with which so many actors fit on all of them, the same number on each."""
+    return int(1e4 / -(-actors // gpus)) / 1e4 if gpus else 1.0
 
 
 def _concurrent_runs(resources: ResourcesConfig, device: str, actors: int, have: int, runs: int) -> int:

@@ -100,11 +100,38 @@ def test_what_a_killed_command_left_is_not_used_and_is_removed(tmp_path, folder)
     process.start()
     process.join()
     assert process.exitcode == -9
-    assert list(folder.glob("*.part-*"))
-    assert image_cache.entries() == []
+    (left,) = image_cache.entries()
+    assert left.about is None
     whole = load(root, cache="disk")
     assert whole.digest == load(root, cache="memory").digest
     assert not list(folder.glob("*.part-*"))
+
+
+@pytest.mark.parametrize("damage", ["images.npy", "about.json", "truncated", "empty"])
+def test_what_is_damaged_is_decoded_again(tmp_path, folder, damage, invoke):
+    root = make_images(tmp_path / "images")
+    first = load(root, cache="disk")
+    here = folder / first.cache
+    if damage == "truncated":
+        (here / "images.npy").write_bytes((here / "images.npy").read_bytes()[:200])
+    elif damage == "empty":
+        (here / "about.json").write_text("")
+    else:
+        (here / damage).unlink()
+    assert "not whole" in invoke("cache").output
+    assert load(root, cache="disk").digest == first.digest
+    assert "6 of 10 x 8" in invoke("cache").output
+
+
+def test_an_image_that_can_not_be_read_leaves_nothing_behind(tmp_path, folder):
+    root = make_images(tmp_path / "images")
+    bad = root / "domain0" / "class0" / "bad.png"
+    bad.write_bytes((root / "domain0" / "class0" / "0.png").read_bytes()[:150])
+    with pytest.raises(ConfigError, match="bad.png is not a readable image"):
+        load(root, cache="disk")
+    assert image_cache.entries() == []
+    bad.unlink()
+    assert load(root, cache="disk").images.shape == (6, 8, 10, 3)
 
 
 def test_no_room_and_other_sources(tmp_path, monkeypatch):

@@ -125,8 +125,14 @@ def test_quantity_is_skewed_in_sizes_and_even_in_classes(digits):
     assert sizes.max() > 300
     large = counts[sizes > 150] / sizes[sizes > 150, None]
     assert large.max() < 0.17  # a tenth each
-    with pytest.raises(ConfigError, match=r"each of 200 draws. Take a larger alpha"):
+    with pytest.raises(
+        ConfigError, match=r"each of 200 draws. data.partition.alpha=[\d.]+ works with this min_samples, or"
+    ):
         divide(digits, name="quantity", alpha=0.01)
+    with pytest.raises(
+        ConfigError, match="10 clients with at least 200 samples each need 2000, there are 1797; at most 179"
+    ):
+        divide(digits, name="quantity", min_samples=200)
 
 
 def test_natural_makes_a_client_of_each_domain(digits):

@@ -109,6 +109,17 @@ def test_runs_of_a_study_share_gpus_that_one_can_not_fill(nodes, batches, per_gp
     assert found == (at_a_time, actors, share)
 
 
+def test_placements_that_fit_are_not_refused(nodes):
+    nodes({"CPU": 8, "GPU": 1})
+    two = resolve_resources(asked(num_actors=1, concurrent_runs=2), 8, 4, runs=9).resources
+    assert (two.concurrent_runs, two.num_actors, two.num_gpus_per_actor) == (2, 1, 0.5)
+    for uneven in (({"CPU": 1, "GPU": 1}, {"CPU": 8, "GPU": 1}), ({"CPU": 4, "GPU": 4}, {"CPU": 16, "GPU": 1})):
+        nodes(*uneven)
+        placed = resolve_resources(asked(), 50, 4).resources
+        assert placed.num_actors >= 3
+        resolve_resources(placed, 50, 4)  # what was found fits
+
+
 @pytest.mark.parametrize(
     ("cpus", "per_gpu", "batches", "actors", "share"), [(8, 3, 50, 6, 0.3333), (8, 4, 5, 5, 0.3333), (3, 4, 50, 3, 0.5)]
 )

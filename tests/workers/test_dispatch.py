@@ -156,7 +156,9 @@ def make_pool(size, stop=None, said=None, **changes):
 
 
 def configure(pool, **changes):
-    return pool.configure(types.SimpleNamespace(config=tiny(**changes), algorithm_digest="its code"), FakeStates())
+    return pool.configure(
+        types.SimpleNamespace(config=tiny(**changes), algorithm_digest="its code", images_digest=""), FakeStates()
+    )
 
 
 def same(task, node):
