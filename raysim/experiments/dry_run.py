@@ -107,7 +107,7 @@ class Estimate:
         shared = torch.zeros(layout.num_shared)
         down = config.algorithm.broadcast(shared, config.algorithm.server_init(shared, layout))
         sent = 4 * sum(tensor.numel() for tensor in down.values()) * config.cohort_size
-        images = run.dataset.images.nbytes
+        kept = "mapped from disk on every node" if run.dataset.cache else "of images once per node"
         actors = f"{self.actors} {'actor' if self.actors == 1 else 'actors'}"
         return "\n".join(
             [
@@ -115,7 +115,8 @@ class Estimate:
                 f"a round's training: about {_time(self.round_seconds)} with {actors} "
                 "on CPU cores like this; "
                 f"{config.rounds} rounds: {_time(config.rounds * self.round_seconds)}",
-                f"memory: about {self.actor_bytes / 1e9:.1f} GB per actor, {images / 1e6:,.0f} MB of images once per node",
+                f"memory: about {self.actor_bytes / 1e9:.1f} GB per actor, "
+                f"{run.dataset.images.nbytes / 1e6:,.0f} MB {kept}",
                 f"disk: {state / 1e3:,.1f} kB per client that has trained, {state * trained / 1e9:,.2f} GB for {trained:,}",
             ]
         )

@@ -47,8 +47,13 @@ class WrittenOut:
             x, _ = stage.layer(w, x)
         return x
 
-    def with_back(self, theta: Tensor, images: Tensor, output: Output) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The same, and from the gradient of that the gradient (K, P) of ``theta``."""
+    def with_back(
+        self, theta: Tensor, images: Tensor, output: Output, once: bool = False
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The same, and from the gradient of that the gradient (K, P) of ``theta``.
+
+        ``once``: that way is gone once only, so what each part keeps for it is let go on the way.
+        """
         assert theta.shape[1] == self._layout.num_parameters
         x, w = images, Weights(theta, self._layout, self._frozen, goes_back=True)
         backs: list[Back] = []
@@ -60,8 +65,9 @@ class WrittenOut:
 
         def way_back(of_output: Tensor) -> Tensor:
             w.gradients, w.written = of_output.new_empty(theta.shape), set()
-            for back in reversed(backs):
-                of_output = back(of_output)
+            left = backs if once else list(backs)
+            while left:
+                of_output = left.pop()(of_output)
             for name, (start, size, _) in self._layout.places.items():
                 if name not in w.written:  # the output does not depend on it
                     w.gradients[:, start : start + size] = 0
@@ -71,7 +77,7 @@ class WrittenOut:
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient (K, P) of the mean cross entropy over the samples whose mask (K, B) is 1, and that mean (K,)."""
-        logits, back = self.with_back(theta, images, "logits")
+        logits, back = self.with_back(theta, images, "logits", once=True)
         log_probabilities = logits.log_softmax(dim=-1)
         weights = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[..., None]
         chosen = labels[..., None]
