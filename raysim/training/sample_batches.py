@@ -5,9 +5,10 @@ Shapes: K clients, n samples of the largest of them, E epochs, B samples of a ba
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Samples:
 
     def __init__(self, images: NDArray[np.uint8], labels: Ints, device: torch.device, budget: int) -> None:
         self.device, self.side = device, min(images.shape[1:3])
+        self._mapped = images if isinstance(images, np.memmap) else None
         fits = images.nbytes + labels.nbytes <= budget
         self._on = device if fits else torch.device("cpu")
         with warnings.catch_warnings():
@@ -43,8 +45,20 @@ class Samples:
 
     def at(self, index: Ints) -> tuple[Tensor, Tensor]:
         """Images (..., H, W, C) and labels (...) at an index of any shape, on the device."""
+        if self._mapped is not None:
+            read_ahead(self._mapped, index)
         where = to_device(torch.from_numpy(index), self._on)
         return to_device(self._images[where], self.device), to_device(self._labels[where], self.device)
+
+
+def read_ahead(images: np.memmap[Any, Any], index: Ints) -> None:
+    """Let the system read mapped images all at once; otherwise each page would be waited for when it is touched."""
+    mapped: mmap.mmap = images._mmap  # type: ignore[attr-defined]
+    size = images[0].nbytes
+    for i in np.unique(index).tolist():
+        start = images.offset + i * size
+        begin = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, begin, start + size - begin)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

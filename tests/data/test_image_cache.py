@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import raysim
@@ -15,6 +16,7 @@ from raysim.data import decoding, image_cache
 from raysim.data.loading import mapped_images
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
+from raysim.training.sample_batches import Samples
 
 from configs import tiny
 
@@ -56,6 +58,15 @@ def test_a_second_start_decodes_nothing_and_gives_the_same(tmp_path, folder, mon
     assert load(root, subset=4).digest != large.digest
     (entry,) = image_cache.entries()
     assert (entry.key, entry.about.root, entry.about.shape) == (large.cache, str(root), (6, 8, 10, 3))
+
+
+def test_samples_of_mapped_images_are_those_in_memory(tmp_path):
+    root = make_images(tmp_path / "images")
+    memory, mapped = (load(root, cache=cache) for cache in ("memory", "disk"))
+    index = np.array([[5, 0, 0], [2, 5, 1]])
+    cpu = torch.device("cpu")
+    for found in (Samples(d.images, d.labels, cpu, 0).at(index)[0] for d in (memory, mapped)):
+        assert np.array_equal(found, memory.images[index])
 
 
 def test_changed_files_and_another_side_are_other_images(tmp_path):
