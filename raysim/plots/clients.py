@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,7 +70,11 @@ def plot_heat_map(rounds: NDArray[np.int64], accuracy: NDArray[np.floating], tit
     order = np.argsort(-np.nan_to_num(accuracy[-1], nan=-1.0), kind="stable")
     rows = accuracy.T[order]
     if len(rows) > MOST_ROWS:
-        rows = np.stack([np.nanmean(block, axis=0) for block in np.array_split(rows, MOST_ROWS)])
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Mean of empty slice"
+            )  # none of these clients was evaluated in that round
+            rows = np.stack([np.nanmean(block, axis=0) for block in np.array_split(rows, MOST_ROWS)])
     figure = new_figure(8, min(9.0, max(3.2, 1.4 + 0.16 * len(rows))))
     axes = figure.subplots()
     image = axes.imshow(rows, aspect="auto", cmap=SEQUENTIAL, vmin=0, interpolation="nearest")
