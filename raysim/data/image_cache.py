@@ -76,7 +76,7 @@ def find(key: str) -> CachedImages | None:
     about = _about(folder)
     if about is None:
         return None
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     with contextlib.suppress(OSError):  # of another user's cache
         os.utime(folder / "about.json")  # when it was last used
     return CachedImages(images, about)
