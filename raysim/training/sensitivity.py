@@ -88,8 +88,9 @@ def sum_and_directions(
     factors = {kind: torch.stack([shares, factor]) for kind, factor in scaled.items()}
     of_all = {kind: factor.sum() for kind, factor in scaled.items()}
     # Where an update is tiny beside the parameters, their difference must come first: nothing would be left of it.
-    least = TINY * float(shared.abs().max())
-    tiny = {kind for kind, square in squares.items() if bool((kept & (square > 0) & (square.sqrt() < least)).any())}
+    least = (TINY * shared.abs().max()).double().square()
+    are_tiny = torch.stack([(kept & (square > 0) & (square < least)).any() for square in squares.values()])
+    tiny = {kind for kind, is_tiny in zip(squares, are_tiny.tolist(), strict=True) if is_tiny}  # asked for at once
     total = trained.new_empty((2, trained.shape[1]), dtype=torch.float64)
     for (kind, after, before), out in zip(
         _pieces(trained, shared, layout), total.split(_sizes(layout), dim=-1), strict=True

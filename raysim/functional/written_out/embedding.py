@@ -88,7 +88,6 @@ class Pool:
 
     def __call__(self, w: Weights, x: Tensor) -> tuple[Tensor, Back]:
         chosen = slice(0, 1) if self.kind == "token" else slice(self.prefix, None)
-
         count = 1 if self.kind == "token" else x.shape[2] - self.prefix
 
         def back(gradient: Tensor) -> Tensor:

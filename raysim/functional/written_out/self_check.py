@@ -52,12 +52,13 @@ def agrees(written: WrittenOut, general: Gradients, model: Any, layout: Paramete
 @contextmanager
 def _float32() -> Iterator[None]:
     """Without TF32, which rounds by more than the tolerance."""
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    matmul.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _apart(first: Tensor, second: Tensor) -> float:
