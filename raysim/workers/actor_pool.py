@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CONFIGURE_SECONDS = 900.0  # for a placed actor to get the data and build the model, after which it is considered hung
 DECODE_SECONDS = 24 * 3600.0  # the same where a node may have to decode a data set that is larger than memory
 MAX_STARTS = 4  # failed starts of an actor in a row, after which the run ends
+GATHER_SECONDS = 5e-5  # for each result that is waited for: how long to let others arrive before looking at them
 PATIENCE_SECONDS = 60  # how long to wait for Ray to place an actor before telling the user
 
 
@@ -54,6 +55,8 @@ class ActorPool:
         self._stop, self.notify = stop, notify
         self.workers: list[Worker] = [replace(worker, number=i) for i, worker in enumerate(workers)]
         self._setup: ray.ObjectRef | None = None
+        self._answers: dict[ray.ObjectRef, Worker] = {}  # the pending ones to ``configure``
+        self._num_readers = 0  # that all ready workers know
         self._states: StateNodes | None = None
         self._nodes: set[str] = set()
         self.config: Config | None = None
@@ -71,7 +74,7 @@ class ActorPool:
             worker = Worker(len(self.workers), self._start())
             self.workers.append(worker)
             if self._setup is not None:
-                worker.configure(self._setup)
+                self._configure(worker)
             if joined:
                 log.warning("a node has joined: actor %d is added", worker.number)
 
@@ -117,8 +120,9 @@ class ActorPool:
         self._setup, self._states, self.config = ray.put(setup), states, setup.config
         self._decodes = bool(setup.images_digest)
         self._digest, self.durations = setup.algorithm_digest, TaskDurations()
+        self._num_readers = 0
         for worker in self.workers:
-            worker.configure(self._setup)
+            self._configure(worker)
         patience = time.monotonic() + PATIENCE_SECONDS
         while refs := self.pending_answers:
             if time.monotonic() > patience:
@@ -140,12 +144,17 @@ class ActorPool:
     @property
     def pending_answers(self) -> list[ray.ObjectRef]:
         """The pending answers of actors that are getting ready."""
-        return [worker.answer for worker in self.workers if worker.answer is not None]
+        return list(self._answers)
+
+    def _configure(self, worker: Worker) -> None:
+        """A worker starts to get ready; what it was asked before is of no interest any more."""
+        if worker.answer is not None:
+            self._answers.pop(worker.answer, None)
+        self._answers[worker.configure(self._setup)] = worker
 
     def take_answer(self, ref: ray.ObjectRef) -> bool:
         """Take the answer of an actor to ``configure``; returns whether ``ref`` was one. Raises as ``configure`` does."""
-        worker = next((w for w in self.workers if w.answer is not None and w.answer == ref), None)
-        if worker is None:
+        if (worker := self._answers.pop(ref, None)) is None:
             return False
         assert self._states is not None
         try:
@@ -155,7 +164,7 @@ class ActorPool:
             node, path, readers = self._states.at(self._states.number(machine.node))
             worker.handle.open_states.remote(node, path)
             worker.ready(machine, node)
-            self._announce(readers)
+            self._announce(readers, worker)
         except ACTOR_LOST as error:
             self._start_failed(worker, error)
         except RayTaskError as error:
@@ -181,14 +190,19 @@ class ActorPool:
         log.warning("client actor %d did not start (%s); another takes its place", worker.number, error)
         self.replace(worker)
 
-    def _announce(self, readers: dict[int, Any]) -> None:
-        """Tell all workers about all readers; an actor's calls run in order, so it knows them before its next task."""
-        for worker in self.ready if readers else ():
+    def _announce(self, readers: dict[int, Any], new: Worker) -> None:
+        """Tell a new worker about all readers, and all others if there is one that they don't know.
+
+        An actor's calls run in order, so it knows them before its next task.
+        """
+        for worker in self.ready if len(readers) > self._num_readers else [new] if readers else []:
             worker.handle.set_readers.remote(readers)
+        self._num_readers = len(readers)
 
     def _check_same_kind(self, machine: Machine) -> None:
         assert self.config is not None
-        names = {w.machine.device_name for w in self.ready if w.machine is not None} | {machine.device_name}
+        other = next((worker.machine for worker in self.workers if worker.machine is not None), machine)
+        names = {other.device_name, machine.device_name}
         if len(names) > 1 and not self.config.resources.allow_mixed:
             raise ConfigError(
                 f"resources.allow_mixed: the cluster has {' and '.join(sorted(names))}, on which the same run has different "
@@ -208,7 +222,7 @@ class ActorPool:
         """Put a new actor in the place of one that was lost; returns the tasks that must run again."""
         ray.kill(worker.handle)
         again = worker.restart(self._start())
-        worker.configure(self._setup)
+        self._configure(worker)
         return again
 
     def log_tail(self, worker: Worker) -> str:
@@ -218,7 +232,8 @@ class ActorPool:
 
     def wait(self, refs: list[ray.ObjectRef], timeout: float = 0.5) -> list[ray.ObjectRef]:
         """The refs that are ready, maybe none; raises ``Stopped`` when the run is to end."""
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        # To look at thousands of refs takes a while: let more of them get ready meanwhile.
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=GATHER_SECONDS * len(refs))
         if not ready:
             ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         if self._stop.is_set():

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heapreplace
 from itertools import islice
 
 import ray
@@ -28,12 +29,13 @@ from raysim.workers.worker import ACTOR_LOST, Worker
 log = logging.getLogger(__name__)
 
 NEARBY = 16  # among this many next tasks of the queue, a worker prefers one whose states are on its node
+MOST_SHOWN = 16  # actors of which ``Progress`` says what they do
 IN_FLIGHT = 2  # tasks per actor, so that none waits for the driver
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many tasks of a round are done, and what the actors are working on."""
+    """How many tasks of a round are done, and what the first few actors are working on."""
 
     done: int
     total: int
@@ -77,6 +79,7 @@ class Dispatch:
         self._resources, self._drops = pool.config.resources, pool.config.cohort.on_failure == "drop"
         # The longest first, so that no actor starts a long one when all others are done.
         self._queue = deque(sorted(tasks, key=pool.durations.expected, reverse=True))
+        self._owners: dict[ray.ObjectRef, Worker] = {}  # of the tasks that are under way
         self._results: dict[tuple[int, int], TaskResult] = {}
         self._dropped: list[Task] = []
         self._losses: dict[tuple[int, int], int] = {}  # by task: how many actors died with it
@@ -92,10 +95,10 @@ class Dispatch:
         """
         self._pool.grow()
         while True:
-            while self._queue or any(worker.running for worker in self._pool.workers):
+            while self._queue or self._owners:
                 self._hand_out()
                 yield self._progress()
-                for ref in self._pool.wait(self._awaited()):
+                for ref in self._pool.wait([*self._owners, *self._pool.pending_answers]):
                     if not self._pool.take_answer(ref):
                         self._take_result(ref)
                 self._check_workers()
@@ -109,32 +112,34 @@ class Dispatch:
         assert len(results) + len(self._dropped) == len(self._tasks)
         return Completed(results, sums, self._dropped)
 
-    def _awaited(self) -> list[ray.ObjectRef]:
-        return [ref for worker in self._pool.workers for ref in worker.refs] + self._pool.pending_answers
-
     def _hand_out(self) -> None:
-        ready = self._pool.ready
-        while self._queue and ready:
-            worker = min(ready, key=self._backlog)
+        if not self._queue or not (ready := self._pool.ready):
+            return
+        nearby = NEARBY if self._pool.several_nodes else 0
+        least = [(len(w.running), self._backlog(w), w.number, w) for w in ready]
+        heapify(least)
+        while self._queue:
+            tasks, seconds, number, worker = least[0]
             # At the end of a round a task waits for the first idle actor rather than behind another task.
-            if len(worker.running) >= (IN_FLIGHT if len(self._queue) > len(ready) else 1):
+            if tasks >= (IN_FLIGHT if len(self._queue) > len(ready) else 1):
                 break
-            worker.assign(self._place(self._next_for(worker), worker.node), self._version, self._broadcast)
+            task = self._next_for(worker, nearby)
+            self._owners[worker.assign(self._place(task, worker.node), self._version, self._broadcast)] = worker
+            heapreplace(least, (tasks + 1, seconds + self._pool.durations.expected(task), number, worker))
 
-    def _next_for(self, worker: Worker) -> Task:
+    def _next_for(self, worker: Worker, nearby: int) -> Task:
         """The next task; with several nodes, one of the next few whose clients' states are on the worker's node."""
-        for i, task in enumerate(islice(self._queue, NEARBY if self._pool.several_nodes else 0)):
+        for i, task in enumerate(islice(self._queue, nearby)):
             if (node_of(task.read) == worker.node).mean() > 0.5:
                 del self._queue[i]
                 return task
         return self._queue.popleft()
 
-    def _backlog(self, worker: Worker) -> tuple[int, float]:
-        return len(worker.running), sum(map(self._pool.durations.expected, worker.running))
+    def _backlog(self, worker: Worker) -> float:
+        return sum(map(self._pool.durations.expected, worker.running))
 
     def _take_result(self, ref: ray.ObjectRef) -> None:
-        worker = next((w for w in self._pool.workers if ref in w.refs), None)
-        if worker is None:
+        if (worker := self._owners.get(ref)) is None:
             return  # its actor was lost a moment ago
         try:
             result: TaskResult = ray.get(ref)
@@ -149,6 +154,7 @@ class Dispatch:
             self._lost(worker, error)
             return
         task = worker.finish(ref)
+        del self._owners[ref]
         self._results[task.key] = replace(result, actor=worker.number)
         self._pool.durations.measure(result)
 
@@ -193,6 +199,8 @@ class Dispatch:
         """Replace the actor; what it was running and what only its sum had goes back into the queue."""
         suspect = worker.running[0] if worker.running else None  # an actor runs one task after another
         drop = suspect is not None and self._kills_actors(suspect, worker, error)
+        for ref in worker.refs:
+            del self._owners[ref]
         again = self._pool.replace(worker)
         log.warning(
             "client actor %d was lost (%s); %d tasks run again", worker.number, type(error).__name__, len(again)
@@ -224,7 +232,7 @@ class Dispatch:
 
     def _progress(self) -> Progress:
         running = (_describe(worker, worker.running[0]) for worker in self._pool.workers if worker.running)
-        return Progress(len(self._results), len(self._tasks), tuple(running))
+        return Progress(len(self._results), len(self._tasks), tuple(islice(running, MOST_SHOWN)))
 
 
 def _describe(worker: Worker, task: Task) -> str:

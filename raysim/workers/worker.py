@@ -61,12 +61,13 @@ class Worker:
 
     # Getting ready.
 
-    def configure(self, setup: ray.ObjectRef) -> None:
-        """Start to get ready for a run; what is left of an earlier one is forgotten."""
+    def configure(self, setup: ray.ObjectRef | None) -> ray.ObjectRef:
+        """Start to get ready for a run; what is left of an earlier one is forgotten. Returns ``answer``."""
         self.machine, self._alive_since = None, None
         self._running, self.summed = {}, []
         self._ping = self.handle.ping.remote()
         self.answer = self.handle.configure.remote(setup)
+        return self.answer
 
     def ready(self, machine: Machine, node: int) -> None:
         """The actor has answered ``configure``."""
@@ -102,11 +103,13 @@ class Worker:
         """Seconds since the first of ``running`` began."""
         return time.monotonic() - self._since if self._running else 0.0
 
-    def assign(self, task: Task, version: int, broadcast: ray.ObjectRef) -> None:
-        """Hand it a task, which it runs after those that it has."""
+    def assign(self, task: Task, version: int, broadcast: ray.ObjectRef) -> ray.ObjectRef:
+        """Hand it a task, which it runs after those that it has; returns the ref of the result."""
         if not self._running:
             self._since = time.monotonic()
-        self._running[self.handle.run.remote(task, version, broadcast)] = task
+        ref = self.handle.run.remote(task, version, broadcast)
+        self._running[ref] = task
+        return ref
 
     def finish(self, ref: ray.ObjectRef) -> Task:
         """A result has arrived: the task is done, and if it trained, it is in the actor's sum."""
