@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 HERE = Path(__file__).parent
 PACKAGES = HERE / ".packages"
 RIVALS = ("raysim", "plain_torch", "pfl_research", "flower", "fl_bench")
+PATIENCE = 30.0  # seconds for a side's processes to end by themselves
 ONE_PROCESS_PER_CORE = {"pfl_research"}  # started as torchrun does; the others start their workers themselves
 
 
@@ -134,7 +135,7 @@ class Side:
         tree = self._tree()
         for connection in self._connections:
             connection.close()
-        deadline = monotonic() + 30
+        deadline = monotonic() + PATIENCE
         for process in self._processes:
             try:
                 process.wait(max(0.0, deadline - monotonic()))
