@@ -68,7 +68,7 @@ class Side:
         address, key = str(task / name[:9]), secrets.token_hex(16)
         ranks = processes if name in ONE_PROCESS_PER_CORE else 1
         packages = packages_of(name)
-        path = [*([str(packages)] if packages else []), str(HERE), str(HERE.parent)]
+        path = [*([str(packages)] if packages else []), str(HERE / "rivals" / name), str(HERE), str(HERE.parent)]
         environment = {
             **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
             "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]),

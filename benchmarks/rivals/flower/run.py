@@ -8,67 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from client_app import client, loaded
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from numpy.typing import NDArray
 from task import Task
-from torch import nn
 from turns import Turns
 
-client = ClientApp()
 server = ServerApp()
-
-
-@cache
-def loaded() -> tuple[Task, nn.Module]:
-    torch.set_num_threads(1)
-    task = Task.load(Path(os.environ["COMPARE_TASK"]))
-    return task, task.model()
-
-
-@client.train()
-def train(message: Message, context: Context) -> Message:
-    task, model = loaded()
-    config = message.content["config"]
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    place = config["server-round"] - 1, config["place"]
-    optimizer = torch.optim.SGD(model.parameters(), lr=task.settings.learning_rate)
-    images, labels = task.samples(task.train[place])
-    model.train()
-    size = task.settings.batch_size
-    for x, y in zip(images.split(size), labels.split(size), strict=True):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    metrics = MetricRecord({"correct": hits(task, model, task.test[place]), "num-examples": len(labels)})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
-    return Message(content=content, reply_to=message)
-
-
-@client.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    task, model = loaded()
-    config = message.content["config"]
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    index = task.test[config["server-round"] - 1, config["place"]]
-    metrics = MetricRecord({"correct": hits(task, model, index), "num-examples": len(index)})
-    return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
-
-
-@torch.no_grad()
-def hits(task: Task, model: nn.Module, index: NDArray[np.int64]) -> int:
-    images, labels = task.samples(index)
-    return int((model.eval()(images).argmax(-1) == labels).sum())
 
 
 class OneRoundPerTurn(FedAvg):
@@ -87,6 +39,14 @@ class OneRoundPerTurn(FedAvg):
     ) -> Iterable[Message]:
         return with_places(super().configure_evaluate(server_round, arrays, config, grid))
 
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return super().aggregate_train(server_round, all_good(replies))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return super().aggregate_evaluate(server_round, all_good(replies))
+
     def finish(self) -> None:
         """The last round is done."""
         next(self._turns, None)
@@ -99,6 +59,15 @@ def with_places(messages: Iterable[Message]) -> list[Message]:
         config = ConfigRecord({**message.content["config"], "place": place})
         message.content = RecordDict({"arrays": message.content["arrays"], "config": config})
     return messages
+
+
+def all_good(replies: Iterable[Message]) -> list[Message]:
+    """The same replies; Flower itself goes on without clients that failed, even if all did."""
+    replies = list(replies)
+    for reply in replies:
+        if reply.has_error():
+            raise RuntimeError(f"a client failed: {reply.error.reason}")
+    return replies
 
 
 @server.main()
