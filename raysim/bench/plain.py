@@ -101,6 +101,7 @@ class PlainLoop:
             ours, theirs = context.Pipe()
             arguments = (
                 theirs,
+                rank,
                 config,
                 images,
                 labels,
@@ -152,6 +153,7 @@ class PlainLoop:
 
 def _work(
     pipe: Connection,
+    rank: int,
     config: Config,
     images: Tensor,
     labels: Tensor,
@@ -164,7 +166,10 @@ def _work(
     trimmed: bool,
 ) -> None:
     torch.set_num_threads(1)
-    device = torch.device("cuda" if config.resources.device == "cuda" else "cpu")
+    device = torch.device("cpu")
+    if config.resources.device == "cuda":  # on all GPUs, as raysim's actors are
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     num_classes = int(labels.max()) + 1
     model = build_model(config.model, config.algorithm, num_classes, images.shape[3], config.seed).to(device)
     torch.backends.cuda.matmul.allow_tf32 = config.resources.precision == "tf32"

@@ -292,6 +292,9 @@ class EvaluateConfig(Section):
     client that has just trained with its own parameters before aggregation, any other with the round's incoming shared
     parameters and its personal ones. ``aggregated``: everyone with the shared parameters after the server step and their
     personal ones (``aggregated/...``)."""
+    sensitivity: Auto | bool | Positive = "auto"
+    """Measure how much the clients' updates disagree, per type of layer (``sensitivity/...``): in every round, in none, or
+    once in this many rounds. It doubles what actors send in a round. auto: for up to 10 million shared parameters."""
     new_clients: int = Field(0, ge=0)
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
@@ -314,7 +317,10 @@ class ResourcesConfig(Section):
     trial step."""
     clients_per_batch: Auto | Positive = "auto"
     """Clients that an actor trains together as one vectorised computation; 1 trains them one by one. auto: from model and
-    batch size on a CPU, from the memory of a trial step on a GPU."""
+    batch size on a CPU, from the memory of a trial step on a GPU; so small that ``batches_per_round`` remain."""
+    batches_per_round: Auto | Positive = "auto"
+    """How many client batches ``clients_per_batch: auto`` leaves in a round, if the cohort is large enough. auto: 8 on a CPU,
+    whatever the machine, so that results are the same everywhere; on GPUs one for each actor, at least 8."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of matrix products, by autocast; parameters, gradients, loss and aggregation stay float32. bfloat16 is
     faster where the CPU or GPU computes in it; tf32, on GPUs, rounds what is multiplied to 10 bits of mantissa."""

@@ -23,7 +23,13 @@ from raysim.experiments.preparation import PreparedRun
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.step_memory import MOST_ACTORS_PER_GPU, Choice
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
-from raysim.workers.auto_resources import CUDA_ENVIRONMENT, resolve_resources, same_resources, with_clients_per_batch
+from raysim.workers.auto_resources import (
+    CUDA_ENVIRONMENT,
+    batches_on_gpus,
+    resolve_resources,
+    same_resources,
+    with_clients_per_batch,
+)
 from raysim.workers.cluster import room
 from raysim.workers.gpu_trial import TrialActor
 from raysim.workers.run_setup import RunSetup
@@ -149,7 +155,8 @@ class Launch:
                 resources = run.config.resources.model_copy(update=share)
                 setup = run.with_config(run.config.model_copy(update={"resources": resources})).setup
                 asked = None if run.auto_batches else int(run.config.resources.clients_per_batch)
-                choices[key] = self._answer(actor.choose.remote(setup, asked))
+                batches = batches_on_gpus(self._resources, self._runs)
+                choices[key] = self._answer(actor.choose.remote(setup, asked, batches))
             sized.append(run.with_config(with_clients_per_batch(run.config, choices[key].clients_per_batch)))
         ray.kill(actor)
         return sized, min(choice.actors_per_gpu for choice in choices.values())

@@ -48,7 +48,7 @@ class BatchPlanner:
         self._size = config.resources.clients_per_batch
         self._config, self._partition, self._index = config, partition, index
 
-    def train(self, round: int, cohort: Ints, messages: Messages, evaluate: bool) -> list[Task]:
+    def train(self, round: int, cohort: Ints, messages: Messages, evaluate: bool, sensitivity: bool) -> list[Task]:
         """A cohort (K,) in client batches; ``messages`` have a row per client, in id order."""
         if self._config.algorithm.pooled:
             return [self._train_pooled(round, cohort)]
@@ -73,6 +73,7 @@ class BatchPlanner:
                 work_share=work[at] if work is not None and (work[at] < 1).any() else None,
                 messages={name: rows[at] for name, rows in messages.items()},
                 evaluate=evaluate,
+                sensitivity=sensitivity,
             )
             tasks.append(task)
         return tasks

@@ -9,6 +9,7 @@ from raysim.config.schema import Config
 from raysim.federation.cohort import evaluated_clients, sample_cohort
 
 Ints = NDArray[np.int64]
+SENSITIVITY_PARAMETERS = 10_000_000  # shared ones, above which ``evaluate.sensitivity: auto`` measures none
 
 
 class EvaluationSchedule:
@@ -25,6 +26,15 @@ class EvaluationSchedule:
     def num_due(self) -> int:
         """How many rounds of the run are evaluated."""
         return -(-self._config.rounds // self._config.evaluate.every)
+
+    def measures_sensitivity(self, round: int, num_shared: int) -> bool:
+        """Whether ``sensitivity/...`` is measured in the round, for a model with so many shared parameters."""
+        asked = self._config.evaluate.sensitivity
+        if asked == "auto":
+            return num_shared <= SENSITIVITY_PARAMETERS
+        if isinstance(asked, bool):
+            return asked
+        return (round + 1) % asked == 0 or self.is_last(round)
 
     def is_last(self, round: int) -> bool:
         """Whether it is the last round, whose table has every client."""

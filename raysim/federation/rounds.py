@@ -91,6 +91,7 @@ class FederatedRun:
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._prepared = not self._algorithm.prepares
+        self._sum_bytes = 8 * layout.num_shared * (len(self._algorithm.uploads) + 1)  # with the directions
         self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
         self.timeline: pd.DataFrame | None = None
@@ -114,7 +115,8 @@ class FederatedRun:
         cohort = sample_cohort(self.config, round)
         messages = self._messages(self.states.index.addresses[cohort])
         down = down_bytes(self._server.sent, messages)
-        tasks = self._planner.train(round, cohort, messages, evaluate=self._schedule.is_due(round))
+        sensitivity = self._schedule.measures_sensitivity(round, self._layout.num_shared)
+        tasks = self._planner.train(round, cohort, messages, self._schedule.is_due(round), sensitivity)
         completed = yield from self._run_tasks(round, tasks + self._evaluations(round, cohort, len(tasks)))
         if completed.results and round == max(0, self.config.rounds - 2):  # a typical round: the last evaluates more
             self.timeline = timeline(completed.results)
@@ -194,7 +196,8 @@ class FederatedRun:
             return task
 
         server = self._server
-        dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place).run()
+        handed = (self._pool, round, tasks, server.version, server.broadcast, place)
+        dispatch = Dispatch(*handed, sum_bytes=self._sum_bytes).run()
         while True:
             try:
                 progress = next(dispatch)

@@ -30,8 +30,10 @@ class Choice:
     actors_per_gpu: int
 
 
-def choose(peak_bytes: Callable[[int], int | None], total_bytes: int, cohort: int, asked: int | None = None) -> Choice:
-    """The largest power of two of clients whose peak fits and, if the cohort allows, leaves eight batches per round.
+def choose(
+    peak_bytes: Callable[[int], int | None], total_bytes: int, cohort: int, batches: int, asked: int | None = None
+) -> Choice:
+    """The largest power of two of clients whose peak fits and, if the cohort allows, leaves so many batches per round.
 
     Args:
         peak_bytes: gives the peak memory of a training step with this many clients, None if it did not fit.
@@ -39,7 +41,7 @@ def choose(peak_bytes: Callable[[int], int | None], total_bytes: int, cohort: in
         asked: ``clients_per_batch``, if it is given.
     """
     size, peak = 1, peak_bytes(1)
-    most = min(MOST_CLIENTS_PER_BATCH, max(1, cohort // 8), asked or MOST_CLIENTS_PER_BATCH)
+    most = min(MOST_CLIENTS_PER_BATCH, max(1, cohort // batches), asked or MOST_CLIENTS_PER_BATCH)
     while asked is None and peak is not None and 2 * size <= most:
         larger = peak_bytes(2 * size)
         if larger is None or larger > BATCH_SHARE * total_bytes:

@@ -79,6 +79,7 @@ class Train(Task):
         messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
         evaluate: evaluate them, too.
+        sensitivity: sum up their updates as unit vectors, too.
         write: (K,) fresh addresses on the worker's node; set when a worker gets the task. None: nothing is kept.
     """
 
@@ -91,6 +92,7 @@ class Train(Task):
     messages: dict[str, Rows] = field(default_factory=dict)
     pooled: Ints | None = None
     evaluate: bool = False
+    sensitivity: bool = False
     write: Ints | None = None
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained:
@@ -101,7 +103,7 @@ class Train(Task):
             engine.config.train.local_epochs,
             _on_device(self.messages, engine),
             evaluate=self.evaluate,
-            sensitivity=self.pooled is None,
+            sensitivity=self.sensitivity,
             pooled=self.pooled,
             work_share=self.work_share,
         )

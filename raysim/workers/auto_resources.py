@@ -14,6 +14,7 @@ from typing import Any
 
 from raysim.config.schema import Config, ResourcesConfig
 from raysim.errors import ConfigError
+from raysim.training.step_memory import MOST_ACTORS_PER_GPU
 from raysim.workers.cluster import autoscales, check_gpus, check_room, nodes, room
 
 # Multiply-adds of one forward step above which vectorising over clients no longer pays on a CPU. Between a ViT of dim 64
@@ -21,13 +22,15 @@ from raysim.workers.cluster import autoscales, check_gpus, check_room, nodes, ro
 # 5 % slower).
 LARGE_STEP = 300e6
 MAX_CLIENTS_PER_BATCH = 64
+LEAST_BATCHES = 8  # per round, which ``batches_per_round: auto`` leaves
 CUDA_ENVIRONMENT = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}}  # deterministic matrix products
 
 
 def clients_per_batch(config: Config, num_parameters: int, tokens: int) -> int:
     """Resolve ``auto`` for a model with this many parameters and tokens per image, from the configuration alone.
 
-    At least eight batches per round if the cohort is large enough; cohorts of four or more train at least in pairs.
+    If the cohort is large enough, at least eight batches per round, or ``batches_per_round``; cohorts of four or more train
+    at least in pairs unless that is given.
     """
     asked = config.resources.clients_per_batch
     if asked != "auto":
@@ -35,7 +38,23 @@ def clients_per_batch(config: Config, num_parameters: int, tokens: int) -> int:
     cohort = config.cohort_size
     if cohort < 4 or config.train.batch_size * tokens * num_parameters > LARGE_STEP:
         return 1
-    return min(MAX_CLIENTS_PER_BATCH, max(2, cohort // 8))
+    batches = config.resources.batches_per_round
+    least, batches = (2, LEAST_BATCHES) if batches == "auto" else (1, batches)
+    return min(MAX_CLIENTS_PER_BATCH, max(least, cohort // batches))
+
+
+def batches_on_gpus(resources: ResourcesConfig, runs: int = 1) -> int:
+    """Client batches per round that give every actor on the cluster's GPUs one, before it is known how many share a GPU.
+
+    The runs of a study share the GPUs, and larger batches are faster.
+    """
+    if resources.batches_per_round != "auto":
+        return resources.batches_per_round
+    if resources.num_actors != "auto":
+        return max(LEAST_BATCHES, resources.num_actors)
+    at_a_time = runs if resources.concurrent_runs == "auto" else min(runs, resources.concurrent_runs)
+    actors = room(resources, "cuda", resources.num_gpus_per_actor, MOST_ACTORS_PER_GPU)
+    return max(LEAST_BATCHES, -(-actors // at_a_time))
 
 
 def with_clients_per_batch(config: Config, size: int) -> Config:

@@ -63,14 +63,15 @@ class ClientActor:
                 raise BrokenDevice(f"getting ready: {error}") from error
             raise
         self._partial = PartialSum(-1)
-        device = setup.config.resources.device
+        device, context = setup.config.resources.device, ray.get_runtime_context()
         return Machine(
             device,
             device_name(device),
             algorithm_digest(setup.config),
-            ray.get_runtime_context().get_node_id(),
+            context.get_node_id(),
             os.getpid(),
             ray._private.worker.global_worker.get_err_file_path(),
+            ",".join(context.get_accelerator_ids().get("GPU", [])),
         )
 
     def open_states(self, node: int, path: Path) -> None:

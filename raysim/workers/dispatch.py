@@ -24,12 +24,13 @@ from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
 from raysim.workers.durations_and_timeouts import LEAST_TIMEOUT
 from raysim.workers.sum_tree import root_of_sums
-from raysim.workers.worker import ACTOR_LOST, Worker
+from raysim.workers.worker import ACTOR_LOST, Worker, interleaved
 
 log = logging.getLogger(__name__)
 
 NEARBY = 16  # among this many next tasks of the queue, a worker prefers one whose states are on its node
 MOST_SHOWN = 16  # actors of which ``Progress`` says what they do
+SLOWEST = 10e6  # bytes per second at which partial sums may travel before they count as lost
 IN_FLIGHT = 2  # tasks per actor, so that none waits for the driver
 
 
@@ -62,6 +63,7 @@ class Dispatch:
         tasks: the tasks of this round, and evaluations left over from the previous one.
         version, broadcast: what the server sends, in the object store; equal versions are equal broadcasts.
         place: prepares a task for a worker of a node, before every attempt.
+        sum_bytes: of a partial sum, at most.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Dispatch:
         version: int,
         broadcast: ray.ObjectRef,
         place: Callable[[Task, int], Task],
+        sum_bytes: int = 0,
     ) -> None:
         assert pool.config is not None
         self._pool, self._round, self._tasks = pool, round, tasks
@@ -82,6 +85,7 @@ class Dispatch:
         self._owners: dict[ray.ObjectRef, Worker] = {}  # of the tasks that are under way
         self._results: dict[tuple[int, int], TaskResult] = {}
         self._dropped: list[Task] = []
+        self._sum_bytes, self._lost_sums = sum_bytes, 0
         self._losses: dict[tuple[int, int], int] = {}  # by task: how many actors died with it
         self._patience = time.monotonic() + PATIENCE_SECONDS
 
@@ -116,16 +120,16 @@ class Dispatch:
         if not self._queue or not (ready := self._pool.ready):
             return
         nearby = NEARBY if self._pool.several_nodes else 0
-        least = [(len(w.running), self._backlog(w), w.number, w) for w in ready]
+        least = [(len(w.running), self._backlog(w), place, w) for place, w in enumerate(interleaved(ready))]
         heapify(least)
         while self._queue:
-            tasks, seconds, number, worker = least[0]
+            tasks, seconds, place, worker = least[0]
             # At the end of a round a task waits for the first idle actor rather than behind another task.
             if tasks >= (IN_FLIGHT if len(self._queue) > len(ready) else 1):
                 break
             task = self._next_for(worker, nearby)
             self._owners[worker.assign(self._place(task, worker.node), self._version, self._broadcast)] = worker
-            heapreplace(least, (tasks + 1, seconds + self._pool.durations.expected(task), number, worker))
+            heapreplace(least, (tasks + 1, seconds + self._pool.durations.expected(task), place, worker))
 
     def _next_for(self, worker: Worker, nearby: int) -> Task:
         """The next task; with several nodes, one of the next few whose clients' states are on the worker's node."""
@@ -181,19 +185,37 @@ class Dispatch:
         """The partial sums of all actors that trained, as one or a few."""
         refs = [(w, w.handle.partial_sum.remote(self._round)) for w in self._pool.workers if w.summed]
         asked = self._resources.client_timeout
-        limit = time.monotonic() + (LEAST_TIMEOUT if asked == "auto" else asked)
+        seconds = LEAST_TIMEOUT + len(refs) * self._sum_bytes / SLOWEST if asked == "auto" else asked
         if (root := root_of_sums(refs, self._round)) is not None:
             try:
-                return [ray.get(root, timeout=max(0.1, limit - time.monotonic()))]
+                return [ray.get(root, timeout=seconds)]
             except (*ACTOR_LOST, RayTaskError) as error:  # which actor was lost turns out below, one by one
                 log.warning("partial sums did not meet (%s); they are collected one by one", type(error).__name__)
-        sums = []
+        sums, lost = [], None
+        limit = time.monotonic() + seconds
         for worker, ref in refs:
             try:
                 sums.append(ray.get(ref, timeout=max(0.1, limit - time.monotonic())))
             except ACTOR_LOST as error:
                 self._lost(worker, error)
+                lost = error
+        if lost is not None:
+            self._count_lost_sums(lost, seconds)
         return sums
+
+    def _count_lost_sums(self, error: Exception, seconds: float) -> None:
+        """Client batches whose sum is lost train again; not for ever.
+
+        Raises:
+            ClientError: sums were lost more than ``resources.max_retries`` times in this round.
+        """
+        self._lost_sums += 1
+        if self._lost_sums > self._resources.max_retries:
+            raise ClientError(
+                f"round {self._round}: the actors' partial sums, {self._sum_bytes / 1e6:.0f} MB each, were lost "
+                f"{self._lost_sums} times when they were collected (the last: {type(error).__name__} {error}). If they need "
+                f"longer than {seconds:.0f} seconds, raise resources.client_timeout; evaluate.sensitivity: false halves them"
+            ) from error
 
     def _lost(self, worker: Worker, error: Exception) -> None:
         """Replace the actor; what it was running and what only its sum had goes back into the queue."""

@@ -24,9 +24,9 @@ class TrialActor:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
         torch.set_num_threads(1)
 
-    def choose(self, setup: RunSetup, asked: int | None) -> Choice:
-        """The largest client batch that fits on this GPU, and how many actors (``choose``)."""
+    def choose(self, setup: RunSetup, asked: int | None, batches: int) -> Choice:
+        """The largest client batch that fits on this GPU and leaves so many per round, and how many actors (``choose``)."""
         gc.collect()  # the engine of the trial before
         engine = make_engine(setup)
         total = torch.cuda.get_device_properties(engine.device).total_memory
-        return choose(lambda k: peak_bytes(engine, k), total, setup.config.cohort_size, asked)
+        return choose(lambda k: peak_bytes(engine, k), total, setup.config.cohort_size, batches, asked)

@@ -46,3 +46,5 @@ class Machine:
     pid: int
     log: str
     """Path of its standard error on that node."""
+    gpus: str = ""
+    """Ray's ids of the GPUs that it has a share of, on that node."""

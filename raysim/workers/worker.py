@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,3 +129,20 @@ class Worker:
         again = [*self.running, *self.summed]
         self.handle, self._running, self.summed = handle, {}, []
         return again
+
+
+def interleaved(workers: Sequence[Worker]) -> list[Worker]:
+    """Workers that are ready, ordered so that the first few are on different GPUs and nodes.
+
+    Ray places actors on one GPU after another. First comes one worker of each GPU, in turn from every node, then the
+    second one of each; on CPUs one worker of each node.
+    """
+    nodes: dict[str, dict[str, int]] = {}  # of each node's GPUs, how many workers came before
+    order = []
+    for worker in workers:
+        assert worker.machine is not None
+        gpus = nodes.setdefault(worker.machine.node, {})
+        before = gpus.setdefault(worker.machine.gpus, 0)
+        order.append((before, list(gpus).index(worker.machine.gpus), worker.number, worker))
+        gpus[worker.machine.gpus] = before + 1
+    return [worker for *_, worker in sorted(order, key=lambda place: place[:3])]

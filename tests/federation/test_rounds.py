@@ -36,7 +36,7 @@ class ShuffledPool:
 class ShuffledDispatch:
     """Tasks complete in a random order, on a random one of three partial sums."""
 
-    def __init__(self, pool, round_, tasks, version, broadcast, place):
+    def __init__(self, pool, round_, tasks, version, broadcast, place, sum_bytes):
         self.pool, self.round, self.tasks, self.version, self.place = pool, round_, tasks, version, place
         self.broadcast = {name: torch.from_numpy(v.copy()) for name, v in ray.get(broadcast).items()}
 
@@ -279,6 +279,19 @@ def test_a_metric_of_one_phase_survives_stragglers_that_do_not_get_there(run):
     reported = [row.get("train/one") for row in history(rounds)]
     assert set(reported) <= {1.0, None}  # never diluted by those that have no value
     assert 1.0 in reported
+
+
+@pytest.mark.parametrize("changes", [{}, {"algorithm": {"name": "fedas"}}, {"algorithm": {"name": "fednova"}}])
+def test_no_result_depends_on_whether_the_sensitivity_is_measured(run, changes):
+    measured, _, _, _ = run(0, evaluate={"sensitivity": 2}, rounds=3, **changes)
+    without, _, _, _ = run(0, evaluate={"sensitivity": False}, rounds=3, **changes)
+    for which in ("shared", "personal"):
+        assert measured.checksums()[which] == without.checksums()[which]
+    names = [{key for key in row if key.startswith("sensitivity/")} for row in history(measured)]
+    assert [bool(found) for found in names] == [False, True, True]
+    for row, other in zip(history(measured), history(without), strict=True):
+        kept = {key: value for key, value in row.items() if not key.startswith(("sensitivity/", "system/"))}
+        assert kept == {key: value for key, value in other.items() if not key.startswith("system/")}
 
 
 def test_padding_is_what_clients_of_unequal_size_cost(run):

@@ -17,22 +17,24 @@ def peak(per_client, most=10**9):
 
 
 @pytest.mark.parametrize(
-    ("peak_bytes", "total", "cohort", "asked", "expected"),
+    ("peak_bytes", "total", "cohort", "batches", "asked", "expected"),
     [
-        (peak(0.1 * GB), 80 * GB, 1000, None, Choice(64, 4)),  # eight batches of 125 at most
-        (peak(0.1 * GB), 80 * GB, 400, None, Choice(32, 4)),
-        (peak(1 * GB), 80 * GB, 1000, None, Choice(16, 4)),  # a fifth of the memory
-        (peak(5 * GB), 80 * GB, 1000, None, Choice(2, 4)),
-        (peak(30 * GB), 80 * GB, 1000, None, Choice(1, 2)),
-        (peak(70 * GB), 80 * GB, 1000, None, Choice(1, 1)),
-        (peak(0.001 * GB, most=16), 80 * GB, 10_000, None, Choice(16, 4)),  # out of memory at 32
-        (peak(1 * GB), 80 * GB, 4, None, Choice(1, 4)),
-        (peak(1 * GB), 80 * GB, 1000, 30, Choice(30, 2)),
-        (peak(1 * GB, most=20), 80 * GB, 1000, 30, Choice(30, 1)),
+        (peak(0.1 * GB), 80 * GB, 1000, 8, None, Choice(64, 4)),  # eight batches of 125 at most
+        (peak(0.1 * GB), 80 * GB, 256, 32, None, Choice(8, 4)),  # a batch for each of 32 actors
+        (peak(0.1 * GB), 80 * GB, 20, 32, None, Choice(1, 4)),
+        (peak(0.1 * GB), 80 * GB, 400, 8, None, Choice(32, 4)),
+        (peak(1 * GB), 80 * GB, 1000, 8, None, Choice(16, 4)),  # a fifth of the memory
+        (peak(5 * GB), 80 * GB, 1000, 8, None, Choice(2, 4)),
+        (peak(30 * GB), 80 * GB, 1000, 8, None, Choice(1, 2)),
+        (peak(70 * GB), 80 * GB, 1000, 8, None, Choice(1, 1)),
+        (peak(0.001 * GB, most=16), 80 * GB, 10_000, 8, None, Choice(16, 4)),  # out of memory at 32
+        (peak(1 * GB), 80 * GB, 4, 8, None, Choice(1, 4)),
+        (peak(1 * GB), 80 * GB, 1000, 8, 30, Choice(30, 2)),
+        (peak(1 * GB, most=20), 80 * GB, 1000, 8, 30, Choice(30, 1)),
     ],
 )
-def test_the_largest_batch_that_leaves_room(peak_bytes, total, cohort, asked, expected):
-    assert choose(peak_bytes, total, cohort, asked) == expected
+def test_the_largest_batch_that_leaves_room(peak_bytes, total, cohort, batches, asked, expected):
+    assert choose(peak_bytes, total, cohort, batches, asked) == expected
 
 
 @pytest.mark.parametrize("name", [*sorted(set(ALGORITHMS) - {"centralized"}), "methods:FedAMP"])

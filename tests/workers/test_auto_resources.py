@@ -2,7 +2,7 @@ import pytest
 
 from raysim.config.schema import ResourcesConfig
 from raysim.errors import ConfigError
-from raysim.workers.auto_resources import clients_per_batch, resolve_resources, same_resources
+from raysim.workers.auto_resources import batches_on_gpus, clients_per_batch, resolve_resources, same_resources
 
 from configs import tiny
 
@@ -20,6 +20,31 @@ from configs import tiny
 def test_auto_clients_per_batch_is_a_function_of_the_configuration(clients, cohort, parameters, expected):
     config = tiny(data={"num_clients": clients}, cohort={"size": cohort}, resources={"clients_per_batch": "auto"})
     assert clients_per_batch(config, parameters, tokens=17) == expected
+
+
+@pytest.mark.parametrize(("batches", "expected"), [("auto", 32), (32, 8), (200, 1), (3, 64)])
+def test_as_many_batches_remain_as_are_asked_for(batches, expected):
+    resources = {"clients_per_batch": "auto", "batches_per_round": batches}
+    config = tiny(data={"num_clients": 1000}, cohort={"size": 256}, resources=resources)
+    assert clients_per_batch(config, 120_000, tokens=17) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "runs", "batches"),
+    [
+        ({}, 1, 32),  # four actors may share each of eight GPUs
+        ({}, 2, 16),
+        ({}, 33, 8),  # four runs at a time fill them with larger batches
+        ({"concurrent_runs": 1}, 33, 32),
+        ({"num_actors": 16}, 1, 16),
+        ({"num_actors": 2}, 1, 8),
+        ({"num_gpus_per_actor": 0.5}, 1, 16),
+        ({"batches_per_round": 5}, 1, 5),
+    ],
+)
+def test_on_gpus_every_actor_gets_a_batch(nodes, keys, runs, batches):
+    nodes({"CPU": 32, "GPU": 4}, {"CPU": 32, "GPU": 4})
+    assert batches_on_gpus(asked(**keys), runs) == batches
 
 
 def test_a_given_size_is_kept():

@@ -31,6 +31,7 @@ class FakeRay:
     def __init__(self, seed, death):
         self.random, self.death, self.actors, self.deaths = random.Random(seed), death, [], 0
         self.num_nodes, self.names, self.code = 1, ["AVX2"] * 3, "its code"
+        self.actors_per_gpu = 0  # 0: there are no GPUs
         self.deadly = set()  # names of calls and indices of tasks that kill every actor
 
     def nodes(self):
@@ -112,8 +113,10 @@ class FakeActor:
 
     def do_configure(self, _):
         self.partial = PartialSum(-1)
-        number = self.ray.actors.index(self) % self.ray.num_nodes
-        return Machine("cpu", self.ray.names[number], self.ray.code, f"node {number}", 0, "its log")
+        at, per_gpu = self.ray.actors.index(self), self.ray.actors_per_gpu
+        number = at % self.ray.num_nodes
+        gpu = str(at // per_gpu) if per_gpu else ""  # Ray fills one GPU after another
+        return Machine("cpu", self.ray.names[number], self.ray.code, f"node {number}", 0, "its log", gpu)
 
     def do_open_states(self, *_):
         pass
@@ -319,6 +322,40 @@ def test_tasks_go_where_their_states_are(fake):
 
     run(pool, 0, tasks, place)
     assert [nodes[i] for i in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("actors", "cohort", "working"), [(8, 8, 8), (16, 8, 8), (32, 8, 8), (32, 5, 5), (8, 64, 8), (16, 64, 8), (32, 64, 8)]
+)
+def test_a_cohort_works_on_as_many_gpus_as_it_can(fake, actors, cohort, working):
+    fake(0, death=0.0).actors_per_gpu = actors // 8
+    pool = make_pool(actors)
+    assert len({each.machine.gpus for each in pool.workers}) == 8
+    Dispatch(pool, 0, tasks_of(0, cohort, 0), 0, None, same)._hand_out()
+    assert len({each.machine.gpus for each in pool.workers if each.running}) == working
+
+
+def test_sums_that_are_lost_again_and_again_end_the_run(fake):
+    ray = fake(0, death=0.0)
+    ray.deadly = {"partial_sum"}
+    pool, trained = make_pool(2, resources={"max_retries": 2}), []
+
+    def place(task, node):
+        trained.append(task.index)
+        return task
+
+    dispatch = Dispatch(pool, 4, tasks_of(4, 3, 0), 0, None, place, sum_bytes=10**9)
+    with pytest.raises(ClientError, match=r"round 4: the actors' partial sums, 1000 MB each, were lost 3 times"):
+        list(dispatch.run())
+    assert len(trained) <= 9  # three times each
+
+
+def test_large_sums_get_more_time(fake, monkeypatch):
+    ray = fake(0, death=0.0)
+    pool, limits, get = make_pool(4), [], ray.get
+    ray.get = lambda ref, timeout=None: (limits.append(timeout), get(ref))[1]
+    list(Dispatch(pool, 0, tasks_of(0, 8, 0), 0, None, same, sum_bytes=10**9).run())
+    assert max(limit for limit in limits if limit is not None) == pytest.approx(60 + 4 * 100, abs=1)
 
 
 def test_mixed_machines_are_refused(fake):

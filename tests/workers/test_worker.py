@@ -8,7 +8,7 @@ import pytest
 from raysim.training.tasks import Evaluate, Train
 from raysim.workers import worker as module
 from raysim.workers.run_setup import Machine
-from raysim.workers.worker import Worker
+from raysim.workers.worker import Worker, interleaved
 
 
 class Handle:
@@ -77,3 +77,18 @@ def test_what_an_earlier_run_left_is_forgotten_when_it_gets_ready_again(worker):
     worker.assign(task(Train, 1), 0, None)
     worker.configure("setup")
     assert (worker.running, worker.summed, worker.machine) == ([], [], None)
+
+
+def test_the_first_workers_are_on_different_gpus_and_nodes():
+    places = [("a", "0"), ("a", "0"), ("a", "1"), ("b", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
+    workers = []
+    for number, (node, gpus) in enumerate(places):
+        workers.append(Worker(number, Handle()))
+        workers[-1].ready(Machine("cuda", "H100", "digest", node, 1, "log", gpus), node=0)
+    found = [places[worker.number] for worker in interleaved(workers)]
+    assert found[:4] == [("a", "0"), ("b", "0"), ("a", "1"), ("b", "1")]
+    assert found[4:] == [("a", "0"), ("b", "0"), ("a", "1")]
+    on_cpus = [Worker(number, Handle()) for number in range(3)]
+    for each in on_cpus:
+        each.ready(Machine("cpu", "AVX2", "digest", "a", 1, "log"), node=0)
+    assert interleaved(on_cpus) == on_cpus

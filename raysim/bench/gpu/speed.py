@@ -98,7 +98,7 @@ def memory(bench: Bench) -> None:
         run = made_up(bench.device.type, model, 8 * most, 2 * batch, 2, train={"batch_size": batch})
         total = torch.cuda.get_device_properties(0).total_memory if bench.is_gpu else 80 * 2**30
         peaks: dict[int, int | None] = {}
-        chosen = choose(partial(_peak, bench, run, peaks), total, 8 * most).clients_per_batch
+        chosen = choose(partial(_peak, bench, run, peaks), total, most, 1).clients_per_batch
         times, used = {}, 0
         for size in sorted({max(1, chosen // 4), max(1, chosen // 2), chosen, min(most, 2 * chosen)}):
             bench.reset()
