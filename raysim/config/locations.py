@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from raysim.config.schema import CheckpointConfig, TrackingConfig
@@ -27,13 +28,24 @@ def home() -> Path:
 
 
 def resolve_uri(config: TrackingConfig) -> str:
-    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in ``home()``."""
+    """The tracking URI, absolute: the configured one, MLFLOW_TRACKING_URI, or mlflow.db in ``home()``.
+
+    Raises:
+        ConfigError: the path of a database file has something in it that means something else in a URI.
+    """
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        path = home() / uri.removeprefix("sqlite:///")
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = home() / local_path(uri.removeprefix("sqlite:///"), "tracking.uri")
+    if odd := re.search(r"\?|%[0-9a-fA-F]{2}", str(path)):
+        raise ConfigError(
+            f"tracking.uri: the database {path} has {odd[0]!r} in its path, which means something else in a URI: MLflow "
+            "would look for it elsewhere. Rename the folder, or give another by RAYSIM_HOME or "
+            "tracking.uri=sqlite:////folder/mlflow.db"
+        )
+    if not uri.startswith("sqlite:////"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}"
-    return uri
+    return f"sqlite:///{path}"
 
 
 def checkpoint_root(config: CheckpointConfig, uri: str) -> str:

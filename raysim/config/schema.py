@@ -130,6 +130,8 @@ class DataConfig(Section):
     root: str | None = None
     """npz: the file. huggingface: a name on the hub, or a folder. Others: the folder of the data; null is
     ``~/.cache/raysim``. Downloads go there."""
+    layout: Literal["domain/class", "class"] = "domain/class"
+    """image_folder: what the folders in ``root`` are: domains with a folder for each class, or the classes."""
     image_column: str | None = None
     """huggingface: the column of images. null: the one that there is."""
     label_column: str | None = None
@@ -178,6 +180,8 @@ class DataConfig(Section):
             raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
         if self.cache != "auto" and self.name not in ("image_folder", "huggingface"):
             raise ValueError(f"'cache' is an option of 'image_folder' and 'huggingface', but name is {self.name!r}")
+        if self.layout != "domain/class" and self.name != "image_folder":
+            raise ValueError(f"'layout' is an option of 'image_folder', but name is {self.name!r}")
         for key in ("image_column", "label_column", "domain_column", "splits"):
             if getattr(self, key) is not None and self.name != "huggingface":
                 raise ValueError(f"{key!r} is an option of 'huggingface', but name is {self.name!r}")

@@ -27,6 +27,7 @@ class Dataset:
         split: the clients' samples, where the data set comes divided.
         cache: the key of the images in the image cache, if they are mapped from there.
         known_digest: of the images, if it was computed before.
+        notes: what a user should know of how they were read, a line each.
     """
 
     images: NDArray[np.uint8]
@@ -37,6 +38,7 @@ class Dataset:
     split: Partition | None = None
     cache: str = ""
     known_digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def with_images(self, images: NDArray[np.uint8]) -> Dataset:
         """The same with other images, in memory."""

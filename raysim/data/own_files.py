@@ -13,6 +13,7 @@ from raysim.data import image_cache
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.decoding import ImageFile, load_images
 from raysim.data.federated_npz import as_uint8, read_clients
+from raysim.data.image_tree import described, read_tree
 from raysim.data.npz_files import read_npz
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
@@ -81,38 +82,28 @@ def federated_npz(config: DataConfig, side: int) -> Dataset:
 
 
 def image_folder(config: DataConfig, side: int) -> Dataset:
-    """``root/<domain>/<class>/*.jpg|png``, the Office-Home layout; every domain must have the same classes."""
-    from torchvision.datasets import ImageFolder  # not at the top: it takes seconds
-
-    form = "a folder with <domain>/<class>/*.jpg or *.png"
+    """Images in folders by domain and class, as in Office-Home and PACS, or by class alone (``data.layout``)."""
+    form = "a folder with <domain>/<class>/<image>, or <class>/<image> for data.layout: class"
     if config.root is None:
         raise ConfigError(f"data.root: the data set 'image_folder' needs {form}")
     root = local_path(config.root, "data.root")
     if not root.is_dir():
         hint = "; unpack the archive first" if root.is_file() else ""
         raise ConfigError(f"data.root: {root} is not {form}{hint}")
-    try:
-        domain_names = sorted(
-            entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
-        folders = [ImageFolder(str(root / domain)) for domain in domain_names]
-    except OSError as error:
-        raise ConfigError(f"data.root: {root} is not {form}: {error}") from error
-    if not folders:
-        raise ConfigError(f"data.root: {root} has no folders; it should be {form}")
-    for domain, folder in zip(domain_names, folders, strict=True):
-        if folder.classes != folders[0].classes:
-            odd = sorted(set(folder.classes) ^ set(folders[0].classes))
-            raise ConfigError(
-                f"data.root: {root}: domains {domain_names[0]} and {domain} differ in classes: {', '.join(odd)}"
-            )
-    paths = [Path(path) for folder in folders for path, _ in folder.samples]
-    labels = np.array([label for folder in folders for _, label in folder.samples], np.int64)
-    domains = np.repeat(np.arange(len(folders)), [len(folder.samples) for folder in folders])
-    files = [ImageFile(str(path), partial(_itself, path)) for path in paths]
-    images = load_images(config, files, lambda size: image_cache.key_of(root, paths, size), 3, side)
-    names = tuple(folders[0].classes), domains, tuple(domain_names)
-    return Dataset(images.pixels, labels, *names, cache=images.cache, known_digest=images.digest)
+    tree = read_tree(root, config.layout)
+    files = [ImageFile(str(path), partial(_itself, path)) for path in tree.paths]
+    images = load_images(config, files, lambda size: image_cache.key_of(root, tree.paths, size), 3, side)
+    notes = (f"data.root: {root}: not read: {described(tree.left_out)}",) if tree.left_out else ()
+    return Dataset(
+        images.pixels,
+        tree.labels,
+        tree.class_names,
+        tree.domains,
+        tree.domain_names,
+        cache=images.cache,
+        known_digest=images.digest,
+        notes=notes,
+    )
 
 
 def _itself(path: Path) -> Path:

@@ -20,10 +20,16 @@ def load_dataset(config: DataConfig, image_size: int) -> Dataset:
     ``image_size`` is used only for image folders whose images differ in size: those are resized to it.
 
     Raises:
-        ConfigError: no such data set, or its files are missing or damaged.
+        ConfigError: no such data set, its files are missing or damaged, or all samples have the same class.
     """
     check_name(config.name)
     dataset = _LOADERS[config.name](config, image_size) if config.name in _LOADERS else downloads.medmnist(config)
+    if dataset.num_classes < 2:
+        where = config.root or config.name
+        raise ConfigError(
+            f"data: all {len(dataset.labels):,} samples of {where} have the same class ({dataset.class_names[0]}): any model "
+            "would be right about all of them. Are its labels, or its folders, those that you mean?"
+        )
     if config.rgb and dataset.images.shape[3] == 1:
         dataset = dataset.with_images(np.repeat(dataset.images, 3, axis=3))
     return _subset(dataset, config.subset) if config.subset is not None else dataset

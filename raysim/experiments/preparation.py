@@ -76,9 +76,10 @@ def prepare(config: Config) -> list[PreparedRun]:
 
 
 def data_warnings(runs: list[PreparedRun]) -> list[str]:
-    """A line for whatever makes results on these data doubtful; each split is looked at once."""
+    """A line for whatever makes results on these data doubtful; each data set and split is looked at once."""
+    notes = dict.fromkeys(note for run in runs for note in run.dataset.notes)
     splits = {run.partition.digest: run for run in runs if run.config.data.partition.name == "file"}
-    return [
+    return [*notes] + [
         f"data.partition.path: {run.config.data.partition.path}: {problem}"
         for run in splits.values()
         for problem in run.partition.overlaps

@@ -14,8 +14,7 @@ from raysim import seeds
 from raysim.config.locations import local_path
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
-from raysim.functional.model_parts import Representation, classifier_of
-from raysim.functional.parameters import classifier_names
+from raysim.models.trial import try_out
 from raysim.models.weights import load_weights
 
 
@@ -36,7 +35,11 @@ def build_model(
         plugin = {name: p for name, p in model.named_parameters() if name not in before}
         if config.weights is not None:
             load_weights(model, local_path(config.weights, "model.weights"), optional=set(plugin))
-        _try_out(model, config, in_channels, plugin, algorithm.uses_features)
+
+        def rebuilt(side: int) -> nn.Module:
+            return plain_model(config.model_copy(update={"image_size": side}), num_classes, in_channels)[0]
+
+        try_out(model, config, in_channels, num_classes, plugin, algorithm.uses_features, rebuilt)
         algorithm.add_modules(model)
     return model
 
@@ -44,42 +47,6 @@ def build_model(
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether samples of a batch depend on each other in training, so that clients can't be padded or vectorised."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def _try_out(
-    model: nn.Module, config: ModelConfig, in_channels: int, plugin: dict[str, nn.Parameter], uses_features: bool
-) -> None:
-    """One grey image through the model and back: it must fit, and must reach every parameter that the plugin added.
-
-    With ``uses_features`` its logits must be those of its classifier on its representation.
-
-    Some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``: a plugin there would silently do nothing.
-    """
-    try:
-        image = torch.full((1, in_channels, config.image_size, config.image_size), 0.5)
-        logits = model.eval()(image)
-        if uses_features:
-            head = model.get_submodule(classifier_of(model, classifier_names(model)))
-            parts = head(Representation(model)(image))
-            if not torch.allclose(parts, logits, atol=1e-4):
-                raise ConfigError(
-                    f"model.name: the logits of {config.name} are not its classifier's on its representation"
-                )
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a model of timm raises for a size that it can't take
-        raise ConfigError(
-            f"model: {config.name} can't take images of {config.image_size} pixels with kwargs {config.kwargs}"
-            f"{' and this plugin' if plugin else ''}: {error}"
-        ) from error
-    finally:
-        model.train()
-    reached = torch.autograd.grad(logits.sum(), list(plugin.values()), allow_unused=True) if plugin else ()
-    if unused := [name for name, gradient in zip(plugin, reached, strict=True) if gradient is None]:
-        raise ConfigError(
-            f"model.name: {config.name} never uses the plugin's {unused[0]}: its attention reads the weights of `qkv` "
-            "directly. vit_*, deit_*, cait_* and swin_* models call it"
-        )
 
 
 def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from raysim.plots.style import MARKERS, SEQUENTIAL, colour, ink, new_figure, plain
+from raysim.plots.style import MARKERS, SEQUENTIAL, colour, ink, new_figure, plain, verbatim
 
 MOST_ROWS = 400  # rows of a heat map; with more clients, neighbours are drawn as their mean
 
 
+@verbatim
 def plot_client_accuracy(accuracy: Mapping[str, NDArray[np.float64]], title: str) -> Figure:
     """Methods side by side: a dot per client (and seed), sorted by accuracy inside each; a bar at the mean.
 
@@ -37,6 +38,7 @@ def plot_client_accuracy(accuracy: Mapping[str, NDArray[np.float64]], title: str
     return figure
 
 
+@verbatim
 def plot_who_gains(gains: Mapping[str, pd.DataFrame], baseline: str, title: str) -> Figure:
     """Who profits from a method, who loses: gain over a baseline against a client's samples and its label entropy.
 
@@ -65,6 +67,7 @@ def plot_who_gains(gains: Mapping[str, pd.DataFrame], baseline: str, title: str)
     return figure
 
 
+@verbatim
 def plot_heat_map(rounds: NDArray[np.int64], accuracy: NDArray[np.floating], title: str) -> Figure:
     """Accuracy (E, N) of each client (rows, best at the end on top) in each evaluated round (E,)."""
     order = np.argsort(-np.nan_to_num(accuracy[-1], nan=-1.0), kind="stable")

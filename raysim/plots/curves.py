@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from raysim.plots.style import colour, line, new_figure, plain
+from raysim.plots.style import colour, line, new_figure, plain, verbatim
 
 MOST_BANDS = 5  # with more groups, bands would hide the lines
 
 
+@verbatim
 def plot_comparison(history: pd.DataFrame, metric: str, title: str, by: str = "name") -> Figure:
     """A metric over rounds, over megabytes sent and over time, a line per group: means over its runs.
 
@@ -57,6 +58,7 @@ def plot_comparison(history: pd.DataFrame, metric: str, title: str, by: str = "n
     return figure
 
 
+@verbatim
 def plot_accuracy(rounds: NDArray[np.int64], accuracy: NDArray[np.floating], title: str) -> Figure:
     """One run: accuracy (E, N) of its clients over the evaluated rounds (E,), NaN where one was not evaluated.
 

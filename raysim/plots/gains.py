@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raysim.plots.style import colour, ink, new_figure, plain
+from raysim.plots.style import colour, ink, new_figure, plain, verbatim
 
 
+@verbatim
 def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict[str, float] | None = None) -> Figure:
     """Gain in accuracy over a baseline with its interval, from ``paired_tests.gains``; and, if it has ``per kB``, per
     kilobyte kept personal.

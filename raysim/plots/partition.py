@@ -8,11 +8,12 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from raysim.plots.style import SEQUENTIAL, new_figure, plain
+from raysim.plots.style import SEQUENTIAL, new_figure, plain, verbatim
 
 HEAT_MAP_FROM = 200  # clients, beyond which bars are too thin to read
 
 
+@verbatim
 def plot_partition(counts: NDArray[np.int64], class_names: tuple[str, ...], title: str) -> Figure:
     """Samples of each class per client, from counts (N, classes): stacked bars, or a heat map of many clients."""
     num_clients, num_classes = counts.shape

@@ -6,10 +6,11 @@ Each colour has a line style and a marker of its own, which a greyscale print ne
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SEQUENTIAL = "viridis"
 Theme = Literal["light", "dark"]
+P = ParamSpec("P")
 
 
 def _theme(paper: str, ink: str) -> dict[Any, Any]:
@@ -36,6 +38,17 @@ def theme(name: Theme) -> Iterator[None]:
     """Draw everything inside the ``with`` block on this background."""
     with rc_context(THEMES[name]):
         yield
+
+
+def verbatim(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """For functions that draw names of a user's: a ``$`` in them is a dollar, and begins no formula."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def new_figure(width: float, height: float) -> Figure:

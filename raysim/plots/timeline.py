@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raysim.plots.style import colour, ink, new_figure, plain
+from raysim.plots.style import colour, ink, new_figure, plain, verbatim
 
 KINDS = {"train": "train and evaluate", "evaluate": "evaluate", "global": "evaluate the shared model"}
 
 
+@verbatim
 def plot_timeline(table: pd.DataFrame, title: str) -> Figure:
     """The actors in one round: a bar per client batch, gaps where an actor had nothing to do.
 

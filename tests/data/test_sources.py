@@ -288,7 +288,9 @@ def test_wrong_image_folders(tmp_path):
         load(name="image_folder", root=str(archive))
     write_image(tmp_path / "photo" / "cat" / "a.png", (4, 4))
     write_image(tmp_path / "sketch" / "dog" / "a.png", (4, 4))
-    with pytest.raises(ConfigError, match="photo and sketch differ in classes: cat, dog"):
+    with pytest.raises(
+        ConfigError, match="photo and sketch differ in classes: only in photo: cat; only in sketch: dog"
+    ):
         load(name="image_folder", root=str(tmp_path))
     (tmp_path / "sketch" / "dog").rename(tmp_path / "sketch" / "cat")
     (tmp_path / "sketch" / "cat" / "a.png").write_bytes(b"no image")

@@ -123,3 +123,15 @@ def test_gains_without_costs_are_sorted_by_gain():
     accuracy = {n: {0: np.array([0.1, 0.2]) + g} for n, g in (("base", 0), ("x", 0.1), ("y", 0.2))}
     (points,) = plot_gains(gains(accuracy, "base"), "base", "title").axes
     assert [t.get_text() for t in points.get_yticklabels()] == ["x", "y"]
+
+
+def test_a_dollar_in_a_name_is_a_dollar():
+    odd = r"cost \frac $ {$x"
+    accuracy = np.array([[0.1, 0.2], [0.3, 0.4]])
+    for figure in (
+        plot_partition(np.array([[3, 1], [2, 2]]), (odd, "b"), odd),
+        plot_client_accuracy({odd: accuracy[0], "b": accuracy[1]}, odd),
+        plot_heat_map(np.array([0, 1]), accuracy, odd),
+        plot_accuracy(np.array([0, 1]), accuracy, odd),
+    ):
+        assert as_png(figure).startswith(b"\x89PNG")

@@ -54,7 +54,7 @@ def test_each_kind_computes_what_the_engine_does(algorithm):
     simulation = Simulation(algorithm={"name": algorithm}, evaluate={"new_clients": 2, "adapt_epochs": 2})
     engine, broadcast = simulation.engine, simulation.broadcast
     states = simulation.states[:3]
-    trained = train(evaluate=True).compute(engine, broadcast, states)
+    trained = train(evaluate=True, sensitivity=True).compute(engine, broadcast, states)
     assert trained.clients.tolist() == IDS.tolist()
     assert trained.evaluation is not None
     assert "sensitivity.directions" in trained.sums

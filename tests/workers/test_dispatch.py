@@ -325,7 +325,8 @@ def test_tasks_go_where_their_states_are(fake):
 
 
 @pytest.mark.parametrize(
-    ("actors", "cohort", "working"), [(8, 8, 8), (16, 8, 8), (32, 8, 8), (32, 5, 5), (8, 64, 8), (16, 64, 8), (32, 64, 8)]
+    ("actors", "cohort", "working"),
+    [(8, 8, 8), (16, 8, 8), (32, 8, 8), (32, 5, 5), (8, 64, 8), (16, 64, 8), (32, 64, 8)],
 )
 def test_a_cohort_works_on_as_many_gpus_as_it_can(fake, actors, cohort, working):
     fake(0, death=0.0).actors_per_gpu = actors // 8
