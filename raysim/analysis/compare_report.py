@@ -12,6 +12,7 @@ from rich.console import Console
 from raysim.analysis.artifacts import baselines, study_files
 from raysim.analysis.compared_runs import PROTOCOL, LoadedStudy, Options, load_studies, paired_gains
 from raysim.analysis.comparison import caption, compare, to_target
+from raysim.analysis.divergence import rejections
 from raysim.analysis.fairness import fairness
 from raysim.analysis.paper_table import paper_table
 from raysim.analysis.table_formats import as_rich, captioned, formatted
@@ -68,6 +69,9 @@ def _warn(study: LoadedStudy) -> None:
 
     def warn(text: str) -> None:
         study.notes.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+    for line in rejections(study.history):
+        warn(line)
 
     if missing := study.reader.missing():
         warn("not in these numbers: " + "; ".join(missing))

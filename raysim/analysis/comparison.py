@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
+from raysim.analysis.divergence import rejected_share
 from raysim.errors import ConfigError
 from raysim.views import FAMILIES, MODELS, ClientSet, Model, View
 
@@ -37,10 +38,11 @@ def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 
     """From a row per run and round to a row per group: the mean of its ``last`` evaluated rounds, or its best round.
 
     Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric of ``columns`` as ``62.1 ± 0.8`` percent
-    (sample standard deviation over the group's seeds or runs), ``MB/round``, what a federation would send up and down per
-    round, and ``s/round``, the median.
+    (sample standard deviation over the group's seeds or runs), ``rejected``, the share of updates that were not finite (if
+    there are any), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the median.
     """
     rows, count, shown = [], "seeds" if by == "name" else "runs", columns(model)
+    rejects = rejected_share(history) > 0
     if last != 1:
         shown = {metric: column for metric, column in shown.items() if not metric.startswith("new_clients/")}
     for group, runs in history.groupby(by, sort=False):
@@ -49,12 +51,14 @@ def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 
         for metric, column in shown.items():
             if metric in final and final[metric].notna().any():
                 row[column] = str(Cell.of(final[metric]))
+        if rejects:
+            row["rejected"] = f"{100 * rejected_share(runs):.0f} %"
         sent = runs["communication/down_bytes"] + runs["communication/up_bytes"]
         row["MB/round"] = f"{sent.mean() / 1e6:.2f}"
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = [by, count, *(c for c in shown.values() if c in table), "MB/round", "s/round"]
+    fixed = [by, count, *(c for c in (*shown.values(), "rejected") if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
 
 

@@ -42,9 +42,12 @@ def show_runs(work: Callable[[Watch], Result]) -> None:
 
 def _print_result(result: Result) -> None:
     from raysim.analysis.comparison import caption
+    from raysim.analysis.divergence import rejections
     from raysim.analysis.table_formats import as_rich
 
     console.print(as_rich(result.table, caption(result.experiment, result.history, result.view)))
+    for line in rejections(result.history):
+        console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
     run_id = result.parent_run_id or result.runs[0].run_id
     pictures = "comparison.png" if result.parent_run_id else "partition.png"
     if any(r.new_clients is not None for r in result.runs):

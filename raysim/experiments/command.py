@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from raysim.errors import ConfigError
 from raysim.experiments.driver import NAMESPACE, Driver
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
-from raysim.experiments.watch_driver import Watch, results_of
+from raysim.experiments.watch_driver import RunFailed, Watch, results_of
+from raysim.storage.folder import Folder
 from raysim.storage.study_folder import (
     StudyFolder,
     StudyState,
@@ -87,8 +89,7 @@ def resume(
         RunFailed, RunKilled: as ``run``.
     """
     folder = find_folder(where, uri)
-    state = folder.read()
-    assert state is not None
+    state = _read(folder)
     config = config_of(state.config, overrides, f"{folder.uri}/study.json")
     asked = config.model_dump(mode="json")
     if (changed := differences(state.config, asked)) or asked["study"] != state.config["study"]:
@@ -134,27 +135,58 @@ def find_folder(where: str, uri: str | None = None) -> StudyFolder:
     folder = StudyFolder(place)
     if folder.read() is None:  # a run's own folder lies in that of the command
         parent = StudyFolder(folder.uri.rsplit("/", 1)[0])
-        if parent.read() is None:
-            raise ConfigError(f"{place}: is no folder of checkpoints: it has no study.json")
-        folder = parent
+        folder = parent if parent.read() is not None else _the_unfinished_one_in(place)
     return folder
+
+
+def _the_unfinished_one_in(place: str) -> StudyFolder:
+    """Where ``checkpoint.dir`` itself is given: the one folder of checkpoints in it whose runs are not finished."""
+    finished = {}
+    for name in Folder(place).folders():
+        with suppress(ConfigError):  # of another version; it is reported only if the user names it
+            if (state := StudyFolder(f"{place.rstrip('/')}/{name}").read()) is not None:
+                finished[name] = state.finished
+    if not finished:
+        raise ConfigError(f"{place}: is no folder of checkpoints: it has no study.json")
+    if len(left := [name for name in finished if not finished[name]]) != 1:
+        listed = "".join(f"\n  {name}{' (finished)' if done else ''}" for name, done in finished.items())
+        raise ConfigError(f"{place}: has {len(finished)} folders of checkpoints; name one of them:{listed}")
+    print(f"{left[0]} is the only one in {place} that is not finished", file=sys.stderr)
+    return StudyFolder(f"{place.rstrip('/')}/{left[0]}")
 
 
 def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch | None = None) -> Result:
     """Watch runs whose command is gone, on the cluster that RAY_ADDRESS names or that runs on this machine.
+
+    Of runs that are finished by now it returns the results, from their last checkpoints.
 
     Args:
         where, uri: as for ``resume``.
         stop: ask the runs to end.
 
     Raises:
-        ConfigError: there is no cluster, or no driver of these runs on it.
+        ConfigError: there is no cluster, or no driver of these runs on it though they are not finished.
         RunFailed, RunKilled: as ``run``.
     """
     folder = find_folder(where, uri)
+    if not _read(folder).finished:
+        try:
+            return _watch_their_driver(folder, stop, watch)
+        except (ConfigError, RunFailed):
+            if not _read(folder).finished:
+                raise  # else they finished a moment ago, and whoever watched them has ended their driver
+    print(f"the runs of {folder.uri} are finished", file=sys.stderr)
+    return resume(folder.uri, (), uri, watch=watch)
+
+
+def _read(folder: StudyFolder) -> StudyState:
     state = folder.read()
     assert state is not None
-    started = not ray.is_initialized()
+    return state
+
+
+def _watch_their_driver(folder: StudyFolder, stop: bool, watch: Watch | None) -> Result:
+    state, started = _read(folder), not ray.is_initialized()
     if started:
         try:
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
@@ -164,8 +196,9 @@ def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch 
         try:
             driver = ray.get_actor(_actor_name(folder.uri), NAMESPACE)
         except ValueError as error:
-            done = "they are finished" if state.finished else f"continue with `raysim resume {folder.uri}`"
-            raise ConfigError(f"no driver is working on the runs of {folder.uri}: {done}") from error
+            raise ConfigError(
+                f"no driver is working on the runs of {folder.uri}: continue with `raysim resume {folder.uri}`"
+            ) from error
         if stop:
             driver.stop.remote()
         return results_of(driver, state, folder.uri, watch, ours=stop)

@@ -31,7 +31,7 @@ NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.
 FREE = re.compile(r"name|study|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
-FIXED = re.compile(r"resources\.(device|clients_per_batch|precision|compile)")
+FIXED = re.compile(r"resources\.(device|clients_per_batch|batches_per_round|precision|compile)")
 
 
 class RunState(BaseModel):

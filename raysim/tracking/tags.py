@@ -20,6 +20,8 @@ CHECKPOINT_TAG = "raysim.checkpoint"
 """The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
 FAILURE_TAG = "raysim.failure"
 """Why a run failed, in one line; empty once it goes on."""
+REJECTED_TAG = "raysim.rejected"
+"""That more than half of the clients' updates were rejected, where that is so."""
 COLOUR_TAG = "mlflow.runColor"
 DESCRIPTION_TAG = "mlflow.note.content"
 

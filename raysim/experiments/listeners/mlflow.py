@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import ray
 
+from raysim.analysis.divergence import rejections
 from raysim.config.loading import dump
 from raysim.experiments.events import ActiveRun, RunListener, RunStatus
 from raysim.experiments.launch import PlacedRun
@@ -19,7 +20,7 @@ from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.round_journal import RunJournal
 from raysim.tracking.run_description import clients_of, describe_run
-from raysim.tracking.tags import DESCRIPTION_TAG, FAILURE_TAG, checksum_tags, run_tags
+from raysim.tracking.tags import DESCRIPTION_TAG, FAILURE_TAG, REJECTED_TAG, checksum_tags, run_tags
 
 
 class MLflowListener(RunListener):
@@ -98,7 +99,9 @@ class MLflowListener(RunListener):
         self._outbox.put(lambda: store.log_files(run_id, files))
         about, num_clients = str(clients_of([config])), config.data.num_clients
         self._outbox.put(lambda: store.log_arrays(run_id, records.accuracy_tables(about, num_clients), "accuracy.npz"))
-        self._outbox.put(lambda: store.set_tags(run_id, checksum_tags(result.checksums)))
+        rejected = rejections(result.history)
+        tags = checksum_tags(result.checksums) | ({REJECTED_TAG: rejected[0]} if rejected else {})
+        self._outbox.put(lambda: store.set_tags(run_id, tags))
         last = run.records.rounds[-1].metrics
         self._describe(run_id, describe_run(config, self._log.commit, run_id, last))
 
