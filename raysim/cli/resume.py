@@ -19,7 +19,8 @@ from raysim.cli.show_runs import show_runs
 def resume(where: str, overrides: tuple[str, ...], from_round: int | None, uri: str | None) -> None:
     """Continue a run or study that was interrupted, from its checkpoints, in the same MLflow run.
 
-    RUN_ID is an MLflow run, DIR a folder of checkpoints. Keys that change no result may be changed: resources.num_actors=2
+    RUN_ID is an MLflow run, DIR a folder of checkpoints. Keys that change no result may be changed: resources.num_actors=2.
+    A run gets more rounds by rounds=40, finished or not, if its learning rate is constant.
     """
     sys.path.append(os.getcwd())
     from raysim.experiments.command import resume as resume_runs

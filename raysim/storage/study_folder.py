@@ -157,15 +157,27 @@ class StudyFolder:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys that differ and would change a result, each with both values."""
+    """The keys that differ and would change a result, each with both values.
+
+    More rounds than before change none of those that there are, unless the learning rate depends on their number.
+    """
     before, now = dict(flatten(dict(old))), dict(flatten(dict(new)))
     kept = {key for key in before.keys() | now.keys() if FIXED.fullmatch(key) or not FREE.match(key)}
+    if _has_more_rounds(old, new):
+        kept.remove("rounds")
     missing = "(not there)"
     return [
         f"{key}: was {before.get(key, missing)!r}, is {now.get(key, missing)!r}"
         for key in sorted(kept)
         if before.get(key, missing) != now.get(key, missing)
     ]
+
+
+def _has_more_rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``new`` only goes on where ``old`` ends."""
+    changes = [entry for entry in new.get("study") or () if isinstance(entry, Mapping)]
+    schedules = [new["train"]["schedule"], *(entry.get("train", {}).get("schedule", "constant") for entry in changes)]
+    return new["rounds"] > old["rounds"] and set(schedules) == {"constant"}
 
 
 def unfinished(root: str, config: Config, uri: str) -> str | None:

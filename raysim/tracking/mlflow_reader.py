@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
-from raysim.tracking.tags import CHECKPOINT_TAG, FAILURE_TAG
+from raysim.tracking.tags import CHECKPOINT_TAG, FAILURE_TAG, ROUNDS_TAG
 from raysim.views import MODELS, Model
 
 
@@ -127,6 +127,7 @@ class FinishedRuns(MLflowStore):
         return {
             run.info.run_id: {
                 **run.data.params,
+                **({"rounds": run.data.tags[ROUNDS_TAG]} if ROUNDS_TAG in run.data.tags else {}),
                 **{key: run.data.tags.get(f"raysim.{name}_digest", "") for key, name in digests.items()},
             }
             for run in self._latest_runs()

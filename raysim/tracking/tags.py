@@ -22,6 +22,8 @@ FAILURE_TAG = "raysim.failure"
 """Why a run failed, in one line; empty once it goes on."""
 REJECTED_TAG = "raysim.rejected"
 """That more than half of the clients' updates were rejected, where that is so."""
+ROUNDS_TAG = "raysim.rounds"
+"""Of a run that was resumed: its rounds, which may be more than its parameter says (MLflow's parameters never change)."""
 COLOUR_TAG = "mlflow.runColor"
 DESCRIPTION_TAG = "mlflow.note.content"
 

@@ -19,6 +19,7 @@ import raysim
 from raysim.experiments.driver import NAMESPACE
 from raysim.storage.checkpoint import rounds_in
 from raysim.storage.folder import Folder
+from raysim.tracking.mlflow_reader import FinishedRuns
 
 from configs import TINY, tiny
 
@@ -245,6 +246,8 @@ def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, 
     with pytest.raises(raysim.ConfigError, match=r"train\.batch_size: was 8, is 4\nthe run can.t go on with changes"):
         raysim.resume(folder, ["train.batch_size=4"])
     assert raysim.resume(folder, ["resources.num_actors=1"]).runs[0].checksums == finished.checksums
+    with pytest.raises(raysim.ConfigError, match=r"rounds: was 2, is 1"):
+        raysim.resume(folder, ["rounds=1"])
     with pytest.raises(raysim.ConfigError, match=r"there is no folder nothing, and no such run"):
         raysim.resume("nothing", uri=uri)
     with pytest.raises(raysim.ConfigError, match=r"is no folder of checkpoints"):
@@ -252,6 +255,9 @@ def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, 
     with pytest.raises(raysim.ConfigError, match=r"has 1 folders of checkpoints; name one of them:\n  .* \(finished\)"):
         raysim.resume(str(tmp_path / "checkpoints"))
     assert raysim.attach(folder).runs[0].checksums == finished.checksums  # looked at a moment too late
+    check(raysim.resume(folder, ["rounds=8"]), undisturbed, uri)  # more rounds than it was asked for
+    (parameters,) = FinishedRuns(uri, "tiny").parameters().values()
+    assert parameters["rounds"] == "8"
 
 
 @pytest.mark.slow  # test_study.py has the same of several runs at a time

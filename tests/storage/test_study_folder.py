@@ -73,7 +73,10 @@ def dumped(**changes):
         ({"algorithm": {"name": "fedavg"}}, "algorithm.mid_dim: was 4, is None"),
         ({"resources": {"clients_per_batch": 4}}, "resources.clients_per_batch: was 2, is 4"),
         ({"resources": {"precision": "bfloat16"}}, "resources.precision: was 'float32', is 'bfloat16'"),
-        ({"rounds": 3}, "rounds: was 2, is 3"),
+        ({"rounds": 1}, "rounds: was 2, is 1"),
+        ({"rounds": 3, "train": {"schedule": "cosine"}}, "rounds: was 2, is 3"),
+        ({"rounds": 3, "study": [{"name": "a", "train": {"schedule": "cosine"}}]}, "rounds: was 2, is 3"),
+        ({"resources": {"batches_per_round": 3}}, "resources.batches_per_round: was 'auto', is 3"),
         ({"cohort": {"dropout": 0.1}}, "cohort.dropout: was 0.0, is 0.1"),
     ],
 )
@@ -89,6 +92,7 @@ def test_what_would_change_results_is_told(changes, line):
         {"checkpoint": {"dir": "/x", "every": 1}},
         {"tracking": {"uri": URI}},
         {"cohort": {"on_failure": "drop"}},
+        {"rounds": 3},  # they come after those that there are
     ],
 )
 def test_what_changes_no_result_may_change(changes):
