@@ -9,8 +9,9 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -35,7 +36,7 @@ from raysim.storage.records import RoundRecord
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.round_journal import RunJournal
-from raysim.workers.cluster import connect
+from raysim.workers.cluster import connect, using_ray
 from raysim.workers.remote_states import StateNodes
 
 log = logging.getLogger(__name__)
@@ -110,10 +111,9 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
         def prepare() -> PreparedRun:
             return prepare_run(workload.name, config, workload.dataset(), workload.partition(config.data.num_clients))
 
-        with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
-            preparing = thread.submit(prepare)
-            started, _ = connect(config.resources)
-        try:
+        with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
+            preparing = thread.submit(prepare)  # while Ray starts, which is mostly waiting
+            stack.enter_context(using_ray(partial(connect, config.resources)))
             run = preparing.result()
             actor_class: Any = SteppedDriver
             uri = resolve_uri(config.tracking)
@@ -129,9 +129,6 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
                 raise
             finally:
                 ray.kill(actor)
-        finally:
-            if started:
-                ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raysim.data.legacy_pickle import read_pickle
 from raysim.data.npz_files import open_member
+from raysim.data.pixel_range import as_8_bits, doubts, range_of
 from raysim.errors import ConfigError
 
 ClientData = tuple[NDArray[Any], NDArray[Any]]
@@ -83,28 +84,26 @@ def _object(stream: IO[bytes], size: int) -> Any:
     return read_pickle(stream.read(size))
 
 
-def as_uint8(images: list[NDArray[Any]], root: Path) -> NDArray[np.uint8]:
-    """All clients' images as one (n, H, W, C) of 8 bits, from bytes or from floats in [-1, 1] or [0, 1].
+def as_uint8(images: list[NDArray[Any]], root: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    """The images of all clients' files, training and test in turn, as one (n, H, W, C) of 8 bits, and what is doubtful.
 
-    Floats are rounded to the nearest of 256 levels, which is exact for images that were 8 bits before they were scaled.
+    They are bytes, or floats in [-1, 1], [0, 1] or from 0 to 255, which is judged for each client.
     """
     shapes = {array.shape[1:] for array in images}
     if len(shapes) != 1 or len(shape := shapes.pop()) not in (2, 3):
         raise ConfigError(f"data.root: images in {root} differ in shape or are no images: {sorted(map(str, shapes))}")
-    whole = np.concatenate(images)
+    ranges: list[tuple[int, str]] = []
+    for client in range(len(images) // 2):
+        files, where = images[2 * client : 2 * client + 2], f"client {client} in {root}"
+        # Both files together, since a small one may have no dark pixel; unless they are not even of one kind.
+        alike = files[0].dtype == files[1].dtype
+        joint = [range_of(np.concatenate(files), where)] * 2 if alike else [range_of(file, where) for file in files]
+        ranges += [(client, of) for of in joint]
+    whole = np.concatenate([as_8_bits(file, of) for file, (_, of) in zip(images, ranges, strict=True)])
     whole = whole[..., None] if whole.ndim == 3 else whole
     if whole.shape[3] not in (1, 3) and whole.shape[1] in (1, 3):
         whole = whole.transpose(0, 2, 3, 1)
     if whole.shape[3] not in (1, 3):
         raise ConfigError(f"data.root: images in {root} have shape {shape}; they need 1 or 3 channels")
-    if whole.dtype == np.uint8:
-        return np.ascontiguousarray(whole)
-    low, high = float(whole.min()), float(whole.max())
-    if not (np.isfinite([low, high]).all() and low >= -1.001 and high <= 255):
-        raise ConfigError(
-            f"data.root: images in {root} go from {low:g} to {high:g}; raysim knows [-1, 1], [0, 1] and 0 to 255"
-        )
-    if low < 0 and high > 1.001:
-        raise ConfigError(f"data.root: images in {root} go from {low:g} to {high:g}: neither [-1, 1] nor 0 to 255")
-    scale, offset = (127.5, 127.5) if low < 0 else (255.0, 0.0) if high <= 1.001 else (1.0, 0.0)
-    return np.ascontiguousarray(np.clip(np.rint(whole * scale + offset), 0, 255).astype(np.uint8))
+    lines = [f"data.root: {root}: {line}" for line in doubts(ranges, float(whole.max()))]
+    return np.ascontiguousarray(whole), lines

@@ -16,6 +16,7 @@ from raysim.data.federated_npz import as_uint8, read_clients
 from raysim.data.image_tree import described, read_tree
 from raysim.data.npz_files import read_npz
 from raysim.data.partition import Partition
+from raysim.data.pixel_range import looks_like
 from raysim.errors import ConfigError
 
 
@@ -35,7 +36,14 @@ def npz(config: DataConfig, side: int) -> Dataset:
         raise ConfigError(f"data.root: {path} has no array {', '.join(sorted(missing))}; it should be {form}")
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ConfigError(f"data.root: images of {path} are {images.dtype} {images.shape}, not uint8 (n, H, W[, C])")
+        hint = ""
+        if images.dtype.kind == "f" and images.size:
+            hint = looks_like(float(images.min()), float(images.max()))
+        raise ConfigError(
+            f"data.root: images of {path} are {images.dtype} {images.shape}, not uint8 (n, H, W[, C]). {hint}".rstrip(
+                ". "
+            )
+        )
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[3] not in (1, 3):
         raise ConfigError(f"data.root: images of {path} have {images.shape[3]} channels, not 1 or 3: {images.shape}")
@@ -78,7 +86,8 @@ def federated_npz(config: DataConfig, side: int) -> Dataset:
     sizes = num_train + np.array([len(y) for _, y in test], np.int64)
     split = Partition(np.arange(len(labels)), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), num_train)
     names = numbers_as_names(labels, root)
-    return Dataset(as_uint8([x for x, _ in files], root), labels, names, split=split)
+    images, doubtful = as_uint8([x for x, _ in files], root)
+    return Dataset(images, labels, names, split=split, notes=tuple(doubtful))
 
 
 def image_folder(config: DataConfig, side: int) -> Dataset:

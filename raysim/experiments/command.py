@@ -7,7 +7,8 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from raysim.storage.study_folder import (
 from raysim.tracking.mlflow_reader import checkpoint_of
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.tags import git_commit
-from raysim.workers.cluster import connect
+from raysim.workers.cluster import connect, using_ray
 
 
 def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Result:
@@ -185,14 +186,16 @@ def _read(folder: StudyFolder) -> StudyState:
     return state
 
 
-def _watch_their_driver(folder: StudyFolder, stop: bool, watch: Watch | None) -> Result:
-    state, started = _read(folder), not ray.is_initialized()
-    if started:
-        try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
-        except ConnectionError as error:
-            raise ConfigError(f"RAY_ADDRESS: there is no Ray cluster to look at: {error}") from error
+def _look() -> tuple[bool, str | None]:
     try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True)
+    except ConnectionError as error:
+        raise ConfigError(f"RAY_ADDRESS: there is no Ray cluster to look at: {error}") from error
+    return True, None
+
+
+def _watch_their_driver(folder: StudyFolder, stop: bool, watch: Watch | None) -> Result:
+    with using_ray(_look):
         try:
             driver = ray.get_actor(_actor_name(folder.uri), NAMESPACE)
         except ValueError as error:
@@ -201,10 +204,7 @@ def _watch_their_driver(folder: StudyFolder, stop: bool, watch: Watch | None) ->
             ) from error
         if stop:
             driver.stop.remote()
-        return results_of(driver, state, folder.uri, watch, ours=stop)
-    finally:
-        if started:
-            ray.shutdown()
+        return results_of(driver, _read(folder), folder.uri, watch, ours=stop)
 
 
 def _actor_name(folder: str) -> str:
@@ -223,11 +223,11 @@ def _print_where(config: Config, uri: str) -> None:
 
 def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
-    with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
-        # A new run ends at once if the store can't be used; the store of a run that is resumed may be back later.
-        store = thread.submit(MLflowStore, state.tracking_uri, state.experiment) if is_new else None
-        started, warning = connect(resources)
-    try:
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
+            # A new run ends at once if the store can't be used; the store of a run that is resumed may be back later.
+            store = thread.submit(MLflowStore, state.tracking_uri, state.experiment) if is_new else None
+            warning = stack.enter_context(using_ray(partial(connect, resources)))
         if store is not None:
             store.result()
         if warning:
@@ -243,9 +243,6 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
         return results_of(driver, state, folder, watch, ours=True)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def driver_options() -> dict[str, Any]:

@@ -130,7 +130,10 @@ def _store(uri: str) -> list[Finding]:
         try:
             check_writes(uri)
         except ConfigError as error:
-            return [Finding("wrong", "MLflow", str(error), "start the server, or set MLFLOW_TRACKING_URI or --uri")]
+            remedy = "start the server, or set MLFLOW_TRACKING_URI or --uri"
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                remedy = "wherever the driver runs: here, or in the environment of a Ray job"
+            return [Finding("wrong", "MLflow", str(error), remedy)]
         return [Finding("ok", "MLflow", f"{uri} can be read and written")]
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():

@@ -32,6 +32,13 @@ REFUSED = {
     *("RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "FEATURE_DISABLED", "NOT_IMPLEMENTED"),
 }
+DRIVERS = {  # what pip calls the modules that databases need
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "pymysql",
+    "pyodbc": "pyodbc",
+}
 LATER = {408, 425, 429}  # HTTP: timeout, too early, too many requests
 
 
@@ -65,11 +72,29 @@ def check_writes(uri: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with few_retries():
+        with few_retries(), _with_driver(uri):
             client = MlflowClient(uri)
             client.delete_experiment(client.create_experiment(f"raysim doctor {secrets.token_hex(6)}"))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ConfigError(f"{uri} can't be written: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def _with_driver(uri: str) -> Iterator[None]:
+    """Say which package is missing for a database.
+
+    Raises:
+        ConfigError: one is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in DRIVERS:
+            raise
+        raise ConfigError(
+            f"tracking.uri: a store of the kind {uri.split(':')[0]} needs the module {error.name}: "
+            f"pip install '{DRIVERS[error.name]}'"
+        ) from error
 
 
 @contextmanager
@@ -127,8 +152,8 @@ class MLflowStore:
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:
             with _one_at_a_time(uri):  # two first runs in one folder would both create the tables
-                self._client = MlflowClient(uri)
-                with few_retries():
+                with few_retries(), _with_driver(uri):
+                    self._client = MlflowClient(uri)
                     found = self._client.get_experiment_by_name(experiment)
                 if found is None and create:
                     found = self._client.get_experiment(self._create(experiment))

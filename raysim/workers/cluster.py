@@ -6,6 +6,10 @@ import json
 import logging
 import os
 import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_get
@@ -13,6 +17,8 @@ from ray.experimental.internal_kv import _internal_kv_get
 from raysim.config.schema import ResourcesConfig
 from raysim.errors import ConfigError
 
+MOST_SOCKET = 103  # letters of a socket's path, on macOS; Linux has room for 107
+SOCKET_LENGTH = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 STATIC_NODE = re.compile(r"node_[0-9a-f]{56}")
 
 
@@ -21,34 +27,68 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
-    """Connect to the cluster that RAY_ADDRESS names, or start a local one; a cluster that is already there is used.
+_lock = threading.Lock()
+_users = 0  # threads that are using the cluster that raysim started or looks at
 
-    Returns whether a local cluster was started, and a warning if it was given more logical CPUs than there are.
+
+@contextmanager
+def using_ray(start: Callable[[], tuple[bool, str | None]]) -> Iterator[str | None]:
+    """Use the cluster that this process is connected to, or ``start``; yields a warning of it.
+
+    Several threads may do so at a time: what ``start`` says is to be shut down is, when the last of them is done.
     """
-    if ray.is_initialized():
-        return False, None
+    global _users
+    with _lock:
+        ours, warning = _users > 0, None
+        if not ray.is_initialized():
+            ours, warning = start()
+        _users += ours
+    try:
+        yield warning
+    finally:
+        with _lock:
+            _users -= ours
+            if ours and not _users:
+                ray.shutdown()
+
+
+def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one.
+
+    Returns whether a local cluster was started, and a warning if it was given more logical CPUs than there are, or another
+    folder than usual.
+    """
     # This logger tells users how to switch a protection off, so it is silenced.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return False, None
-    cpus, warning = usable_cpus(), None
+    cpus, warnings = usable_cpus(), []
     actors = 1 if resources.num_actors == "auto" else resources.num_actors
     asked = actors * resources.num_cpus_per_actor
     if asked > cpus:
-        warning = (
+        warnings.append(
             f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with {cpus}; "
             "they will take turns"
         )
+    folder = _short_folder()
+    if folder is not None:
+        warnings.append(f"TMPDIR is too long for the names of Ray's sockets; Ray's files are in {folder}")
     ray.init(
         address="local",
         num_cpus=max(cpus, -int(-asked // 1)),
         include_dashboard=False,
         configure_logging=False,
         log_to_driver=True,
+        _temp_dir=folder,
     )
-    return True, warning
+    return True, "\n".join(warnings) or None
+
+
+def _short_folder() -> str | None:
+    """Where Ray's files go if the usual folder for temporary ones has too long a name, as Slurm gives; else None."""
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return f"/tmp/ray-{os.getuid()}" if len(os.fsencode(usual)) + SOCKET_LENGTH > MOST_SOCKET else None
 
 
 def nodes() -> list[dict[str, float]]:

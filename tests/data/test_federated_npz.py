@@ -170,10 +170,35 @@ def test_folders_that_do_not_fit(tmp_path, change, message):
 
 def test_ranges_of_images(tmp_path):
     image = np.array([-1.0, 0, 1]).reshape(1, 1, 3)
-    assert as_uint8([image], tmp_path).ravel().tolist() == [0, 128, 255]
+    pixels, doubtful = as_uint8([image, image], tmp_path)
+    assert pixels.ravel().tolist() == [0, 128, 255] * 2
+    assert doubtful == []
     for low, high in ((-2.5, 2.0), (-1.0, 200.0), (0.0, np.nan), (0.0, 300.0)):
-        with pytest.raises(ConfigError, match="images in .* go from"):
-            as_uint8([np.array([low, high]).reshape(1, 1, 2)], tmp_path)
+        with pytest.raises(ConfigError, match="images of client 0 in .* go from"):
+            as_uint8([np.array([low, high]).reshape(1, 1, 2)] * 2, tmp_path)
+
+
+def test_clients_of_several_ranges_are_read_each_by_its_own_and_counted(tmp_path):
+    made = iter([*[lambda x: x.astype(np.float32) / 127.5 - 1] * 2, *[lambda x: x.astype(np.float32) / 255] * 2])
+    truth = save_clients(tmp_path, make=lambda x: next(made)(x))
+    dataset = load_dataset(config(tmp_path), 4)
+    assert np.array_equal(dataset.images, np.concatenate([x for x, _ in truth]).transpose(0, 2, 3, 1))
+    (note,) = dataset.notes
+    assert "differ in range, and are read each by their own: 1 clients [-1, 1] (client 0, …), 1 clients [0, 1]" in note
+
+
+def test_a_client_whose_files_are_of_two_kinds(tmp_path):
+    made = iter([lambda x: x, lambda x: x.astype(np.float32) / 255] * 2)
+    truth = save_clients(tmp_path, make=lambda x: next(made)(x))
+    dataset = load_dataset(config(tmp_path), 4)
+    assert np.array_equal(dataset.images, np.concatenate([x for x, _ in truth]).transpose(0, 2, 3, 1))
+    assert len(dataset.notes) == 1
+
+
+def test_images_that_are_nearly_black_are_told(tmp_path):
+    save_clients(tmp_path, make=lambda x: (x // 16).astype(np.float32))
+    (note,) = load_dataset(config(tmp_path), 4).notes
+    assert "no pixel is above 15 of 255, so images are nearly black: multiply them by 17?" in note
 
 
 def test_it_has_its_own_split(tmp_path):

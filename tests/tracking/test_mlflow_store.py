@@ -8,7 +8,7 @@ import requests
 
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_reader import checkpoint_of
-from raysim.tracking.mlflow_store import MLflowStore, may_pass
+from raysim.tracking.mlflow_store import MLflowStore, check_writes, may_pass
 from raysim.tracking.tags import CHECKPOINT_TAG
 
 
@@ -83,3 +83,23 @@ def http_error(status):
 )
 def test_what_is_worth_waiting_for(error, may):
     assert may_pass(error) is may
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "postgresql://u:secret@localhost:1/x",
+            r"the kind postgresql needs the module psycopg2?: pip install 'psycopg",
+        ),
+        ("mysql://u:secret@localhost:1/x", "needs the module MySQLdb: pip install 'mysqlclient'"),
+    ],
+)
+def test_a_database_without_its_driver_is_one_line_with_the_package(uri, message, monkeypatch):
+    for module in ("psycopg", "psycopg2", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=message) as found:
+        MLflowStore(uri, "x")
+    assert "secret" not in str(found.value)
+    with pytest.raises(ConfigError, match=message):
+        check_writes(uri)
