@@ -66,8 +66,11 @@ class Partition:
         owner = np.repeat(np.arange(num_clients), sizes)
         order = np.lexsort((self.indices, owner))
         owner, index = owner[order], self.indices[order]
-        if twice := int(((owner[1:] == owner[:-1]) & (index[1:] == index[:-1])).sum()):
-            found.append(f"clients have {twice:,} of their {len(index):,} samples more than once")
+        again = (owner[1:] == owner[:-1]) & (index[1:] == index[:-1])
+        if again.any():
+            several = int((again & ~np.append(False, again[:-1])).sum())
+            extra = int(again.sum())
+            found.append(f"{several:,} samples are in one client more than once: {extra:,} of {len(index):,} are repetitions")
         return found
 
     def train(self, client: int) -> Ints:

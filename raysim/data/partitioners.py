@@ -122,11 +122,14 @@ def _from_file(path: Path, num_clients: int, num_samples: int) -> Partition:
         arrays = read_npz(path, lambda name: name.startswith(("train_", "test_")))
     except Exception as error:  # numpy and zipfile raise many kinds on damaged files
         raise ConfigError(f"{where}: is damaged or not an npz of plain arrays: {error}") from error
-    names = (f"{kind}_{i}" for i in range(num_clients) for kind in ("train", "test"))
+    names = [f"{kind}_{i}" for i in range(num_clients) for kind in ("train", "test")]
     if missing := next((name for name in names if name not in arrays), None):
         raise ConfigError(f"{where}: has no {missing}, but data.num_clients is {num_clients}")
-    if f"train_{num_clients}" in arrays:
-        raise ConfigError(f"{where}: has more than {num_clients} clients; set data.num_clients to its number")
+    if beyond := sorted(arrays.keys() - set(names)):
+        raise ConfigError(
+            f"{where}: has {len(beyond)} arrays of other clients than 0 to {num_clients - 1} ({', '.join(beyond[:4])}); "
+            "set data.num_clients to the number of all, or leave them out of the file"
+        )
     parts = [(arrays[f"train_{i}"], arrays[f"test_{i}"]) for i in range(num_clients)]
     for client, (train, test) in enumerate(parts):
         for kind, part in (("train", train), ("test", test)):

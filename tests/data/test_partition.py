@@ -34,6 +34,8 @@ def test_samples_that_are_trained_and_tested_on_or_twice_there_are_counted():
     leaking = Partition(np.array([0, 1, 3, 3, 4, 1, 0]), offsets, num_train)
     assert leaking.overlaps == ["3 of 3 test samples are training samples of another client"]
     twice = Partition(np.array([0, 0, 2, 3, 4, 5, 5]), offsets, num_train)
-    assert twice.overlaps == ["clients have 2 of their 7 samples more than once"]
+    assert twice.overlaps == ["2 samples are in one client more than once: 2 of 7 are repetitions"]
+    thrice = Partition(np.array([0, 1, 2, 5, 5, 4, 5]), offsets, np.array([2, 4]))
+    assert thrice.overlaps == ["1 samples are in one client more than once: 2 of 7 are repetitions"]
     shared = Partition(np.array([0, 1, 2, 0, 1, 2, 3]), offsets, num_train)  # as some splits by domain have it
     assert shared.overlaps == []

@@ -209,7 +209,8 @@ def test_a_split_from_a_file(tmp_path, toy):
     ("changes", "message"),
     [
         ({"test_1": None}, "has no test_1, but data.num_clients is 2"),
-        ({"train_2": [1]}, "has more than 2 clients"),
+        ({"train_2": [1]}, r"has 1 arrays of other clients than 0 to 1 \(train_2\)"),
+        ({"test_7": [1], "train_x": [1]}, r"has 2 arrays of other clients than 0 to 1 \(test_7, train_x\)"),
         ({"test_1": np.array([], int)}, "client 1 is left without test samples"),
         ({"train_0": [0, 8]}, "train_0 has index 8, but the data set has samples 0 to 7"),
         ({"train_0": [0, -1]}, "train_0 has index -1"),

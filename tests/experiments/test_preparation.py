@@ -90,5 +90,5 @@ def test_a_split_that_leaks_is_reported_once_with_counts(tmp_path):
     where = f"data.partition.path: {tmp_path / 'split.npz'}: "
     assert data_warnings(runs(test_1=[0, 7, 7])) == [
         f"{where}1 of 4 test samples are training samples of another client",
-        f"{where}clients have 1 of their 9 samples more than once",
+        f"{where}1 samples are in one client more than once: 1 of 9 are repetitions",
     ]
