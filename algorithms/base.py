@@ -89,6 +89,8 @@ class FederatedAlgorithm(ModelOptions):
         whole_phases: phases of ``epochs`` that are no training: stragglers go through all of them, and they are no steps.
         uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         second_derivatives: it differentiates a gradient of the model, which then goes through autograd, at half the speed.
+        depends_on_rounds: what it does in a round depends on how many there are (``ctx.num_rounds``), so that a run can't get
+            more of them later.
         batches_per_step: ``client_step`` gets this many times ``train.batch_size`` samples.
         prepares: before round 0 all clients train for the server alone (``server_prepare``): ``local_epochs``, in the phase
             ``prepare``.
@@ -102,6 +104,7 @@ class FederatedAlgorithm(ModelOptions):
     whole_phases: ClassVar[tuple[str, ...]] = ()
     uses_features: ClassVar[bool] = False
     second_derivatives: ClassVar[bool] = False
+    depends_on_rounds: ClassVar[bool] = False
     batches_per_step: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     pooled: ClassVar[bool] = False

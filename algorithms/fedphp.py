@@ -43,6 +43,7 @@ class FedPHP(FederatedAlgorithm):
     paper = "https://doi.org/10.1007/978-3-030-86486-6_36"
     whole_model_kept = "its clients keep a whole model of their own"
     uses_features = True
+    depends_on_rounds = True
     needs_body = True
 
     mu: float = Field(0.9, gt=0, le=1)

@@ -7,6 +7,8 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -118,11 +120,11 @@ class Side:
 
     def cpu_seconds(self) -> float:
         """CPU time of all its processes so far, those of Ray included; of ended ones only what their parents keep."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._tree())
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
 
     def private_mb(self) -> float:
         """Memory of all its processes, those of Ray included, without what they share."""
-        return sum(process.memory_full_info().uss for process in self._tree()) / 1e6
+        return self._sum(lambda process: process.memory_full_info().uss) / 1e6
 
     def __enter__(self) -> Side:
         return self
@@ -175,12 +177,20 @@ class Side:
         except ConnectionError:
             raise SideFailed(f"{self.name} ended:\n{self._last_lines()}") from None
 
+    def _sum(self, figure: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
+        for process in self._tree():
+            with suppress(psutil.Error):  # one that has just ended
+                total += figure(process)
+        return total
+
     def _tree(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []
         for process in self._processes:
-            if process.poll() is None:
-                parent = psutil.Process(process.pid)
-                found += [parent, *parent.children(recursive=True)]
+            with suppress(psutil.Error):
+                if process.poll() is None:
+                    parent = psutil.Process(process.pid)
+                    found += [parent, *parent.children(recursive=True)]
         return found
 
     def _last_lines(self) -> str:

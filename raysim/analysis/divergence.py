@@ -7,10 +7,11 @@ import pandas as pd
 
 def rejected_share(history: pd.DataFrame) -> float:
     """The share of the clients that trained, over all rounds, whose update was not finite or out of range."""
-    if "cohort/rejected" not in history:
-        return 0.0
-    trained = float((history["cohort/size"] - history["cohort/dropped"]).sum())
-    return float(history["cohort/rejected"].sum()) / trained if trained else 0.0
+    size, dropped, rejected = (
+        float(history[f"cohort/{what}"].sum()) if f"cohort/{what}" in history else 0.0  # of earlier versions
+        for what in ("size", "dropped", "rejected")
+    )
+    return rejected / (size - dropped) if size > dropped else 0.0
 
 
 def rejections(history: pd.DataFrame) -> list[str]:

@@ -307,7 +307,8 @@ class EvaluateConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """Where it runs. No key changes a result, except ``device``, ``clients_per_batch``, ``precision`` and ``compile``."""
+    """Where it runs. No key changes a result, except ``device``, ``clients_per_batch``, ``batches_per_round``, ``precision``
+    and ``compile``."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where Ray sees a GPU."""

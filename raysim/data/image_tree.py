@@ -42,8 +42,8 @@ class ImageTree:
 def read_tree(root: Path, layout: str) -> ImageTree:
     """The images in ``root/<domain>/<class>/<image>``, or in ``root/<class>/<image>`` for the layout ``class``.
 
-    Exactly so: anything else is refused. Hidden folders and those of the system are left out, links to folders are not
-    followed, and no link that leads out of ``root``.
+    Exactly so: anything else is refused. Hidden folders and those of the system are left out, and links among images that
+    lead to a folder or out of ``root``; where a domain or a class is expected, a link to a folder is refused.
 
     Raises:
         ConfigError: images lie elsewhere, a class has none, domains differ in classes, a name is not UTF-8.
@@ -87,6 +87,8 @@ class _Walk:
         """The folders in a folder, each of which is a domain or a class, by name."""
         folders, images = self._divided(folder)
         where = self._shown(folder)
+        if links := [path.name for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]:
+            raise self._wrong(f"{_some(links)} in {where} are links to folders", "put the folders themselves there")
         if images:
             hint = "with data.layout: class, its folders are the classes" if what == "class" else ""
             raise self._wrong(f"{where} has images in it ({_some([p.name for p in images])})", hint)
@@ -98,7 +100,8 @@ class _Walk:
             plural = "domains" if what == "domain" else "classes"
             raise self._wrong(
                 f"the folders {_some(names)} in {where} look like splits, not like {plural}",
-                f"raysim draws each client's test samples itself; join the splits, or take one: data.root={of}",
+                f"raysim draws each client's test samples itself; join the splits, or take one: data.root={of}"
+                f"{' data.layout=class' if what == 'domain' else ''}",
             )
         return folders
 
@@ -110,7 +113,7 @@ class _Walk:
             first = folder.relative_to(self._root).parts[0]
             alone = sum(1 for path in self._root.iterdir() if path.is_dir() and not _is_hidden(path.name)) == 1
             hint = f"is the root one level further down: data.root={self._root / first}?" if alone else ""
-            if self._layout == "class":
+            if self._layout == "class" and not alone:
                 hint = "with data.layout: domain/class, its folders are the domains"
             raise self._wrong(
                 f"{where}, where images are expected, has folders ({_some([p.name for p in folders])})", hint

@@ -70,7 +70,9 @@ class Partition:
         if again.any():
             several = int((again & ~np.append(False, again[:-1])).sum())
             extra = int(again.sum())
-            found.append(f"{several:,} samples are in one client more than once: {extra:,} of {len(index):,} are repetitions")
+            found.append(
+                f"{several:,} samples are in one client more than once: {extra:,} of {len(index):,} are repetitions"
+            )
         return found
 
     def train(self, client: int) -> Ints:

@@ -20,6 +20,7 @@ from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_u
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
 from raysim.errors import ConfigError
 from raysim.experiments.driver import NAMESPACE, Driver
+from raysim.experiments.finished import finished_results
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
 from raysim.experiments.watch_driver import RunFailed, Watch, results_of
@@ -115,7 +116,8 @@ def _update_request(
     try:
         state = folder.read()
         assert state is not None
-        for line in check_checkpoints(folder, state, from_round) if check else []:
+        more = config.rounds > state.config["rounds"]
+        for line in check_checkpoints(folder, state, from_round, more) if check else []:
             print(line, file=sys.stderr)
         state.config, state.starts, state.finished = config.model_dump(mode="json"), 0, False
         folder.write(state)
@@ -159,25 +161,25 @@ def _the_unfinished_one_in(place: str) -> StudyFolder:
 def attach(where: str, uri: str | None = None, stop: bool = False, watch: Watch | None = None) -> Result:
     """Watch runs whose command is gone, on the cluster that RAY_ADDRESS names or that runs on this machine.
 
-    Of runs that are finished by now it returns the results, from their last checkpoints.
+    Of runs that are finished by now it returns the results, from their last checkpoints and their tables in MLflow.
 
     Args:
         where, uri: as for ``resume``.
         stop: ask the runs to end.
 
     Raises:
-        ConfigError: there is no cluster, or no driver of these runs on it though they are not finished.
+        ConfigError: there is no cluster, or no driver of these runs on it though they are not finished; or a finished run
+            has lost its last checkpoint.
         RunFailed, RunKilled: as ``run``.
     """
     folder = find_folder(where, uri)
-    if not _read(folder).finished:
-        try:
-            return _watch_their_driver(folder, stop, watch)
-        except (ConfigError, RunFailed):
-            if not _read(folder).finished:
-                raise  # else they finished a moment ago, and whoever watched them has ended their driver
+    try:
+        return _watch_their_driver(folder, stop, watch)
+    except (ConfigError, RunFailed):
+        if not _read(folder).finished:
+            raise  # else whoever watched them, or nobody for a minute, has ended their driver
     print(f"the runs of {folder.uri} are finished", file=sys.stderr)
-    return resume(folder.uri, (), uri, watch=watch)
+    return finished_results(folder, _read(folder))
 
 
 def _read(folder: StudyFolder) -> StudyState:

@@ -91,7 +91,6 @@ class FederatedRun:
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._prepared = not self._algorithm.prepares
-        self._sum_bytes = 8 * layout.num_shared * (len(self._algorithm.uploads) + 1)  # with the directions
         self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
         self.timeline: pd.DataFrame | None = None
@@ -196,8 +195,9 @@ class FederatedRun:
             return task
 
         server = self._server
-        handed = (self._pool, round, tasks, server.version, server.broadcast, place)
-        dispatch = Dispatch(*handed, sum_bytes=self._sum_bytes).run()
+        vectors = len(self._algorithm.uploads) + any(isinstance(task, Train) and task.sensitivity for task in tasks)
+        sum_bytes = 8 * self._layout.num_shared * vectors
+        dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place, sum_bytes).run()
         while True:
             try:
                 progress = next(dispatch)

@@ -65,7 +65,7 @@ class ClientContext:
         full_lr: ``train.optimizer.lr``, whatever ``train.schedule`` makes of it in this round.
         batch_size: ``train.batch_size``; a step has up to ``batches_per_step`` times as many samples.
         round: counted from 0. What is evaluated after the last round is evaluated as in the round that would come next.
-        num_rounds: of the run.
+        num_rounds: of the run, for methods that say ``depends_on_rounds``.
         cohort_share: the share of all clients that train in a round.
         epoch: the local epoch, from 0. A Python number, as is ``phase``: code may branch on it.
         phase: this epoch's entry of ``FederatedAlgorithm.epochs``; ``prepare`` before round 0, ``adapt`` in adaptation and
@@ -81,12 +81,20 @@ class ClientContext:
     full_lr: float
     batch_size: int
     round: int
-    num_rounds: int = 1
+    _num_rounds: int | None = None
     cohort_share: float = 1.0
     epoch: int = 0
     phase: str = "train"
     as_trained: bool = False
     _client: ClientData | None = None
+
+    @property
+    def num_rounds(self) -> int:
+        if self._num_rounds is None:
+            raise RuntimeError(
+                "ctx.num_rounds is for methods whose class has `depends_on_rounds = True`; more rounds later are refused then"
+            )
+        return self._num_rounds
 
     @property
     def client(self) -> ClientData:

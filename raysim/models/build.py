@@ -19,9 +19,11 @@ from raysim.models.weights import load_weights
 
 
 def build_model(
-    config: ModelConfig, algorithm: FederatedAlgorithm, num_classes: int, in_channels: int, seed: int
+    config: ModelConfig, algorithm: FederatedAlgorithm, num_classes: int, in_channels: int, seed: int, new: bool = True
 ) -> nn.Module:
     """The model with the algorithm's plugin, initialised from the seed (or from pretrained weights).
+
+    ``new``: for a run to come, which must see every pixel; others were accepted before.
 
     Raises:
         ConfigError: timm does not know the name or its arguments, the weights can't be had or don't fit, or the model
@@ -39,7 +41,7 @@ def build_model(
         def rebuilt(side: int) -> nn.Module:
             return plain_model(config.model_copy(update={"image_size": side}), num_classes, in_channels)[0]
 
-        try_out(model, config, in_channels, num_classes, plugin, algorithm.uses_features, rebuilt)
+        try_out(model, config, in_channels, num_classes, plugin, algorithm.uses_features, rebuilt if new else None)
         algorithm.add_modules(model)
     return model
 

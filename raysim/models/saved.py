@@ -113,7 +113,7 @@ class SavedRun:
             raise ConfigError(f"{folder / 'about.json'}: is damaged or of another version of raysim: {what}") from error
         config = config_of({**about.config, "study": None}, [], str(folder / "about.json"))
         plain = config.model.model_copy(update={"pretrained": False, "weights": None})  # its values are not needed
-        model = build_model(plain, config.algorithm, len(about.class_names), about.in_channels, config.seed)
+        model = build_model(plain, config.algorithm, len(about.class_names), about.in_channels, config.seed, new=False)
         return cls(folder, config, about, model, layout_of(model, config.algorithm))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -21,17 +22,18 @@ def try_out(
     num_classes: int,
     plugin: dict[str, nn.Parameter],
     uses_features: bool,
-    rebuilt: Callable[[int], nn.Module],
+    rebuilt: Callable[[int], nn.Module] | None,
 ) -> None:
     """One image of noise through the model and back.
 
     Its logits must be one number per class; with ``uses_features`` they must be those of its classifier on its
-    representation. Every pixel must reach them, and they must depend on every parameter that the plugin added: some timm
-    models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``, so that a plugin there would silently do nothing.
+    representation. Every pixel must reach them if images are cut into patches, and they must depend on every parameter that
+    the plugin added: some timm models (BEiT, EVA) read ``qkv.weight`` and never call ``qkv``, so that a plugin there would
+    silently do nothing.
 
     Args:
         plugin: the parameters that the plugin added, by name.
-        rebuilt: the model for another size of image, without weights.
+        rebuilt: the model for another size of image, without weights; None: whatever it sees of an image is fine.
 
     Raises:
         ConfigError: one of these does not hold.
@@ -52,9 +54,13 @@ def try_out(
             f"model.name: {config.name} never uses the plugin's {unused[0]}: its attention reads the weights of `qkv` "
             "directly. vit_*, deit_*, cait_* and swin_* models call it"
         )
-    if (seen := _seen(reached[0])) < 1:
-        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-        _refuse_size(config, in_channels, seen, patch[0] if isinstance(patch, tuple) else 1, rebuilt)
+    # Convolutions may well leave out a border, and some models do at the size that their weights are for.
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    native = timm.get_pretrained_cfg(config.name, allow_unregistered=True)
+    is_native = native is not None and native.input_size[-1] == config.image_size
+    if rebuilt is not None and isinstance(patch, int) and not is_native and (seen := _seen(reached[0])) < 1:
+        _refuse_size(config, in_channels, seen, patch, rebuilt)
 
 
 @contextmanager

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raysim.plots.style import colour, ink, new_figure, plain, verbatim
+from raysim.plots.style import colour, ink, new_figure, plain
 
 
-@verbatim
 def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict[str, float] | None = None) -> Figure:
     """Gain in accuracy over a baseline with its interval, from ``paired_tests.gains``; and, if it has ``per kB``, per
     kilobyte kept personal.
@@ -43,5 +42,7 @@ def plot_gains(table: pd.DataFrame, baseline: str, title: str, sensitivity: dict
         axes[-1].set(xlabel=f"disagreement between clients\n(1 - mean cosine, {baseline})")
     for one in axes:
         plain(one, grid="x")
-    figure.suptitle(title, fontsize=11)
+    names = [*axes[0].get_yticklabels(), axes[0].xaxis.label, axes[-1].xaxis.label, figure.suptitle(title, fontsize=11)]
+    for text in names:  # not the ticks of a logarithmic axis, which are formulas
+        text.set_parse_math(False)
     return figure

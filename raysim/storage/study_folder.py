@@ -159,9 +159,9 @@ class StudyFolder:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys that differ and would change a result, each with both values.
 
-    More rounds than before change none of those that there are, unless the learning rate depends on their number.
+    More rounds than before change none of those that there are, unless a learning rate or a method depends on their number.
     """
-    before, now = dict(flatten(dict(old))), dict(flatten(dict(new)))
+    before, now = dict(flatten(_completed(old))), dict(flatten(dict(new)))
     kept = {key for key in before.keys() | now.keys() if FIXED.fullmatch(key) or not FREE.match(key)}
     if _has_more_rounds(old, new):
         kept.remove("rounds")
@@ -175,9 +175,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _has_more_rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether ``new`` only goes on where ``old`` ends."""
-    changes = [entry for entry in new.get("study") or () if isinstance(entry, Mapping)]
-    schedules = [new["train"]["schedule"], *(entry.get("train", {}).get("schedule", "constant") for entry in changes)]
-    return new["rounds"] > old["rounds"] and set(schedules) == {"constant"}
+    if new["rounds"] <= old["rounds"]:
+        return False
+    runs = [run for _, run in children(Config.model_validate(new))]
+    return not any(run.train.schedule != "constant" or run.algorithm.depends_on_rounds for run in runs)
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of an earlier version with the keys that it did not have, as they are by default."""
+    try:
+        return Config.model_validate(dict(config)).model_dump(mode="json")
+    except ValueError:  # it has others that are not there any more
+        return dict(config)
 
 
 def unfinished(root: str, config: Config, uri: str) -> str | None:
@@ -203,17 +212,17 @@ def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "resources": kept, "checkpoint": None}
 
 
-def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None) -> list[str]:
+def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None, more: bool = False) -> list[str]:
     """Verify the newest checkpoint of every unfinished run; returns a line for each that says where it continues.
 
-    ``from_round``: forget the checkpoints of later rounds first.
+    ``from_round``: forget the checkpoints of later rounds first. ``more``: finished runs go on, too, for more rounds.
 
     Raises:
         ConfigError: the newest one of a run is damaged; names the file, and the checkpoint that could be used instead.
     """
     lines = []
     for run in state.runs:
-        if run.finished or run.run_id is None:
+        if (run.finished and not more) or run.run_id is None:
             continue
         place = folder.of(run)
         if from_round is not None:

@@ -73,6 +73,30 @@ def artifacts(uri: str, run_id: str, folder: str, into: Path) -> Path:
         raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
 
 
+def table(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
+    """A CSV file among a run's artifacts; None if it has no such file.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    check_store(uri)
+    try:
+        with few_retries(), tempfile.TemporaryDirectory() as folder:
+            client = MlflowClient(uri)
+            if name not in {file.path for file in client.list_artifacts(run_id)}:
+                return None
+            file = client.download_artifacts(run_id, name, folder)
+            # As it was written: the same numbers, and a domain may be called "NA", or nothing.
+            return pd.read_csv(file, float_precision="round_trip", converters={"domain": str})
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
+
+
 class FinishedRuns(MLflowStore):
     """The finished runs of an experiment's latest study, unless others are chosen.
 

@@ -227,7 +227,7 @@ class ClientEngine:
             settings.lr,
             train.batch_size,
             round,
-            self.config.rounds,
+            self.config.rounds if self.algorithm.depends_on_rounds else None,
             self.config.cohort_size / self.config.data.num_clients,
         )
 

@@ -192,6 +192,7 @@ def make_engine(setup: RunSetup) -> ClientEngine:
         setup.num_classes,
         setup.in_channels,
         config.seed,
+        new=False,  # it was tried before the run was prepared
     )
     refs = [setup.images, setup.labels, setup.partition, setup.initial, setup.frozen]
     images, labels, partition, initial, frozen = ray.get(refs)

@@ -15,7 +15,7 @@ from heapq import heapify, heapreplace
 from itertools import islice
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from raysim.errors import BrokenDevice, ClientError, StatesLost
 from raysim.storage.personal_states import node_of
@@ -23,7 +23,7 @@ from raysim.training.aggregation import PartialSum
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
 from raysim.workers.durations_and_timeouts import LEAST_TIMEOUT
-from raysim.workers.sum_tree import root_of_sums
+from raysim.workers.sum_tree import FAN_IN, depth, root_of_sums
 from raysim.workers.worker import ACTOR_LOST, Worker, interleaved
 
 log = logging.getLogger(__name__)
@@ -184,26 +184,32 @@ class Dispatch:
     def _collect(self) -> list[PartialSum]:
         """The partial sums of all actors that trained, as one or a few."""
         refs = [(w, w.handle.partial_sum.remote(self._round)) for w in self._pool.workers if w.summed]
-        asked = self._resources.client_timeout
-        seconds = LEAST_TIMEOUT + len(refs) * self._sum_bytes / SLOWEST if asked == "auto" else asked
         if (root := root_of_sums(refs, self._round)) is not None:
             try:
-                return [ray.get(root, timeout=seconds)]
+                return [ray.get(root, timeout=self._patience_for(depth(len(refs)) * FAN_IN))]
             except (*ACTOR_LOST, RayTaskError) as error:  # which actor was lost turns out below, one by one
                 log.warning("partial sums did not meet (%s); they are collected one by one", type(error).__name__)
-        sums, lost = [], None
-        limit = time.monotonic() + seconds
-        for worker, ref in refs:
-            try:
-                sums.append(ray.get(ref, timeout=max(0.1, limit - time.monotonic())))
-            except ACTOR_LOST as error:
-                self._lost(worker, error)
-                lost = error
+        sums, lost, pending = [], None, {ref: worker for worker, ref in refs}
+        limit = time.monotonic() + self._patience_for(len(refs))
+        while pending:
+            late = time.monotonic() > limit
+            for ref in list(pending) if late else self._pool.wait(list(pending)):
+                worker = pending.pop(ref)
+                try:
+                    sums.append(ray.get(ref, timeout=0.1 if late else None))
+                except ACTOR_LOST as error:
+                    self._lost(worker, error)
+                    lost = error
         if lost is not None:
-            self._count_lost_sums(lost, seconds)
+            self._count_lost_sums(lost)
         return sums
 
-    def _count_lost_sums(self, error: Exception, seconds: float) -> None:
+    def _patience_for(self, sums: int) -> float:
+        """Seconds for so many partial sums to travel one after another."""
+        asked = self._resources.client_timeout
+        return LEAST_TIMEOUT + sums * self._sum_bytes / SLOWEST if asked == "auto" else asked
+
+    def _count_lost_sums(self, error: Exception) -> None:
         """Client batches whose sum is lost train again; not for ever.
 
         Raises:
@@ -211,10 +217,12 @@ class Dispatch:
         """
         self._lost_sums += 1
         if self._lost_sums > self._resources.max_retries:
+            why = "their actors died"
+            if isinstance(error, GetTimeoutError):
+                why = "they did not arrive in time: raise resources.client_timeout, or try evaluate.sensitivity: false"
             raise ClientError(
-                f"round {self._round}: the actors' partial sums, {self._sum_bytes / 1e6:.0f} MB each, were lost "
-                f"{self._lost_sums} times when they were collected (the last: {type(error).__name__} {error}). If they need "
-                f"longer than {seconds:.0f} seconds, raise resources.client_timeout; evaluate.sensitivity: false halves them"
+                f"round {self._round}: partial sums, up to {self._sum_bytes / 1e6:.0f} MB each, were lost "
+                f"{self._lost_sums} times when they were collected, since {why} ({type(error).__name__}: {error})"
             ) from error
 
     def _lost(self, worker: Worker, error: Exception) -> None:

@@ -26,6 +26,14 @@ def root_of_sums(refs: Sequence[Sum], round: int) -> ray.ObjectRef | None:
     return _meet([_meet(here, round) for here in nodes.values()], round)[1]
 
 
+def depth(sums: int) -> int:
+    """How many times a sum meets others at most: on its node, and then among nodes."""
+    levels = 0
+    while FAN_IN**levels < sums:
+        levels += 1
+    return levels + 1
+
+
 def _meet(level: list[Sum], round: int) -> Sum:
     """One sum out of several, by a tree; each group meets in its first actor."""
     while len(level) > 1:

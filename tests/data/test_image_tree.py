@@ -76,7 +76,7 @@ def test_classes_alone_where_the_layout_says_so(make):
         (
             ("train/cat/1.png", "val/cat/1.png", "test/cat/1.png"),
             "domain/class",
-            r"splits, not like domains; .*=.*/train",
+            r"splits, not like domains; .*=.*/train data.layout=class",
         ),
         (("Train/1.png", "Test/1.png"), "class", r"splits, not like classes"),
         (("cat/1.png", "dog/1.png"), "domain/class", r"cat/ has images in it \(1\.png\); with data\.layout: class"),
@@ -143,16 +143,22 @@ def test_gif_and_jfif_are_images(make):
 def test_links_neither_lead_out_nor_in_circles(make, tmp_path):
     root = make(*(f"root/{name}" for name in GOOD), "elsewhere/9.png") / "root"
     (root / "a" / "cat" / "up").symlink_to(root)
-    (root / "c").symlink_to(root / "a")
     (root / "a" / "cat" / "out.png").symlink_to(tmp_path / "elsewhere" / "9.png")
     (root / "a" / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
     (root / "a" / "dog" / "same.png").symlink_to(root / "a" / "dog" / "1.png")
     tree = read(root)
     assert [path.name for path in tree.paths] == ["1.png", "2.jpg", "1.png", "same.png", "1.png", "1.png"]
     assert tree.domain_names == ("a", "b")
-    assert tree.left_out == {"links to folders": 2, "links to files elsewhere": 1, "broken links": 1}
+    assert tree.left_out == {"links to folders": 1, "links to files elsewhere": 1, "broken links": 1}
     (tmp_path / "link").symlink_to(root)  # the root itself may be one
     assert len(read(tmp_path / "link").paths) == 6
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"c in .* are links to folders; put the folders themselves there"):
+        read(root)
+    (root / "c").unlink()
+    (root / "b" / "owl").symlink_to(root / "a" / "cat")
+    with pytest.raises(ConfigError, match=r"owl in b/ are links to folders"):
+        read(root)
 
 
 @pytest.mark.parametrize("folder", [b"a\xff", b"a/c\xfft"])

@@ -69,3 +69,8 @@ def test_a_dot_product_leaves_running_statistics_out():
     learned = ~layout.mask(layout.statistics)
     assert (~learned).sum() == 6
     assert ctx.dot(first, second) == first[learned].sum()
+
+
+def test_the_number_of_rounds_is_for_methods_that_say_so():
+    with pytest.raises(RuntimeError, match="`depends_on_rounds = True`"):
+        _ = make_context(nn.Linear(2, 3)).num_rounds

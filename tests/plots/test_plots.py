@@ -135,3 +135,9 @@ def test_a_dollar_in_a_name_is_a_dollar():
         plot_accuracy(np.array([0, 1]), accuracy, odd),
     ):
         assert as_png(figure).startswith(b"\x89PNG")
+    table = pd.DataFrame({"name": [odd, "b"], "gain": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 3.0]})
+    figure = plot_gains(table.assign(kB=[1.0, 2.0], **{"per kB": [0.5, 1.0]}), odd, odd, {"head": 0.3})
+    as_png(figure)
+    assert not any(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
+    # A logarithmic axis has formulas, of which nothing may be left in the picture.
+    assert all(label.get_parse_math() for label in figure.axes[1].get_xticklabels() if "$" in label.get_text())

@@ -76,6 +76,7 @@ def dumped(**changes):
         ({"rounds": 1}, "rounds: was 2, is 1"),
         ({"rounds": 3, "train": {"schedule": "cosine"}}, "rounds: was 2, is 3"),
         ({"rounds": 3, "study": [{"name": "a", "train": {"schedule": "cosine"}}]}, "rounds: was 2, is 3"),
+        ({"rounds": 3, "algorithm": {"name": "fedphp"}}, "rounds: was 2, is 3"),
         ({"resources": {"batches_per_round": 3}}, "resources.batches_per_round: was 'auto', is 3"),
         ({"cohort": {"dropout": 0.1}}, "cohort.dropout: was 0.0, is 0.1"),
     ],
@@ -156,3 +157,10 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(t
     with pytest.raises(ConfigError, match=r"it is missing; no other checkpoint is intact.*--round 0"):
         check_checkpoints(folder, state, None)
     assert check_checkpoints(folder, state, 0) == ["tiny: goes on with round 1"]
+
+
+def test_keys_that_an_earlier_version_did_not_have_are_as_by_default():
+    old = dumped()
+    del old["evaluate"]["sensitivity"], old["data"]["layout"], old["resources"]["batches_per_round"]
+    assert differences(old, dumped()) == []
+    assert differences(old, dumped(evaluate={"sensitivity": False})) == ["evaluate.sensitivity: was 'auto', is False"]

@@ -101,7 +101,7 @@ class MLflowListener(RunListener):
         about, num_clients = str(clients_of([config])), config.data.num_clients
         self._outbox.put(lambda: store.log_arrays(run_id, records.accuracy_tables(about, num_clients), "accuracy.npz"))
         rejected = rejections(result.history)
-        tags = checksum_tags(result.checksums) | ({REJECTED_TAG: rejected[0]} if rejected else {})
+        tags = checksum_tags(result.checksums) | {REJECTED_TAG: rejected[0] if rejected else ""}
         self._outbox.put(lambda: store.set_tags(run_id, tags))
         last = run.records.rounds[-1].metrics
         self._describe(run_id, describe_run(config, self._log.commit, run_id, last))
