@@ -192,14 +192,19 @@ class Dispatch:
         sums, lost, pending = [], None, {ref: worker for worker, ref in refs}
         limit = time.monotonic() + self._patience_for(len(refs))
         while pending:
-            late = time.monotonic() > limit
-            for ref in list(pending) if late else self._pool.wait(list(pending)):
+            ready = self._pool.wait(list(pending))
+            for ref in ready:
                 worker = pending.pop(ref)
                 try:
-                    sums.append(ray.get(ref, timeout=0.1 if late else None))
+                    sums.append(ray.get(ref))
                 except ACTOR_LOST as error:
                     self._lost(worker, error)
                     lost = error
+            if not ready and time.monotonic() > limit:
+                lost = GetTimeoutError(f"{len(pending)} of {len(refs)} did not arrive")
+                for worker in pending.values():
+                    self._lost(worker, lost)
+                pending = {}
         if lost is not None:
             self._count_lost_sums(lost)
         return sums
