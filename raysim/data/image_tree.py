@@ -156,6 +156,8 @@ class _Walk:
                 return "links to files elsewhere"
         if entry.is_dir():
             return None
+        if not entry.is_file():  # a pipe or a socket: reading it would never end
+            return "no files"
         suffix = Path(entry.name).suffix.lower()
         return None if suffix in SUFFIXES else f"{suffix or 'files without suffix'}"
 
@@ -180,4 +182,6 @@ def _is_hidden(name: str) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")
+    """A few names; those that may look like others, by accents or spaces, as Python writes them."""
+    clear = [name if name.isascii() and name.isprintable() and name == name.strip() else ascii(name) for name in names]
+    return ", ".join(clear[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")

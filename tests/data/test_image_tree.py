@@ -92,6 +92,11 @@ def test_classes_alone_where_the_layout_says_so(make):
         (("a/cat/1.png", "b/x.txt"), "domain/class", r"b/ has no folders \(left out in all: 1 \.txt\)"),
         ((".hidden/cat/1.png",), "domain/class", r"has no folders"),
         (
+            ("a/caf\u00e9/1.png", "a/dog/1.png", "b/cafe\u0301/1.png", "b/dog /1.png"),  # they look the same
+            "domain/class",
+            r"only in a: 'caf\\xe9', dog; only in b: 'cafe\\u0301', 'dog '",
+        ),
+        (
             ("a/cat/1.png", "a/dog/1.png", "b/cat/1.png", "b/owl/1.png"),
             "domain/class",
             r"a and b differ in classes: only in a: dog; only in b: owl",
@@ -131,6 +136,12 @@ def test_what_is_not_read_is_counted_and_told(make):
     assert described(tree.left_out) == "2 .heic, 1 .md, 1 .txt, 1 files without suffix"
     (note,) = load_dataset(DataConfig(name="image_folder", root=str(root)), 4).notes
     assert note == f"data.root: {root}: not read: 2 .heic, 1 .md, 1 .txt, 1 files without suffix"
+
+
+def test_a_pipe_is_not_waited_for(make):
+    root = make(*GOOD)
+    os.mkfifo(root / "a" / "cat" / "3.png")
+    assert read(root).left_out == {"no files": 1}
 
 
 def test_gif_and_jfif_are_images(make):
