@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from raysim.experiments.events import ActiveRun, RunListener
@@ -10,6 +11,9 @@ from raysim.federation.rounds import FederatedRun
 from raysim.storage.checkpoint import Checkpoint
 from raysim.storage.checkpoint_writer import CheckpointWriter
 from raysim.storage.folder import Folder
+
+END_SECONDS = 60.0  # for a full disk to have room again for the checkpoint of a finished run
+PAUSE_SECONDS = 5.0
 
 
 class CheckpointListener(RunListener):
@@ -34,6 +38,7 @@ class CheckpointListener(RunListener):
         self._facts: dict[str, str] = {}
         self._writer: CheckpointWriter | None = None
         self._last = 0  # the round before which the last checkpoint was started
+        self._told: int | None = None  # the number of the error of which the user knows
 
     def started(self, run: ActiveRun) -> None:
         self._facts = facts(run.placed, run.machine)
@@ -67,10 +72,18 @@ class CheckpointListener(RunListener):
         assert self._writer is not None
         self._settle(run, wait=True)
         self._writer.keep = 1
-        for _ in range(2):  # a disk that was full may have room again
+        give_up = time.monotonic() + END_SECONDS
+        while True:
             self._begin(run)
             if self._settle(run, wait=True):
                 return
+            if time.monotonic() > give_up:
+                break
+            time.sleep(PAUSE_SECONDS)  # a disk that was full may have room again
+        self._notify(
+            f"{self._where} after {END_SECONDS:g} seconds of trying: the run is complete, with all its results in MLflow, "
+            "but its end is kept nowhere else: to go on from there, rounds since the last checkpoint would be trained again"
+        )
 
     def rounds_end(self) -> None:
         if self._writer is not None:
@@ -92,9 +105,12 @@ class CheckpointListener(RunListener):
             done = self._writer.finished(wait)
         except OSError as error:
             done, self._last = False, -every  # due again after the next round
-            self._notify(f"{self._where}: {error}. The one before is as it was; the run goes on and tries again")
+            if self._told is None or error.errno != self._told:
+                self._notify(f"{self._where}: {error}. The one before is as it was; the run goes on and tries again")
+            self._told = error.errno
         if started and not self._writer.pending:
             run.states.index.release()
         if done:
+            self._told = None
             self._on_written()
         return done

@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from raysim.experiments.listeners import checkpoints
 from raysim.experiments.listeners.checkpoints import CheckpointListener
 from raysim.storage.checkpoint import Snapshot, rounds_in
 from raysim.storage.folder import Folder
 from raysim.storage.records import Records
 
 from configs import tiny
+
+FULL = OSError(28, "No space left on device")
 
 
 class CountedRun:
@@ -69,7 +72,7 @@ def test_what_could_not_be_written_is_tried_again_after_the_next_round(listen, m
     write = Folder.write
 
     def full(self, name, data):
-        raise OSError("No space left on device")
+        raise FULL
 
     monkeypatch.setattr(Folder, "write", full)
     play(run, listener, 3, wait=False)
@@ -83,3 +86,31 @@ def test_what_could_not_be_written_is_tried_again_after_the_next_round(listen, m
     assert notes[0].startswith("mine: a checkpoint can't be written to ")
     assert (len(written), run.held) == (1, [])
     listener.rounds_end()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_disk_that_is_full_at_the_very_end_is_waited_for(listen, monkeypatch, comes_back):
+    make, notes, _, folder = listen
+    run = CountedRun(every=3, rounds=4)
+    listener = make(run)
+    play(run, listener, 4)
+    now, write = [0.0], Folder.write
+
+    def full(self, name, data):
+        if not comes_back or now[0] < 20:
+            raise FULL
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", full)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(checkpoints, "time", clock)
+    listener.rounds_done(run)
+    listener.rounds_end()
+    assert "No space left on device" in notes[0]  # said once, not with every attempt
+    if comes_back:
+        assert (rounds_in(folder), len(notes)) == ([4], 1)
+    else:
+        assert (rounds_in(folder), len(notes)) == ([3], 2)
+        assert "after 60 seconds of trying: the run is complete, with all its results in MLflow" in notes[1]
+        assert 60 <= now[0] <= 70
+    assert run.held == []
