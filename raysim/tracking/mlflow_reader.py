@@ -91,8 +91,9 @@ def table(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
             if name not in {file.path for file in client.list_artifacts(run_id)}:
                 return None
             file = client.download_artifacts(run_id, name, folder)
-            # As it was written: the same numbers, and a domain may be called "NA", or nothing.
-            return pd.read_csv(file, float_precision="round_trip", converters={"domain": str})
+            # As it was written: the same numbers (the other engine rounds), and a domain may be called "NA", or nothing.
+            numbers = {column: [""] for column in pd.read_csv(file, nrows=0).columns if column != "domain"}
+            return pd.read_csv(file, engine="python", keep_default_na=False, na_values=numbers)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
 
