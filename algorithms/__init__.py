@@ -1,44 +1,51 @@
-"""Federated algorithms by name. A new one is a file here and a line in ``ALGORITHMS``; a user's own is ``module:Class``."""
+"""Federated algorithms by name. A new one is a file here and a line in ``ALGORITHMS``; a user's own is ``module:Class``.
+
+This folder is ``raysim.algorithms``, by the link ``raysim/algorithms``. ``algorithms`` is a second name of the same modules,
+which yields to a project's own folder of that name.
+"""
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from algorithms.apfl import APFL
-from algorithms.base import FederatedAlgorithm, Upload
-from algorithms.centralized import Centralized
-from algorithms.ditto import Ditto
-from algorithms.fedala import FedALA
-from algorithms.fedas import FedAS
-from algorithms.fedavg import FedAvg
-from algorithms.fedavg_ft import FedAvgFT
-from algorithms.fedavgm import FedAvgM
-from algorithms.fedbabu import FedBABU
-from algorithms.fedbn import FedBN
-from algorithms.fedcp import FedCP
-from algorithms.feddbe import FedDBE
-from algorithms.feddyn import FedDyn
-from algorithms.fednova import FedNova
-from algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
-from algorithms.fedper import FedPer
-from algorithms.fedperfix import FedPerfix
-from algorithms.fedphp import FedPHP
-from algorithms.fedproto import FedProto
-from algorithms.fedprox import FedProx
-from algorithms.fedrep import FedRep
-from algorithms.fedrod import FedRoD
-from algorithms.gpfl import GPFL
-from algorithms.knnper import KNNPer
-from algorithms.lgfedavg import LGFedAvg
-from algorithms.local import Local
-from algorithms.moon import MOON
-from algorithms.perfedavg import PerFedAvg
-from algorithms.pfedme import PFedMe
-from algorithms.scaffold import Scaffold
-from algorithms.vanilla import Vanilla
+from raysim.algorithms.apfl import APFL
+from raysim.algorithms.base import FederatedAlgorithm, Upload
+from raysim.algorithms.centralized import Centralized
+from raysim.algorithms.ditto import Ditto
+from raysim.algorithms.fedala import FedALA
+from raysim.algorithms.fedas import FedAS
+from raysim.algorithms.fedavg import FedAvg
+from raysim.algorithms.fedavg_ft import FedAvgFT
+from raysim.algorithms.fedavgm import FedAvgM
+from raysim.algorithms.fedbabu import FedBABU
+from raysim.algorithms.fedbn import FedBN
+from raysim.algorithms.fedcp import FedCP
+from raysim.algorithms.feddbe import FedDBE
+from raysim.algorithms.feddyn import FedDyn
+from raysim.algorithms.fednova import FedNova
+from raysim.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from raysim.algorithms.fedper import FedPer
+from raysim.algorithms.fedperfix import FedPerfix
+from raysim.algorithms.fedphp import FedPHP
+from raysim.algorithms.fedproto import FedProto
+from raysim.algorithms.fedprox import FedProx
+from raysim.algorithms.fedrep import FedRep
+from raysim.algorithms.fedrod import FedRoD
+from raysim.algorithms.gpfl import GPFL
+from raysim.algorithms.knnper import KNNPer
+from raysim.algorithms.lgfedavg import LGFedAvg
+from raysim.algorithms.local import Local
+from raysim.algorithms.moon import MOON
+from raysim.algorithms.perfedavg import PerFedAvg
+from raysim.algorithms.pfedme import PFedMe
+from raysim.algorithms.scaffold import Scaffold
+from raysim.algorithms.vanilla import Vanilla
 from raysim.errors import ConfigError
 
 __all__ = ["ALGORITHMS", "FederatedAlgorithm", "Upload", "algorithm_class"]
@@ -121,5 +128,22 @@ def _imported(name: str) -> type[FederatedAlgorithm]:
         where = getattr(module, "__file__", "built in")
         raise ConfigError(f"algorithm.name: the module {module_name!r} ({where}) has no class {class_name!r}")
     if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
-        raise ConfigError(f"algorithm.name: {name!r} is no subclass of algorithms.FederatedAlgorithm")
+        raise ConfigError(f"algorithm.name: {name!r} is no subclass of raysim.algorithms.FederatedAlgorithm")
     return found
+
+
+def _yield_name() -> None:
+    """Give the name ``algorithms`` to a project's own folder, if there is one anywhere on the path, or else to the modules of
+    ``raysim.algorithms``, since no class may exist twice."""
+    others = [entry for entry in sys.path if not Path(entry, "raysim", "algorithms").is_dir()]
+    if spec := importlib.machinery.PathFinder.find_spec(__name__, others):
+        sys.modules[__name__] = importlib.util.module_from_spec(spec)
+        if spec.loader is not None:  # a folder without __init__.py has nothing to run
+            spec.loader.exec_module(sys.modules[__name__])
+        return
+    for name in [name for name in sys.modules if f"{name}.".startswith("raysim.algorithms.")]:
+        sys.modules[name.removeprefix("raysim.")] = sys.modules[name]
+
+
+if __name__ == "algorithms":
+    _yield_name()

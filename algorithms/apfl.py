@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from algorithms.base import (
+from raysim.algorithms.base import (
     Batch,
     Carry,
     ClientContext,

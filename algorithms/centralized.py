@@ -9,7 +9,7 @@ after aggregation are the same. It sees as many samples, in as many epochs, as t
 
 from __future__ import annotations
 
-from algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import FederatedAlgorithm
 
 
 class Centralized(FederatedAlgorithm):

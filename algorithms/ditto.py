@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, Tensors
-from algorithms.own_model import OwnModel
+from raysim.algorithms.base import Batch, Carry, ClientContext, Tensors
+from raysim.algorithms.own_model import OwnModel
 
 
 class Ditto(OwnModel):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import (
+from raysim.algorithms.base import (
     Batch,
     Carry,
     ClientContext,

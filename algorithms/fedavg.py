@@ -10,7 +10,7 @@ Down: the whole model. Up: the whole model. Kept by a client: nothing. Costs of 
 
 from __future__ import annotations
 
-from algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import FederatedAlgorithm
 
 
 class FedAvg(FederatedAlgorithm):

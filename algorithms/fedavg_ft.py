@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from algorithms.base import ClientContext, FederatedAlgorithm, Optimizer
+from raysim.algorithms.base import ClientContext, FederatedAlgorithm, Optimizer
 
 
 class FedAvgFT(FederatedAlgorithm):

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, Tensors, masked_step
-from algorithms.fedavg_ft import FedAvgFT
+from raysim.algorithms.base import Batch, Carry, ClientContext, Tensors, masked_step
+from raysim.algorithms.fedavg_ft import FedAvgFT
 
 
 class FedBABU(FedAvgFT):

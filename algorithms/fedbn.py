@@ -11,7 +11,7 @@ FedPerfix paper these are the LayerNorms of a ViT (``norm1``, ``norm2``, ``norm`
 
 from __future__ import annotations
 
-from algorithms.fedper import FedPer
+from raysim.algorithms.fedper import FedPer
 
 
 class FedBN(FedPer):

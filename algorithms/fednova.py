@@ -13,7 +13,7 @@ Down and up: the shared parameters, and two numbers up. Kept by a client: nothin
 
 from __future__ import annotations
 
-from algorithms.base import Carry, ClientContext, FederatedAlgorithm, ServerContext, Tensor, Tensors, Upload
+from raysim.algorithms.base import Carry, ClientContext, FederatedAlgorithm, ServerContext, Tensor, Tensors, Upload
 
 
 class FedNova(FederatedAlgorithm):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
+from raysim.algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
 
 
 class FedOpt(FederatedAlgorithm):

@@ -12,7 +12,7 @@ FedRep is this method.
 
 from __future__ import annotations
 
-from algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import FederatedAlgorithm
 
 
 class FedPer(FederatedAlgorithm):

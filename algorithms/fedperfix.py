@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import FederatedAlgorithm
 from raysim.plugins.registry import PLUGINS
 
 

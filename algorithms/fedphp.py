@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from algorithms.base import (
+from raysim.algorithms.base import (
     Batch,
     Carry,
     ClientContext,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensor
+from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensor
 
 
 class FedProx(FederatedAlgorithm):

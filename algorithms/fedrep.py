@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
 
 
 class FedRep(FederatedAlgorithm):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from algorithms.base import Batch, Carry, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, nn
+from raysim.algorithms.base import Batch, Carry, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, nn
 
 
 class FedRoD(FederatedAlgorithm):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, torch
+from raysim.algorithms.base import Batch, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, torch
 
 
 class KNNPer(FederatedAlgorithm):

@@ -13,7 +13,7 @@ weighted by samples and start from the initial model (give ``model.weights`` for
 
 from __future__ import annotations
 
-from algorithms.fedper import FedPer
+from raysim.algorithms.fedper import FedPer
 
 
 class LGFedAvg(FedPer):

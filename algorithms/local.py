@@ -9,7 +9,7 @@ clients of a round train, so that every method takes the same number of local st
 
 from __future__ import annotations
 
-from algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import FederatedAlgorithm
 
 
 class Local(FederatedAlgorithm):

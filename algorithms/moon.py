@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
-from algorithms.base import (
+from raysim.algorithms.base import (
     Batch,
     Carry,
     ClientContext,

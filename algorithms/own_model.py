@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from algorithms.base import Carry, ClientContext, FederatedAlgorithm, ParameterLayout, Tensor, Tensors
+from raysim.algorithms.base import Carry, ClientContext, FederatedAlgorithm, ParameterLayout, Tensor, Tensors
 
 
 class OwnModel(FederatedAlgorithm):

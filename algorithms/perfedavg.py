@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors
+from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors
 
 
 class PerFedAvg(FederatedAlgorithm):

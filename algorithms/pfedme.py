@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from algorithms.base import Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
-from algorithms.own_model import OwnModel
+from raysim.algorithms.base import Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
+from raysim.algorithms.own_model import OwnModel
 
 
 class PFedMe(OwnModel):

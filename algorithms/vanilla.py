@@ -11,7 +11,7 @@ p_i. As costly as FedAvg.
 
 from __future__ import annotations
 
-from algorithms.fedper import FedPer
+from raysim.algorithms.fedper import FedPer
 
 
 class Vanilla(FedPer):

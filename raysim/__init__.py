@@ -9,6 +9,7 @@ result.history      # a pandas DataFrame, a row per run and round
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysim.version import __version__
@@ -45,6 +46,13 @@ _HOME = {
     "resume": "raysim.experiments.command",
     "run": "raysim.experiments.command",
 }
+
+
+if not (Path(__file__).parent / "algorithms").is_dir():
+    raise ImportError(
+        f"{Path(__file__).parent / 'algorithms'} should be a link to the folder algorithms/ beside raysim/. What unpacked or "
+        "copied these sources has not kept links: take them with git, or from a .tar.gz"
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from raysim.cli.base import console, main
 @main.command()
 def algorithms() -> None:
     """List the algorithms: name, one line, paper."""
-    from algorithms import ALGORITHMS
+    from raysim.algorithms import ALGORITHMS
 
     for name, cls in ALGORITHMS.items():
         first_line = (cls.__doc__ or "").split("\n")[0]

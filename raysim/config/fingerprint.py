@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm
 from raysim.config.schema import Config
 
 
@@ -52,7 +52,7 @@ def _sources(module: ModuleType) -> dict[str, bytes]:
     name, file = module.__name__, Path(inspect.getfile(module))
     found = {name: inspect.getsource(module).encode()}
     top = name.partition(".")[0]
-    if top in ("algorithms", "raysim"):
+    if top == "raysim":
         return found
     is_package = file.name == "__init__.py"
     folder = file.parents[name.count(".") + is_package]  # that the top-level name lies in
@@ -61,13 +61,19 @@ def _sources(module: ModuleType) -> dict[str, bytes]:
     while waiting:
         for imported in _imports(*waiting.pop()):
             first = imported.partition(".")[0]
-            if first in ("algorithms", "raysim") or (installed and first != top):
+            if _is_raysim(first) or (installed and first != top):
                 continue
             for other, path in _files(folder, imported):
                 if other not in found:
                     found[other] = path.read_bytes()
                     waiting.append((found[other], other if path.name == "__init__.py" else other.rpartition(".")[0]))
     return found
+
+
+def _is_raysim(top: str) -> bool:
+    """Whether a top-level name is raysim's: ``algorithms``, too, unless it is a user's own."""
+    module = sys.modules.get(top)
+    return top == "raysim" or (module is not None and module.__name__.startswith("raysim."))
 
 
 def _imports(source: bytes, package: str) -> Iterator[str]:

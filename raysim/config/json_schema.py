@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from algorithms import ALGORITHMS, FederatedAlgorithm
+from raysim.algorithms import ALGORITHMS, FederatedAlgorithm
 from raysim.config.schema import Config
 
 

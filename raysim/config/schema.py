@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from algorithms import FederatedAlgorithm, algorithm_class
+from raysim.algorithms import FederatedAlgorithm, algorithm_class
 from raysim.config.dotted import flatten
 from raysim.config.grid import expand
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from algorithms import algorithm_class
+from raysim.algorithms import algorithm_class
 from raysim.config.json_schema import json_schema, section_of
 from raysim.config.loading import config_of
 from raysim.config.schema import Config

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm
 from raysim.errors import ClientError
 from raysim.functional.context import ServerContext
 from raysim.functional.optimizers import Tensors

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from algorithms.base import FederatedAlgorithm
 from raysim import seeds
+from raysim.algorithms.base import FederatedAlgorithm
 from raysim.config.locations import local_path
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError

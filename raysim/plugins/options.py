@@ -31,7 +31,7 @@ class ModelOptions(BaseModel):
     modules: ClassVar[tuple[str, ...]] = ()
 
     name: str = ""
-    """The name in the configuration: a key of ``algorithms.ALGORITHMS`` or ``module:Class``."""
+    """The name in the configuration: a key of ``raysim.algorithms.ALGORITHMS`` or ``module:Class``."""
     personal: list[str] = []
     """Patterns of the personal parameters, which stay with their client; ``!head`` takes the head out again."""
     plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] | None = None

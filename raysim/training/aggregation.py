@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithms import FederatedAlgorithm, Upload
+from raysim.algorithms import FederatedAlgorithm, Upload
 
 TOTAL_BITS = 62  # values below 2^(62 - scale_bits), so that a mean of them fits into an int64
 # How many numbers are converted to float64 at a time: on a CPU they stay in its cache, a GPU has no room for all of them.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm
 from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.functional.context import ClientContext

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithms import FederatedAlgorithm
 from raysim import seeds
+from raysim.algorithms import FederatedAlgorithm
 from raysim.functional.context import ClientContext
 from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Tensors

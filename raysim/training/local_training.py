@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithms import FederatedAlgorithm
 from raysim import seeds
+from raysim.algorithms import FederatedAlgorithm
 from raysim.functional.context import ClientContext
 from raysim.functional.optimizers import Tensors
 from raysim.training.aggregation import Weights

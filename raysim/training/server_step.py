@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm
 from raysim.errors import ClientError
 from raysim.functional.context import ServerContext
 from raysim.functional.optimizers import Tensors

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch.nn.functional import cross_entropy
 
-from algorithms import ALGORITHMS, algorithm_class
+from raysim.algorithms import ALGORITHMS, algorithm_class
 from raysim.errors import ConfigError
 from raysim.functional.batch import Batch
 from raysim.functional.context import ClientContext, halves

@@ -5,8 +5,8 @@ import pytest
 import torch
 from parity import ParityTask
 
-from algorithms import ALGORITHMS
-from algorithms.base import FederatedAlgorithm, Upload
+from raysim.algorithms import ALGORITHMS
+from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.bench.gpu import __main__ as command
 from raysim.bench.gpu.bench import Bench
 from raysim.bench.gpu.steps import STEPS

@@ -11,7 +11,7 @@ from raysim.config.fingerprint import algorithm_digest, array_digest
 
 from configs import tiny
 
-METHOD = """from algorithms import FederatedAlgorithm
+METHOD = """from raysim.algorithms import FederatedAlgorithm
 {imports}
 MU = {mu}
 

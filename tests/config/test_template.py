@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.config.loading import children, load_config
 from raysim.config.template import commented
 

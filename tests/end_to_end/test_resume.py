@@ -293,7 +293,7 @@ def test_a_study_goes_on_with_what_is_not_finished(tmp_path):
 
 
 CODE = """
-from algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm
 
 class Mine(FederatedAlgorithm):
     def server_step(self, shared, server_state, mean, ctx):
@@ -332,7 +332,7 @@ def test_another_algorithm_under_the_same_name_is_refused(tmp_path, monkeypatch)
     """Its finished runs, too: they are not skipped as if nothing had changed."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.syspath_prepend(tmp_path)
-    code = "from algorithms import FederatedAlgorithm\n\nclass Mine(FederatedAlgorithm):\n    pi: int = 3\n"
+    code = "from raysim.algorithms import FederatedAlgorithm\n\nclass Mine(FederatedAlgorithm):\n    pi: int = 3\n"
     (tmp_path / "mine_of_test.py").write_text(code)
     config = tiny(algorithm={"name": "mine_of_test:Mine"}, rounds=1, tracking={"uri": uri})
     raysim.run(config)

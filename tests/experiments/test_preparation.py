@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from algorithms.fedavg import FedAvg
+from raysim.algorithms.fedavg import FedAvg
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import data_warnings, prepare
 from raysim.models.build import build_model

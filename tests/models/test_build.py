@@ -2,7 +2,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model, tokens_per_image

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from algorithms import ALGORITHMS as METHODS
+from raysim.algorithms import ALGORITHMS as METHODS
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.models.build import build_model
 from raysim.training.engine import layout_of
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from algorithms.base import FederatedAlgorithm, Upload
-from algorithms.fedrep import FedRep
-from algorithms.scaffold import Scaffold
+from raysim.algorithms.base import FederatedAlgorithm, Upload
+from raysim.algorithms.fedrep import FedRep
+from raysim.algorithms.scaffold import Scaffold
 
 
 class FedAMP(FederatedAlgorithm):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import Upload
+from raysim.algorithms import Upload
 from raysim.training.aggregation import FixedPoint, PartialSum, Weights, acceptable, combine, weighted_sum
 
 BITS = 40

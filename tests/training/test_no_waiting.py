@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.models.build import build_model

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.training.step_memory import Choice, choose, trial_step
 
 from configs import tiny

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms import ALGORITHMS
+from raysim.algorithms import ALGORITHMS
 from raysim.bench.gpu.bench import SMALL, TINY, Bench, made_up, made_up_config
 from raysim.bench.one_process import OneProcess
 from raysim.functional.batch import Batch
