@@ -31,7 +31,7 @@ def _root(config: DataConfig) -> Path:
     return root
 
 
-def cifar(config: DataConfig, image_size: int) -> Dataset:
+def cifar(config: DataConfig, image_size: int, pixels: bool) -> Dataset:
     """CIFAR-10 or CIFAR-100 (downloaded once), training and test images pooled."""
     from torchvision import datasets
 
@@ -109,7 +109,7 @@ def medmnist_names() -> list[str]:
     ]
 
 
-def medmnist(config: DataConfig) -> Dataset:
+def medmnist(config: DataConfig, image_size: int, pixels: bool) -> Dataset:
     """A MedMNIST set at 28 pixels (downloaded once), all three splits pooled as in the paper."""
     from medmnist import INFO
     from torchvision.datasets.utils import download_url
@@ -128,7 +128,8 @@ def medmnist(config: DataConfig) -> Dataset:
             ) from error
     splits, names = ("train", "val", "test"), tuple(info["label"][str(i)] for i in range(len(info["label"])))
     try:
-        arrays = read_npz(path, lambda name: name.endswith(("_images", "_labels")))
+        black = () if pixels else tuple(f"{split}_images" for split in splits)
+        arrays = read_npz(path, lambda name: name.endswith(("_images", "_labels")), black)
         images = np.concatenate([arrays[f"{split}_images"] for split in splits])
         labels = np.concatenate([arrays[f"{split}_labels"].reshape(-1) for split in splits])
     except Exception as error:  # a damaged file has many, too

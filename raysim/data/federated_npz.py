@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.data.legacy_pickle import read_pickle
-from raysim.data.npz_files import open_member
+from raysim.data.npz_files import open_member, read_header
 from raysim.data.pixel_range import as_8_bits, doubts, range_of
 from raysim.errors import ConfigError
 
@@ -73,12 +72,7 @@ def _kind(value: object) -> str:
 
 def _object(stream: IO[bytes], size: int) -> Any:
     """The one object in a 0-dimensional ``.npy`` of dtype object, of at most ``size`` bytes."""
-    version = np.lib.format.read_magic(stream)
-    readers: dict[tuple[int, int], Callable[[Any], Any]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    shape, _, dtype = readers[version](stream)
+    shape, _, dtype = read_header(stream)
     if not dtype.hasobject or shape != ():
         raise TypeError(f"an array of {dtype} {shape}")
     return read_pickle(stream.read(size))

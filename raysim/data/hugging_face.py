@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
-from raysim.data.decoding import ImageFile, load_images
+from raysim.data.decoding import ImageFile, LoadedImages, load_images
 from raysim.data.image_cache import FORMAT
 from raysim.errors import ConfigError
 
 LABELS = ("label", "labels", "fine_label", "target", "class")  # what label columns are called that say no more
 
 
-def hugging_face(config: DataConfig, side: int) -> Dataset:
+def hugging_face(config: DataConfig, side: int, pixels: bool) -> Dataset:
     """``data.root`` with its ``splits`` joined, its images, labels and, if ``domain_column`` says so, domains.
 
     Raises:
@@ -41,7 +41,10 @@ def hugging_face(config: DataConfig, side: int) -> Dataset:
         text = f"{FORMAT} {raw._fingerprint} {image_column} {size} {grey}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    images = load_images(config, files, key_of, 1 if grey else 3, side)
+    channels = 1 if grey else 3
+    images = LoadedImages(np.empty((len(files), 0, 0, channels), np.uint8))
+    if pixels:
+        images = load_images(config, files, key_of, channels, side)
     domains, domain_names = _domains(table, config)
     return Dataset(images.pixels, labels, names, domains, domain_names, cache=images.cache, known_digest=images.digest)
 

@@ -17,8 +17,8 @@ from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
 
 
-def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Dataset, Partition]:
-    """The data set of a run and its partition; ``cache`` holds those of earlier runs.
+def load_data(config: Config, cache: dict[str, Any] | None = None, pixels: bool = True) -> tuple[Dataset, Partition]:
+    """The data set of a run and its partition; ``cache`` holds those of earlier runs. For ``pixels`` see ``load_dataset``.
 
     Raises:
         ConfigError: see its message.
@@ -28,7 +28,7 @@ def load_data(config: Config, cache: dict[str, Any] | None = None) -> tuple[Data
     everyone = config.data.model_copy(update={"num_clients": config.data.num_clients + new})
     source = _source_key(everyone, config.model.image_size)
     if source not in cache:
-        cache[source] = load_dataset(everyone, config.model.image_size)
+        cache[source] = load_dataset(everyone, config.model.image_size, pixels)
     dataset: Dataset = cache[source]
     split = f"{source} {config.data.model_dump_json()} {new} {config.seed}"
     if split not in cache:

@@ -11,7 +11,7 @@ from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data import image_cache
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
-from raysim.data.decoding import ImageFile, load_images
+from raysim.data.decoding import ImageFile, LoadedImages, load_images
 from raysim.data.federated_npz import as_uint8, read_clients
 from raysim.data.image_tree import described, read_tree
 from raysim.data.npz_files import read_npz
@@ -20,7 +20,7 @@ from raysim.data.pixel_range import looks_like
 from raysim.errors import ConfigError
 
 
-def npz(config: DataConfig, side: int) -> Dataset:
+def npz(config: DataConfig, side: int, pixels: bool) -> Dataset:
     """A user's own file: ``images`` uint8 (n, H, W) or (n, H, W, C), ``labels`` (n,), optional ``domains`` (n,)."""
     form = "an npz with images (n, H, W[, C]) uint8, labels (n,) and optionally domains (n,)"
     if config.root is None:
@@ -29,13 +29,15 @@ def npz(config: DataConfig, side: int) -> Dataset:
     if not path.is_file():
         raise ConfigError(f"data.root: there is no file {path}; it should be {form}")
     try:
-        arrays = read_npz(path, lambda name: name in ("images", "labels", "domains"))
+        arrays = read_npz(path, lambda name: name in ("images", "labels", "domains"), () if pixels else ("images",))
     except Exception as error:  # numpy and zipfile raise many kinds on damaged files (zlib.error, BadZipFile, ...)
         raise ConfigError(f"data.root: {path} is damaged or not an npz of plain arrays: {error}") from error
     if missing := {"images", "labels"} - arrays.keys():
         raise ConfigError(f"data.root: {path} has no array {', '.join(sorted(missing))}; it should be {form}")
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        if not pixels:
+            return npz(config, side, pixels=True)  # the message is about values
         hint = ""
         if images.dtype.kind == "f" and images.size:
             hint = looks_like(float(images.min()), float(images.max()))
@@ -65,7 +67,7 @@ def npz(config: DataConfig, side: int) -> Dataset:
     return Dataset(images, labels, names, domains.astype(np.int64), texts)
 
 
-def federated_npz(config: DataConfig, side: int) -> Dataset:
+def federated_npz(config: DataConfig, side: int, pixels: bool) -> Dataset:
     """The clients' files of PFLlib and of the FedPerfix authors' code, with their own split."""
     if config.root is None:
         raise ConfigError(
@@ -90,7 +92,7 @@ def federated_npz(config: DataConfig, side: int) -> Dataset:
     return Dataset(images, labels, names, split=split, notes=tuple(doubtful))
 
 
-def image_folder(config: DataConfig, side: int) -> Dataset:
+def image_folder(config: DataConfig, side: int, pixels: bool) -> Dataset:
     """Images in folders by domain and class, as in Office-Home and PACS, or by class alone (``data.layout``)."""
     form = "a folder with <domain>/<class>/<image>, or <class>/<image> for data.layout: class"
     if config.root is None:
@@ -101,7 +103,9 @@ def image_folder(config: DataConfig, side: int) -> Dataset:
         raise ConfigError(f"data.root: {root} is not {form}{hint}")
     tree = read_tree(root, config.layout)
     files = [ImageFile(str(path), partial(_itself, path)) for path in tree.paths]
-    images = load_images(config, files, lambda size: image_cache.key_of(root, tree.paths, size), 3, side)
+    images = LoadedImages(np.empty((len(files), 0, 0, 3), np.uint8))
+    if pixels:
+        images = load_images(config, files, partial(image_cache.key_of, root, tree.paths), 3, side)
     notes = (f"data.root: {root}: not read: {described(tree.left_out)}",) if tree.left_out else ()
     return Dataset(
         images.pixels,

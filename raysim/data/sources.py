@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -14,16 +16,20 @@ from raysim.data.dataset import Dataset
 from raysim.errors import ConfigError
 
 
-def load_dataset(config: DataConfig, image_size: int) -> Dataset:
+def load_dataset(config: DataConfig, image_size: int, pixels: bool = True) -> Dataset:
     """The data set that ``config.name`` asks for, cut to ``config.subset``.
 
-    ``image_size`` is used only for image folders whose images differ in size: those are resized to it.
+    Args:
+        image_size: used only for image folders whose images differ in size: those are resized to it.
+        pixels: False for all but the pixels, in seconds: images are (n, 0, 0, C), and are not decoded.
 
     Raises:
         ConfigError: no such data set, its files are missing or damaged, or all samples have the same class.
     """
     check_name(config.name)
-    dataset = _LOADERS[config.name](config, image_size) if config.name in _LOADERS else downloads.medmnist(config)
+    dataset = _LOADERS.get(config.name, downloads.medmnist)(config, image_size, pixels)
+    if not pixels:
+        dataset = dataset.with_images(dataset.images[:, :0, :0])
     if dataset.num_classes < 2:
         where = config.root or config.name
         raise ConfigError(
@@ -37,8 +43,8 @@ def load_dataset(config: DataConfig, image_size: int) -> Dataset:
 
 def check_name(name: str) -> None:
     """Raises ConfigError if there is no data set of this name; suggests the nearest."""
-    known = [*_LOADERS, *downloads.medmnist_names()]
-    if name not in known:
+    if name not in _LOADERS and name not in (medmnist := downloads.medmnist_names()):
+        known = [*_LOADERS, *medmnist]
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(f"data.name: there is no data set {name!r}; {hint}Known: {', '.join(known)}")
@@ -62,13 +68,11 @@ def _subset(dataset: Dataset, size: int) -> Dataset:
     return replace(small, labels=dataset.labels[index], domains=domains)
 
 
-def _digits(config: DataConfig, image_size: int) -> Dataset:
+def _digits(config: DataConfig, image_size: int, pixels: bool) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
-    from sklearn.datasets import load_digits  # not at the top: it takes a second
-
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    labels = bunch.target.astype(np.int64)
+    rows = np.loadtxt(_digits_file(), delimiter=",")
+    images = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = rows[:, -1].astype(np.int64)
     names = tuple(str(d) for d in range(10))
     if not config.rotated_domains:
         return Dataset(images[..., None], labels, names)
@@ -80,7 +84,15 @@ def _digits(config: DataConfig, image_size: int) -> Dataset:
     return Dataset(rotated[..., None], labels, names, domains, ("0°", "90°", "180°", "270°"))
 
 
-_LOADERS: dict[str, Callable[[DataConfig, int], Dataset]] = {
+def _digits_file() -> Path:
+    """What ``sklearn.datasets.load_digits`` reads, without importing scikit-learn, which takes a second in every process."""
+    spec = find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "datasets/data/digits.csv.gz"
+
+
+_LOADERS: dict[str, Callable[[DataConfig, int, bool], Dataset]] = {
     "digits": _digits,
     "npz": own_files.npz,
     "federated_npz": own_files.federated_npz,

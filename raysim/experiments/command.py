@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
 from raysim.errors import ConfigError
 from raysim.experiments.driver import NAMESPACE, Driver
 from raysim.experiments.finished import finished_results
+from raysim.experiments.preparation import check
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
 from raysim.experiments.watch_driver import RunFailed, Watch, results_of
@@ -35,7 +36,7 @@ from raysim.storage.study_folder import (
     unfinished,
 )
 from raysim.tracking.mlflow_reader import checkpoint_of
-from raysim.tracking.mlflow_store import MLflowStore
+from raysim.tracking.mlflow_store import MLflowStore, check_address
 from raysim.tracking.tags import git_commit
 from raysim.workers.cluster import connect, using_ray
 
@@ -58,6 +59,8 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     """
     uri = resolve_uri(config.tracking)
     _print_where(config, uri)
+    check_address(uri)
+    check(config)
     state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
     folder, is_new = None, True
     if config.checkpoint.every is not None:
@@ -101,23 +104,24 @@ def resume(
         )
     if config.checkpoint.every is None:
         raise ConfigError("checkpoint.every: must not be null for a run that continues from its checkpoints")
-    state = _update_request(folder, config, check=True, from_round=from_round)
+    check(config)
+    state = _update_request(folder, config, verify=True, from_round=from_round)
     return _command(state, folder.uri, watch, is_new=False)
 
 
 def _update_request(
-    folder: StudyFolder, config: Config, check: bool = False, from_round: int | None = None
+    folder: StudyFolder, config: Config, verify: bool = False, from_round: int | None = None
 ) -> StudyState:
     """Write the new configuration into ``study.json``, unless another process is working on the runs.
 
-    ``check``: verify their checkpoints first.
+    ``verify``: their checkpoints first.
     """
     folder.lock()
     try:
         state = folder.read()
         assert state is not None
         more = config.rounds > state.config["rounds"]
-        for line in check_checkpoints(folder, state, from_round, more) if check else []:
+        for line in check_checkpoints(folder, state, from_round, more) if verify else []:
             print(line, file=sys.stderr)
         state.config, state.starts, state.finished = config.model_dump(mode="json"), 0, False
         folder.write(state)
@@ -225,13 +229,7 @@ def _print_where(config: Config, uri: str) -> None:
 
 def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
-    with ExitStack() as stack:
-        with ThreadPoolExecutor(1) as thread:  # while Ray starts, which is mostly waiting
-            # A new run ends at once if the store can't be used; the store of a run that is resumed may be back later.
-            store = thread.submit(MLflowStore, state.tracking_uri, state.experiment) if is_new else None
-            warning = stack.enter_context(using_ray(partial(connect, resources)))
-        if store is not None:
-            store.result()
+    with using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
         import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
@@ -244,6 +242,8 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
             driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
+        if is_new:  # while the driver starts, which will look for it and say what is wrong with it
+            thread.submit(MLflowStore, state.tracking_uri, state.experiment)
         return results_of(driver, state, folder, watch, ours=True)
 
 

@@ -5,6 +5,8 @@ Everything that can be wrong with the configuration or the data is found here, b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +67,41 @@ def prepare(config: Config) -> list[PreparedRun]:
     cache: dict[str, Any] = {}
     prepared = []
     for entry, child in children(config):
-        try:
+        with _naming(config, child):
             prepared.append(prepare_run(entry, child, *load_data(child, cache)))
-        except ConfigError as error:
-            if config.study is None:
-                raise
-            raise ConfigError(*(f"study entry {child.name!r}: {problem}" for problem in error.problems)) from error
     same_resources([run.config for run in prepared])
     return prepared
+
+
+def check(config: Config) -> None:
+    """Find what is wrong with a configuration before Ray starts: all that ``prepare`` would find, but for the pixels.
+
+    Runs that differ in nothing but their seeds are looked at once.
+
+    Raises:
+        ConfigError: see its message.
+    """
+    looked_at: set[str] = set()
+    cache: dict[str, Any] = {}
+    configs = [child for _, child in children(config)]
+    same_resources(configs)
+    for child in configs:
+        what = child.model_dump_json(exclude={"seed", "name", "tracking", "checkpoint"})
+        if what not in looked_at:
+            with _naming(config, child):
+                prepare_run("", child, *load_data(child, cache, pixels=False))
+        looked_at.add(what)
+
+
+@contextmanager
+def _naming(config: Config, child: Config) -> Iterator[None]:
+    """An error about a run of a study says which it is."""
+    try:
+        yield
+    except ConfigError as error:
+        if config.study is None:
+            raise
+        raise ConfigError(*(f"study entry {child.name!r}: {problem}" for problem in error.problems)) from error
 
 
 def data_warnings(runs: list[PreparedRun]) -> list[str]:

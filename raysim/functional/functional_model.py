@@ -21,9 +21,7 @@ from raysim.functional.gradient import Gradient, Losses, MeanLoss, PlainLoss, ba
 from raysim.functional.model_parts import Representation, classifier_of, set_fused_attention
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
-from raysim.functional.trimmed_block import trim_last_block
 from raysim.functional.written_out.function import gradient_of_one, output_of_one
-from raysim.functional.written_out.recognised import written_out
 from raysim.functional.written_out.self_check import agrees
 from raysim.functional.written_out.transformer import WrittenOut
 
@@ -61,6 +59,8 @@ class FunctionalModel:
         general = precision == "bfloat16" or compiled or second_derivatives
         self._written = None if general else self._written_out()
         if self._written is None:
+            from raysim.functional.trimmed_block import trim_last_block
+
             trim_last_block(model)
 
     def _written_out(self) -> WrittenOut | None:
@@ -68,6 +68,9 @@ class FunctionalModel:
 
         def general(*batch: Tensor) -> tuple[Tensor, Tensor]:
             return torch.func.vmap(lambda theta, *parts: self.gradient(theta, Batch(*parts)))(*batch)
+
+        # Not at the top: these modules need timm, which takes two seconds to import, and a configuration has no model yet.
+        from raysim.functional.written_out.recognised import written_out
 
         self._written = None
         written = written_out(self.model, self.layout)

@@ -39,6 +39,7 @@ DRIVERS = {  # what pip calls the modules that databases need
     "pymysql": "pymysql",
     "pyodbc": "pyodbc",
 }
+ANSWER_SECONDS = 30  # for a tracking server to answer at all
 LATER = {408, 425, 429}  # HTTP: timeout, too early, too many requests
 
 
@@ -63,6 +64,25 @@ def check_store(uri: str) -> None:
     """Raises ConfigError if the store to be read is a file that does not exist."""
     if uri.startswith("sqlite:////") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ConfigError(f"there is no MLflow store {uri}: run something first, or name another with --uri")
+
+
+def check_address(uri: str) -> None:
+    """Raises ConfigError if a run can't be logged there, as far as that can be told without MLflow, which takes seconds."""
+    if uri.startswith("sqlite:////"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if folder.is_dir() and not os.access(folder, os.W_OK):  # MLflow would try for minutes
+            raise ConfigError(
+                f"tracking.uri: {uri} can't be used: {folder} can't be written; set RAYSIM_HOME or MLFLOW_TRACKING_URI"
+            )
+    if uri.startswith(("http://", "https://")):
+        import requests
+
+        try:
+            requests.get(uri, timeout=ANSWER_SECONDS)  # whatever the answer is
+        except requests.exceptions.SSLError:
+            pass  # MLflow has settings of its own for certificates
+        except requests.exceptions.RequestException as error:
+            raise ConfigError(f"tracking.uri: {uri} can't be used: {error}") from error
 
 
 def check_writes(uri: str) -> None:
@@ -143,11 +163,7 @@ class MLflowStore:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.uri, self.experiment = uri, experiment
         if create and uri.startswith("sqlite:////"):
-            folder = Path(uri.removeprefix("sqlite:///")).parent
-            if folder.is_dir() and not os.access(folder, os.W_OK):  # MLflow would try for minutes
-                raise ConfigError(
-                    f"tracking.uri: {uri} can't be used: {folder} can't be written; set RAYSIM_HOME or MLFLOW_TRACKING_URI"
-                )
+            check_address(uri)
         if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
             raise ConfigError(f"tracking.uri: there is no store {uri}")
         try:

@@ -43,6 +43,8 @@ class ClientActor:
 
     def __init__(self, import_path: list[str]) -> None:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
+        import timm  # noqa: F401  # needed by the first model; the driver prepares the run meanwhile
+
         keep_freed_memory()
         torch.set_num_threads(1)  # two threads add in another order than one, whatever num_cpus is
         self._engine: ClientEngine | None = None

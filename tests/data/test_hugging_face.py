@@ -114,4 +114,4 @@ def test_without_internet_without_the_package_and_other_sources(tmp_path, monkey
         DataConfig(name="digits", splits=["train"])
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"pip install 'raysim\[hf\]'"):
-        hugging_face.hugging_face(DataConfig(name="huggingface", root=str(tmp_path)), 8)
+        hugging_face.hugging_face(DataConfig(name="huggingface", root=str(tmp_path)), 8, pixels=True)

@@ -15,7 +15,6 @@ import torch
 
 from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.algorithms.fedrep import FedRep
-from raysim.algorithms.scaffold import Scaffold
 
 
 class FedAMP(FederatedAlgorithm):
@@ -153,16 +152,6 @@ class Slow(FederatedAlgorithm):
 
     def personal_patterns(self):
         return ["head"]
-
-    def client_step(self, carry, batch, ctx):
-        time.sleep(self.pause)
-        return super().client_step(carry, batch, ctx)
-
-
-class SlowScaffold(Scaffold):
-    """Takes its time, with a server state."""
-
-    pause: float = 0.05
 
     def client_step(self, carry, batch, ctx):
         time.sleep(self.pause)
