@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from raysim import own_code
 from raysim.algorithms.apfl import APFL
 from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.algorithms.centralized import Centralized
@@ -48,7 +49,7 @@ from raysim.algorithms.scaffold import Scaffold
 from raysim.algorithms.vanilla import Vanilla
 from raysim.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "FederatedAlgorithm", "Upload", "algorithm_class"]
+__all__ = ["ALGORITHMS", "FederatedAlgorithm", "Upload", "algorithm_class", "algorithm_name"]
 
 ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
     "local": Local,
@@ -97,7 +98,10 @@ def algorithm_class(block: Mapping[str, Any]) -> type[FederatedAlgorithm]:
     if not isinstance(name, str):
         raise ConfigError(f"algorithm.name: {name!r} is not a name. Choose one of: {', '.join(ALGORITHMS)}")
     if ":" in name:
-        return _imported(name)
+        found = own_code.imported(name, "algorithm.name")
+        if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
+            raise ConfigError(f"algorithm.name: {name!r} is no subclass of raysim.algorithms.FederatedAlgorithm")
+        return found
     if name not in ALGORITHMS:
         close = get_close_matches(name.lower(), ALGORITHMS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -108,28 +112,13 @@ def algorithm_class(block: Mapping[str, Any]) -> type[FederatedAlgorithm]:
     return ALGORITHMS[name]
 
 
-def _imported(name: str) -> type[FederatedAlgorithm]:
-    module_name, _, class_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the user's module was found, but not what it imports: their traceback says more
-        raise ConfigError(
-            f"algorithm.name: there is no module {module_name!r} for {name!r}, neither beside the YAML file nor in the "
-            "folder in which the command is given"
-        ) from error
-    except (TypeError, ValueError) as error:
-        if module_name and not module_name.startswith("."):
-            raise
-        raise ConfigError(f"algorithm.name: {name!r} should be my_module:MyMethod") from error
-    found = getattr(module, class_name, None)
-    if found is None:
-        where = getattr(module, "__file__", "built in")
-        raise ConfigError(f"algorithm.name: the module {module_name!r} ({where}) has no class {class_name!r}")
-    if not (isinstance(found, type) and issubclass(found, FederatedAlgorithm)):
-        raise ConfigError(f"algorithm.name: {name!r} is no subclass of raysim.algorithms.FederatedAlgorithm")
-    return found
+def algorithm_name(cls: type[FederatedAlgorithm]) -> str:
+    """The name of a class in a configuration, by which ``algorithm_class`` finds it.
+
+    Raises:
+        ConfigError: it was defined inside a function.
+    """
+    return next((name for name, known in ALGORITHMS.items() if known is cls), None) or own_code.name_of(cls)
 
 
 def _yield_name() -> None:

@@ -17,6 +17,8 @@ from raysim.version import __version__
 __all__ = [
     "Config",
     "ConfigError",
+    "Dataset",
+    "Plugin",
     "Result",
     "RunFailed",
     "RunKilled",
@@ -30,16 +32,20 @@ __all__ = [
 if TYPE_CHECKING:
     from raysim.config.loading import load_config
     from raysim.config.schema import Config
+    from raysim.data.dataset import Dataset
     from raysim.errors import ConfigError
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
     from raysim.experiments.watch_driver import RunFailed, RunKilled
+    from raysim.plugins.registry import Plugin
 
 _HOME = {
     "Config": "raysim.config.schema",
     "load_config": "raysim.config.loading",
     "ConfigError": "raysim.errors",
+    "Dataset": "raysim.data.dataset",
     "Result": "raysim.experiments.results",
+    "Plugin": "raysim.plugins.registry",
     "RunFailed": "raysim.experiments.watch_driver",
     "RunKilled": "raysim.experiments.watch_driver",
     "attach": "raysim.experiments.command",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from raysim.bench.workloads import Workload
@@ -31,6 +31,7 @@ from raysim.experiments.launch import Launch
 from raysim.experiments.listeners.checkpoints import CheckpointListener
 from raysim.experiments.preparation import PreparedRun, prepare_run
 from raysim.federation.rounds import FederatedRun
+from raysim.own_code import OwnCode, own_code
 from raysim.storage.folder import Folder
 from raysim.storage.records import RoundRecord
 from raysim.tracking.mlflow_store import MLflowStore
@@ -46,11 +47,11 @@ log = logging.getLogger(__name__)
 class SteppedDriver:
     """Does for one run what ``experiments/study.py`` does, with MLflow and checkpoints, but one round per call."""
 
-    def __init__(self, prepared: list[ray.ObjectRef], uri: str, import_path: tuple[str, ...]) -> None:
+    def __init__(self, prepared: list[ray.ObjectRef], uri: str, code: OwnCode) -> None:
         torch.set_num_threads(1)
         run: PreparedRun = ray.get(prepared[0])
         stop = threading.Event()
-        launch = Launch(run.config, list(import_path), uri, stop, log.warning)
+        launch = Launch(run.config, code, uri, stop, log.warning)
         self.config, (placed,), (self._pool,) = launch.place([run])
         config = placed.config
         self._states = StateNodes(placed.state_size)
@@ -117,8 +118,7 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
             run = preparing.result()
             actor_class: Any = SteppedDriver
             uri = resolve_uri(config.tracking)
-            import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
-            actor = actor_class.options(num_cpus=0).remote([ray.put(run)], uri, import_path)
+            actor = actor_class.options(num_cpus=0).remote([ray.put(run)], uri, own_code((), cloudpickle.dumps))
             try:
                 resolved = ray.get(actor.resolved.remote())  # all actors are configured
                 yield Driven(resolved, run, actor)

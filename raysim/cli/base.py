@@ -39,7 +39,7 @@ def load(file: str, overrides: tuple[str, ...]) -> Config:
     """The configuration; a user's own algorithm module may lie beside its file or where the command is given."""
     from raysim.config.loading import load_config
 
-    # Added last, after raysim's own modules are loaded: the user's folder `algorithms` must not shadow raysim's.
+    # Added last: no module of the user's may take the place of an installed one.
     sys.path += [os.getcwd(), str(Path(file).absolute().parent)]
     return load_config(file, overrides)
 

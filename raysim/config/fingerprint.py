@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysim import own_code
 from raysim.algorithms import FederatedAlgorithm
 from raysim.config.schema import Config
 
@@ -30,20 +31,29 @@ def array_digest(arrays: Iterable[NDArray[Any]] | Mapping[str, NDArray[Any]]) ->
 
 
 def algorithm_digest(config: Config) -> str:
-    """SHA-256 of the source that the algorithm consists of, as this process imported it.
+    """SHA-256 of the source that the algorithm, and whatever else is a user's own, consists of, as this process imported it.
 
     That is the whole module of its class and of each base class. Of a user's own module it is also whatever it imports
-    from beside it, and what that imports. Neither raysim's other modules nor installed packages are part of it: they have
-    versions. Nothing is imported to find this out.
+    from beside it, and what that imports; of a script or a notebook only what the class uses. Neither raysim's other modules
+    nor installed packages are part of it: they have versions. Nothing is imported to find this out.
     """
     own = [cls for cls in type(config.algorithm).__mro__ if issubclass(cls, FederatedAlgorithm)]
     sources: dict[str, bytes] = {}
     for cls in own:
-        sources |= _sources(sys.modules[cls.__module__])
+        sources |= _sources_of(cls, cls.__module__)
+    for key, name in config.own_names:
+        if key not in ("algorithm.name", "data.name", "data.partition.name"):  # data have digests of their own
+            sources |= _sources_of(own_code.imported(name, key), name.partition(":")[0])
     sha = hashlib.sha256()
     for name, source in sorted(sources.items()):
         sha.update(f"{name} {len(source)}\n".encode() + source)
     return sha.hexdigest()
+
+
+def _sources_of(found: Any, module: str) -> dict[str, bytes]:
+    if module == own_code.MAIN:
+        return {own_code.name_of(found): own_code.main_source(found).encode()}
+    return _sources(sys.modules[module])
 
 
 @cache  # what this process imported, even if a file is edited later

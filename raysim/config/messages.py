@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from raysim.config.schema import AlgorithmBlockError
 from raysim.errors import ConfigError
+from raysim.own_code import OWN
 
 
 def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -34,6 +35,8 @@ def describe(error: ValidationError, schema: type[BaseModel], prefix: str = "") 
             lines.append(f"{path}: is required")
         elif problem["type"] == "value_error":
             lines.append(f"{path}: {cause}" if path else str(cause))
+        elif problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == OWN:
+            lines.append(f"{path}: {shown(problem['input'])} is not allowed: your own as module:name")
         else:
             allowed = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys", problem["msg"])
             lines.append(f"{path}: {shown(problem['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}")

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from raysim.algorithms import FederatedAlgorithm, algorithm_class
+from raysim.algorithms import FederatedAlgorithm, algorithm_class, algorithm_name
 from raysim.config.dotted import flatten
 from raysim.config.grid import expand
+from raysim.own_code import OWN, is_own
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]
@@ -52,22 +53,29 @@ class NormalizeConfig(Section):
 class PartitionConfig(Section):
     """How samples are divided among clients."""
 
-    name: Literal[
-        "iid",
-        "dirichlet",
-        "dirichlet_per_client",
-        "pathological",
-        "shards",
-        "quantity",
-        "by_domain",
-        "natural",
-        "file",
-        "own",
-    ] = "dirichlet"
+    name: (
+        Literal[
+            "iid",
+            "dirichlet",
+            "dirichlet_per_client",
+            "pathological",
+            "shards",
+            "quantity",
+            "by_domain",
+            "natural",
+            "file",
+            "own",
+        ]
+        | Annotated[str, Field(pattern=OWN)]
+    ) = "dirichlet"
     """``dirichlet``: label skew, each class divided over the clients; ``dirichlet_per_client``: each client draws its
     classes, all of equal size; ``pathological``: k classes per client; ``shards``: shards of the samples sorted by class;
     ``quantity``: skew of sizes only; ``by_domain``: clients divided over domains, Dirichlet inside each; ``natural``: each
-    domain is a client; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``."""
+    domain is a client; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``. Or your own,
+    ``module:function``: called with labels (n,), domains (n,) or None, the number of clients and a generator, it returns the
+    indices of each client's samples."""
+    options: dict[str, Any] | None = None
+    """your own: more arguments of its function."""
     alpha: float | None = Field(None, gt=0)
     """dirichlet, dirichlet_per_client, quantity, by_domain: concentration; smaller is more skewed. Default 0.5; for
     dirichlet_per_client, where the classes' shares are multiplied by it, 10."""
@@ -113,8 +121,8 @@ class PartitionConfig(Section):
             "natural": {"min_samples"},
             "dirichlet_per_client": {"alpha"},
             "file": {"path"},
-        }.get(self.name, set())
-        every = {"alpha", "min_samples", "cap", "classes_per_client", "shards_per_client", "path"}
+        }.get(self.name, {"options"} if is_own(self.name) else set())
+        every = {"alpha", "min_samples", "cap", "classes_per_client", "shards_per_client", "path", "options"}
         _allow_only(self, f"the partition {self.name!r}", keys, every)
         if self.name == "file" and self.path is None:
             raise ValueError("the partition 'file' needs 'path', an npz with train_<i> and test_<i>")
@@ -125,8 +133,11 @@ class DataConfig(Section):
     """The data set and its split over clients."""
 
     name: str = "digits"
-    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, ``huggingface``, or a
-    MedMNIST flag (``organamnist``)."""
+    """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, ``huggingface``, a
+    MedMNIST flag (``organamnist``); or your own, ``module:function``: called with these keys, it returns a
+    ``raysim.Dataset``."""
+    options: dict[str, Any] = {}
+    """Your own data set: more arguments of its function."""
     root: str | None = None
     """npz: the file. huggingface: a name on the hub, or a folder. Others: the folder of the data; null is
     ``~/.cache/raysim``. Downloads go there."""
@@ -178,6 +189,8 @@ class DataConfig(Section):
             )
         if self.name == "federated_npz" and self.subset is not None:
             raise ValueError("'subset' is not used by 'federated_npz', whose clients have their own samples")
+        if self.options and not is_own(self.name):
+            raise ValueError(f"'options' are those of a data set of your own, but name is {self.name!r}")
         if self.cache != "auto" and self.name not in ("image_folder", "huggingface"):
             raise ValueError(f"'cache' is an option of 'image_folder' and 'huggingface', but name is {self.name!r}")
         if self.layout != "domain/class" and self.name != "image_folder":
@@ -195,10 +208,11 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """A timm model."""
+    """A model of timm, or your own."""
 
     name: str = "vit_tiny_patch16_224"
-    """timm's name."""
+    """timm's name, ``hf-hub:<name on the hub>``, ``local-dir:<folder>`` with what timm saved there; or your own,
+    ``module:function``: called with ``num_classes``, ``in_chans``, ``img_size`` and ``kwargs``, it returns a module."""
     image_size: Positive = 224
     """Side of the square images that the model sees, in pixels; samples are resized to it on the device."""
     pretrained: bool = False
@@ -206,10 +220,12 @@ class ModelConfig(Section):
     weights: str | None = None
     """Start from a safetensors file in timm's names; position embeddings are resized, another head is replaced."""
     kwargs: dict[str, Any] = {}
-    """Arguments of timm's constructor: patch_size, embed_dim, depth, num_heads, drop_rate, ..."""
+    """Arguments of timm's constructor (patch_size, embed_dim, depth, num_heads, drop_rate, ...), or of your function."""
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> ModelConfig:
+        if self.pretrained and is_own(self.name):
+            raise ValueError("'pretrained' weights are timm's; a model of your own loads its own, or takes 'weights'")
         if self.pretrained and self.weights is not None:
             raise ValueError("give 'pretrained: true' or 'weights', not both")
         if taken := sorted({"num_classes", "in_chans", "img_size", "pretrained"} & self.kwargs.keys()):
@@ -262,6 +278,9 @@ class CohortConfig(Section):
     """Number of clients, sampled without replacement."""
     schedule: list[list[int]] | None = None
     """A list of the client ids of every round."""
+    sampling: Literal["uniform"] | Annotated[str, Field(pattern=OWN)] = "uniform"
+    """How a cohort is drawn: every client with the same chance; or your own, ``module:function``: called with the round, the
+    number of clients, the size of the cohort and a generator, it returns client ids, the same whenever it is called."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Simulated: the chance that a client trains but never reports. Its state changes; the mean is over the others."""
     stragglers: float = Field(0.0, ge=0, le=1)
@@ -277,6 +296,8 @@ class CohortConfig(Section):
             raise ValueError(
                 f"give exactly one of fraction, size, schedule (here: {', '.join(given) or 'none'}); null unsets a key"
             )
+        if self.schedule is not None and self.sampling != "uniform":
+            raise ValueError("'sampling' is not used by a schedule, which names the clients of every round")
         for round, ids in enumerate(self.schedule or ()):
             if not ids or len(set(ids)) != len(ids) or min(ids) < 0:
                 raise ValueError(f"schedule[{round}] is {ids}: it must list at least one client id, each once, from 0")
@@ -299,6 +320,9 @@ class EvaluateConfig(Section):
     sensitivity: Auto | bool | Positive = "auto"
     """Measure how much the clients' updates disagree, per type of layer (``sensitivity/...``): in every round, in none, or
     once in this many rounds. It doubles what actors send in a round. auto: for up to 10 million shared parameters."""
+    metrics: list[Annotated[str, Field(pattern=OWN)]] = []
+    """Your own, ``module:function`` each: called with the results of the evaluated clients and the labels of their test
+    samples, it returns numbers by name, which are logged as ``personalized/<name>`` and ``aggregated/<name>``."""
     new_clients: int = Field(0, ge=0)
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""
@@ -368,7 +392,12 @@ class TrackingConfig(Section):
 
 
 def _algorithm(value: Any) -> Any:
-    """From a mapping to the algorithm that its ``name`` asks for; errors are reported under ``algorithm.``."""
+    """From a mapping to the algorithm that its ``name`` asks for; errors are reported under ``algorithm.``.
+
+    A method that was made in Python gets its name.
+    """
+    if isinstance(value, FederatedAlgorithm) and not value.name:
+        return value.model_copy(update={"name": algorithm_name(type(value))})
     if not isinstance(value, Mapping):
         return value
     cls = algorithm_class(value)
@@ -456,6 +485,20 @@ class Config(Section):
             return self.cohort.size
         assert self.cohort.fraction is not None
         return max(1, round(self.cohort.fraction * self.data.num_clients))
+
+    @property
+    def own_names(self) -> list[tuple[str, str]]:
+        """What is a user's own: dotted key and ``module:name`` of each."""
+        named = [
+            ("algorithm.name", self.algorithm.name),
+            ("algorithm.plugin", self.algorithm.plugin or ""),
+            ("data.name", self.data.name),
+            ("data.partition.name", self.data.partition.name),
+            ("model.name", self.model.name),
+            ("cohort.sampling", self.cohort.sampling),
+            *(("evaluate.metrics", name) for name in self.evaluate.metrics),
+        ]
+        return [(key, name) for key, name in named if is_own(name)]
 
     def flat(self) -> dict[str, Any]:
         """Dotted path to value, without the study: what MLflow shows as parameters."""

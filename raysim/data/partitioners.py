@@ -12,6 +12,7 @@ from raysim.config.locations import local_path
 from raysim.config.schema import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.data.npz_files import read_npz
+from raysim.data.own_source import own_partition
 from raysim.data.partition import Partition
 from raysim.data.partition_draws import (
     Skew,
@@ -23,6 +24,7 @@ from raysim.data.partition_draws import (
     shards,
 )
 from raysim.errors import ConfigError
+from raysim.own_code import is_own
 
 Ints = NDArray[np.int64]
 
@@ -63,6 +65,8 @@ def _owner(config: DataConfig, dataset: Dataset, rng: np.random.Generator) -> In
     keys, labels, num_clients = config.partition, dataset.labels, config.num_clients
     if keys.name == "iid":
         return rng.permutation(np.arange(len(labels)) % num_clients)
+    if is_own(keys.name):
+        return own_partition(config, dataset, rng)
     if keys.name == "pathological":
         assert keys.classes_per_client is not None
         return pathological(labels, dataset.num_classes, num_clients, keys.classes_per_client, rng)

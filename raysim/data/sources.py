@@ -13,7 +13,9 @@ import numpy as np
 from raysim.config.schema import DataConfig
 from raysim.data import downloads, hugging_face, own_files
 from raysim.data.dataset import Dataset
+from raysim.data.own_source import own_dataset
 from raysim.errors import ConfigError
+from raysim.own_code import is_own
 
 
 def load_dataset(config: DataConfig, image_size: int, pixels: bool = True) -> Dataset:
@@ -26,8 +28,11 @@ def load_dataset(config: DataConfig, image_size: int, pixels: bool = True) -> Da
     Raises:
         ConfigError: no such data set, its files are missing or damaged, or all samples have the same class.
     """
-    check_name(config.name)
-    dataset = _LOADERS.get(config.name, downloads.medmnist)(config, image_size, pixels)
+    if is_own(config.name):
+        dataset = own_dataset(config)
+    else:
+        check_name(config.name)
+        dataset = _LOADERS.get(config.name, downloads.medmnist)(config, image_size, pixels)
     if not pixels:
         dataset = dataset.with_images(dataset.images[:, :0, :0])
     if dataset.num_classes < 2:
@@ -47,7 +52,9 @@ def check_name(name: str) -> None:
         known = [*_LOADERS, *medmnist]
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"data.name: there is no data set {name!r}; {hint}Known: {', '.join(known)}")
+        raise ConfigError(
+            f"data.name: there is no data set {name!r}; {hint}Known: {', '.join(known)}, or module:function for your own"
+        )
 
 
 def _subset(dataset: Dataset, size: int) -> Dataset:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim.config.loading import config_of
+from raysim.config.loading import children, config_of
 from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
 from raysim.errors import ConfigError
@@ -25,6 +26,7 @@ from raysim.experiments.preparation import check
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
 from raysim.experiments.watch_driver import RunFailed, Watch, results_of
+from raysim.own_code import own_code
 from raysim.storage.folder import Folder
 from raysim.storage.study_folder import (
     StudyFolder,
@@ -232,8 +234,9 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
     with using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
-        import_path = (os.getcwd(), *(entry for entry in sys.path if entry))
-        request = StudyRequest(state.model_dump_json(), folder, str(home()), import_path)
+        runs = [child for _, child in children(config_of(state.config, [], "config"))]
+        code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
+        request = StudyRequest(state.model_dump_json(), folder, str(home()), code)
         actor_class: Any = Driver
         name = _actor_name(folder) if folder is not None else None
         try:

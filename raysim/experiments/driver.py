@@ -7,7 +7,6 @@ from the last checkpoint. It outlives the command that started it; any command c
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import warnings
@@ -30,8 +29,7 @@ class Driver:
     """Works on a request in a thread of its own; its methods answer at any time."""
 
     def __init__(self, request: StudyRequest) -> None:
-        # Added last: the user's folder `algorithms` must not shadow ours.
-        sys.path.extend(entry for entry in request.import_path if entry not in sys.path)
+        request.code.install()
         torch.set_num_threads(1)  # as in the client actors: the server step is part of the result
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a bug is shown once, not once for every task in flight
         # The outbox repeats calls to MLflow itself.

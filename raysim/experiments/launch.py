@@ -21,6 +21,7 @@ from raysim.config.schema import Config, ResourcesConfig
 from raysim.errors import Stopped
 from raysim.experiments.preparation import PreparedRun
 from raysim.functional.parameters import ParameterLayout
+from raysim.own_code import OwnCode
 from raysim.training.step_memory import MOST_ACTORS_PER_GPU, Choice
 from raysim.workers.actor_pool import PATIENCE_SECONDS, ActorPool
 from raysim.workers.auto_resources import (
@@ -89,13 +90,13 @@ class Launch:
     def __init__(
         self,
         config: Config,
-        import_path: list[str],
+        code: OwnCode,
         uri: str,
         stop: threading.Event,
         notify: Callable[[str], None],
         patient: bool = False,
     ) -> None:
-        self._config, self._import_path, self._uri, self._stop, self._notify = config, import_path, uri, stop, notify
+        self._config, self._code, self._uri, self._stop, self._notify = config, code, uri, stop, notify
         self._patient = patient
         configs = [child for _, child in children(config)]
         self._resources = same_resources(configs)
@@ -109,7 +110,7 @@ class Launch:
 
     def _start_pool(self) -> ActorPool:
         options = self._placement.actor_options
-        return ActorPool(self._num_actors, options, self._import_path, self._stop, self._notify)
+        return ActorPool(self._num_actors, options, self._code, self._stop, self._notify)
 
     def _num_actors(self) -> int:
         """The size of a pool; called again when nodes join."""
@@ -145,7 +146,7 @@ class Launch:
     def _after_trials(self, runs: list[PlacedRun]) -> tuple[list[PlacedRun], int]:
         """``clients_per_batch`` of each run by the memory that a step takes on a GPU, and how many actors share one."""
         actor_class: Any = TrialActor  # Ray's decorator adds `options`
-        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(self._import_path)
+        actor = actor_class.options(num_gpus=1, runtime_env=CUDA_ENVIRONMENT).remote(self._code)
         share = {"device": "cuda", "num_gpus_per_actor": 1 / MOST_ACTORS_PER_GPU}
         choices: dict[str, Choice] = {}
         sized = []

@@ -18,9 +18,11 @@ from raysim.config.loading import children
 from raysim.config.schema import Config
 from raysim.data.dataset import Dataset
 from raysim.data.loading import load_data
+from raysim.data.own_source import own_loader
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
-from raysim.functional.parameters import ParameterLayout
+from raysim.functional.parameters import ParameterLayout, pretrained_cfg
+from raysim.own_code import imported, is_own
 from raysim.training.engine import layout_of
 from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
 
@@ -76,7 +78,7 @@ def prepare(config: Config) -> list[PreparedRun]:
 def check(config: Config) -> None:
     """Find what is wrong with a configuration before Ray starts: all that ``prepare`` would find, but for the pixels.
 
-    Runs that differ in nothing but their seeds are looked at once.
+    Runs that differ in nothing but their seeds are looked at once. A user's own data set is made later: it may take long.
 
     Raises:
         ConfigError: see its message.
@@ -89,7 +91,10 @@ def check(config: Config) -> None:
         what = child.model_dump_json(exclude={"seed", "name", "tracking", "checkpoint"})
         if what not in looked_at:
             with _naming(config, child):
-                prepare_run("", child, *load_data(child, cache, pixels=False))
+                if is_own(child.data.name):
+                    own_loader(child.data)
+                else:
+                    prepare_run("", child, *load_data(child, cache, pixels=False))
         looked_at.add(what)
 
 
@@ -125,6 +130,8 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     from raysim.models.build import build_model, has_batch_norm, tokens_per_image
     from raysim.models.normalization import with_normalization
 
+    for key, name in config.own_names:
+        imported(name, key)
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     if not layout.num_shared and not config.algorithm.shares_nothing:
@@ -144,7 +151,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
         size = 1
     else:
         size = clients_per_batch(config, layout.num_parameters, tokens_per_image(model, config.model.image_size))
-    config = with_normalization(config, dataset.images.shape[3])
+    config = with_normalization(config, dataset.images.shape[3], pretrained_cfg(model))
     auto_batches = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
     resolved = with_clients_per_batch(config, size)
     return PreparedRun(entry, resolved, dataset, partition, layout, initial, frozen, auto_batches)

@@ -30,6 +30,7 @@ from raysim.experiments.run import Run
 from raysim.experiments.status import StatusBoard
 from raysim.experiments.study_json import StudyJson
 from raysim.experiments.study_log import StudyLog
+from raysim.own_code import OwnCode
 from raysim.storage.study_folder import RunState, StudyState
 from raysim.tracking.mlflow_store import MLflowStore, may_pass
 from raysim.tracking.outbox import Outbox
@@ -40,19 +41,19 @@ CONNECT_PAUSE = 2.0  # seconds between attempts to reach the MLflow server
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a command asks of the driver, as plain text, so that no class of a user's own module is needed to read it.
+    """What a command asks of the driver, as text and bytes, so that no class of a user's own module is needed to read it.
 
     Attributes:
         state: JSON of a ``StudyState``: the configuration, and where it is logged.
         folder: of checkpoints; None if there are none.
         home: where journals of runs with a remote folder are kept.
-        import_path: folders from which a user's own algorithm can be imported.
+        code: where a user's own code is.
     """
 
     state: str
     folder: str | None
     home: str
-    import_path: tuple[str, ...]
+    code: OwnCode
 
 
 class Study:
@@ -64,7 +65,7 @@ class Study:
     """
 
     def __init__(self, request: StudyRequest, board: StatusBoard, stop: threading.Event) -> None:
-        self._import_path, self._board, self._stop = list(request.import_path), board, stop
+        self._code, self._board, self._stop = request.code, board, stop
         state = StudyState.model_validate(json.loads(request.state))
         self._saved = StudyJson(state, request.folder, Path(request.home), board.notify)
         self._results: dict[int, RunResult] = {}
@@ -98,7 +99,7 @@ class Study:
         config = config_of(state.config, [], "study.json" if saved.resumed else "config")
         outbox = Outbox(notify, self._stop)
         try:
-            launch = Launch(config, self._import_path, state.tracking_uri, self._stop, notify, patient=saved.resumed)
+            launch = Launch(config, self._code, state.tracking_uri, self._stop, notify, patient=saved.resumed)
             self._pools = [launch.pool] if launch.pool is not None else []
             prepared = prepare(config)
             for line in data_warnings(prepared):

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from raysim import seeds
 from raysim.config.schema import Config
+from raysim.errors import ConfigError
+from raysim.own_code import own_function
 
 Ints = NDArray[np.int64]
 
@@ -15,8 +17,23 @@ def sample_cohort(config: Config, round: int) -> Ints:
     """The ids of the clients that train in a round, ascending."""
     if config.cohort.schedule is not None:
         return np.sort(np.array(config.cohort.schedule[round], np.int64))
-    rng = seeds.stream(config.seed, "cohort", round)
-    return np.sort(rng.choice(config.data.num_clients, config.cohort_size, replace=False))
+    rng, num_clients, size = seeds.stream(config.seed, "cohort", round), config.data.num_clients, config.cohort_size
+    if config.cohort.sampling == "uniform":
+        return np.sort(rng.choice(num_clients, size, replace=False))
+    own = config.cohort.sampling
+    drawn = np.asarray(own_function(own, "cohort.sampling")(round, num_clients, size, rng))
+    ids = np.unique(drawn)
+    if drawn.shape != (size,) or drawn.dtype.kind not in "iu" or len(ids) != size:
+        returned = f"{drawn.dtype} {drawn.shape}" if len(ids) == drawn.size else "a client twice"
+        raise ConfigError(
+            f"cohort.sampling: {own} returned {returned} for round {round}, not {size} different client ids"
+        )
+    if ids[0] < 0 or ids[-1] >= num_clients:
+        wrong = ids[0] if ids[0] < 0 else ids[-1]
+        raise ConfigError(
+            f"cohort.sampling: {own} returned client {wrong} for round {round}; ids go to {num_clients - 1}"
+        )
+    return ids.astype(np.int64)
 
 
 def participation(config: Config, round: int, cohort: Ints) -> tuple[NDArray[np.bool_], NDArray[np.float64] | None]:

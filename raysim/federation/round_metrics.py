@@ -26,6 +26,7 @@ from raysim.federation.metrics.sensitivity import sensitivity_metrics
 from raysim.federation.metrics.system import NodeMetrics, speed_metrics
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
+from raysim.own_code import own_function
 from raysim.storage.accuracy_history import AccuracyRow
 from raysim.storage.records import Records
 from raysim.training.aggregation import FixedPoint
@@ -66,6 +67,7 @@ class RoundMetrics:
         self._algorithm, self._local_epochs = config.algorithm, config.train.local_epochs
         self._layout, self._labels, self._partition, self._schedule = layout, labels, partition, schedule
         self._one_model, self._new = one_model, config.evaluate.new_clients
+        self._own = {name: own_function(name, "evaluate.metrics") for name in config.evaluate.metrics}
         self._node = NodeMetrics()
 
     def of_training(
@@ -141,7 +143,9 @@ class RoundMetrics:
         if not len(those.clients):
             return {f"{family}/not_evaluated": float(expected)}
         records.accuracy.add(AccuracyRow(family, round, those.clients, those.accuracy))
-        return those.metrics(family, self._labels, self._partition, missing=expected - len(those.clients))
+        metrics = those.metrics(family, self._labels, self._partition, missing=expected - len(those.clients))
+        labels = self._labels[self._partition.tests(those.clients)]
+        return metrics | those.own_metrics(family, self._own, labels, metrics)
 
     def _new_clients(
         self, before: Sequence[Evaluation], after: Sequence[Evaluation], records: Records

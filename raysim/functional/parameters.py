@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,9 +198,14 @@ def _running_statistics(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """What timm knows of a model's pretrained weights, whether it has them or not; of a model that is not timm's, nothing."""
+    return dict(getattr(model, "pretrained_cfg", None) or {})
+
+
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """The names of the classification heads according to timm; ``head`` for a model that is not timm's."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    names = pretrained_cfg(model).get("classifier") or "head"
     return tuple(names) if isinstance(names, (tuple, list)) else (names,)
 
 

@@ -1,4 +1,4 @@
-"""timm models for the simulation: any ViT (or ResNet) by name, at any image size, with an algorithm's plugin."""
+"""Models for the simulation: timm's by name, at any image size, or a user's own, with an algorithm's plugin."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.trial import try_out
 from raysim.models.weights import load_weights
+from raysim.own_code import checked_options, is_own, own_function
 
 
 def build_model(
@@ -31,7 +32,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.torch_seed(seed, "model"))
-        model = _timm_model(config, num_classes, in_channels)
+        model = _new_model(config, num_classes, in_channels)
         before = {name for name, _ in model.named_parameters()}
         algorithm.add_plugin(model)
         plugin = {name: p for name, p in model.named_parameters() if name not in before}
@@ -51,11 +52,14 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
-    if not timm.is_model(config.name):
+def _new_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
+    if is_own(config.name):
+        return _own_model(config, num_classes, in_channels)[0]
+    if ":" not in config.name and not timm.is_model(config.name):
         close = get_close_matches(config.name, timm.list_models(), n=3)
         raise ConfigError(
-            f"model.name: timm has no model {config.name!r}; the nearest are {', '.join(close) or 'none'}"
+            f"model.name: timm has no model {config.name!r}; the nearest are {', '.join(close) or 'none'}; your own is "
+            "module:function"
         )
     try:
         return _create(config, num_classes, in_channels)[0]
@@ -69,8 +73,26 @@ def _timm_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
 
 
 def plain_model(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's model without a plugin or trained values, and the arguments of ``timm.create_model`` that make it."""
+    """The model without a plugin or trained values, and the arguments of ``timm.create_model``, or of a user's own function,
+    that make it."""
+    if is_own(config.name):
+        return _own_model(config, num_classes, in_channels)
     return _create(config.model_copy(update={"pretrained": False}), num_classes, in_channels)
+
+
+def _own_model(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
+    """What a user's function makes, and its arguments.
+
+    Raises:
+        ConfigError: there is no such function, ``kwargs`` are not its, or it returns no module.
+    """
+    function = own_function(config.name, "model.name")
+    arguments = {"num_classes": num_classes, "in_chans": in_channels, "img_size": config.image_size, **config.kwargs}
+    checked_options(function, arguments, config.name, "model.kwargs", given=0)
+    model = function(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name: {config.name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model, arguments
 
 
 def _create(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -86,7 +108,7 @@ def _create(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn
 
 
 def _no_weights(name: str, error: Exception) -> ConfigError:
-    hub = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or f"timm/{name}"
+    hub = name.partition(":")[2] or getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or f"timm/{name}"
     return ConfigError(
         f"model.pretrained: the weights of {name} can't be fetched or don't fit: {error}\nIf this machine has no internet, "
         f"download model.safetensors from https://huggingface.co/{hub} elsewhere, copy it here, and set "

@@ -20,6 +20,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
 from raysim.models.saved import SavedRun
+from raysim.own_code import is_own
 from raysim.plugins.fold import fold, rebuild
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Predictor
@@ -141,10 +142,17 @@ def _readme(of: ClientModel, file: str, arguments: dict[str, Any], plugin: list[
     classes = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50])) + (", …" if len(names) > 50 else "")
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
     colours = {1: "greyscale", 3: "RGB"}.get(of.run.about.in_channels, f"{of.run.about.in_channels} channels")
+    imports, made = "import timm, torch", f"timm.create_model({config.model.name!r}{given})"
+    if is_own(config.model.name):
+        module, _, function = config.model.name.partition(":")
+        imports, made = (
+            f"import timm, torch\nfrom {module} import {function}",
+            f"{function}({given.removeprefix(', ')})",
+        )
     lines = [
-        "import timm, torch",
+        imports,
         "",
-        f"model = timm.create_model({config.model.name!r}{given})",
+        f"model = {made}",
         *plugin,
         f"timm.models.load_checkpoint(model, {file!r})",
         "model.eval()",

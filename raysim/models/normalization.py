@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import timm
+from collections.abc import Mapping
+from typing import Any
 
 from raysim.config.schema import Config, NormalizeConfig
 from raysim.errors import ConfigError
 
 
-def with_normalization(config: Config, channels: int) -> Config:
+def with_normalization(config: Config, channels: int, weights: Mapping[str, Any]) -> Config:
     """The configuration with ``data.normalize`` resolved for images of so many channels.
+
+    Args:
+        weights: what timm knows of the model's pretrained weights (``pretrained_cfg``).
 
     Raises:
         ConfigError: it does not fit the channels, or weights from a file are of a model whose pretrained weights want
@@ -17,8 +21,9 @@ def with_normalization(config: Config, channels: int) -> Config:
     """
     normalize, model = config.data.normalize, config.model
     if normalize == "auto":
-        timms = timm.get_pretrained_cfg(model.name, allow_unregistered=True)
-        known = NormalizeConfig(mean=list(timms.mean), std=list(timms.std)) if timms is not None else NormalizeConfig()
+        known = NormalizeConfig()
+        if "mean" in weights and "std" in weights:
+            known = NormalizeConfig(mean=list(weights["mean"]), std=list(weights["std"]))
         if len(set(known.mean)) == len(set(known.std)) == 1:
             known = NormalizeConfig(mean=known.mean[:1], std=known.std[:1])
         if model.weights is not None and known != NormalizeConfig():

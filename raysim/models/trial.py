@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.functional.model_parts import Representation, classifier_of
-from raysim.functional.parameters import classifier_names
+from raysim.functional.parameters import classifier_names, pretrained_cfg
 
 
 def try_out(
@@ -57,8 +56,7 @@ def try_out(
     # Convolutions may well leave out a border, and some models do at the size that their weights are for.
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    native = timm.get_pretrained_cfg(config.name, allow_unregistered=True)
-    is_native = native is not None and native.input_size[-1] == config.image_size
+    is_native = pretrained_cfg(model).get("input_size", (0,))[-1] == config.image_size
     if rebuilt is not None and isinstance(patch, int) and not is_native and (seen := _seen(reached[0])) < 1:
         _refuse_size(config, in_channels, seen, patch, rebuilt)
 

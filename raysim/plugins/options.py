@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from raysim.plugins.registry import PLUGINS
+from raysim.own_code import OWN, is_own
+from raysim.plugins.registry import PLUGINS, plugin_of
 
 
 class ModelOptions(BaseModel):
@@ -34,9 +35,14 @@ class ModelOptions(BaseModel):
     """The name in the configuration: a key of ``raysim.algorithms.ALGORITHMS`` or ``module:Class``."""
     personal: list[str] = []
     """Patterns of the personal parameters, which stay with their client; ``!head`` takes the head out again."""
-    plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] | None = None
+    plugin: (
+        Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"]
+        | Annotated[str, Field(pattern=OWN)]
+        | None
+    ) = None
     """A plugin in the model. ``prefix``: that of FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer instead,
-    zero or random at the start; ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv. null: none."""
+    zero or random at the start; ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv; or your own,
+    ``module:name`` of a ``raysim.Plugin``. null: none."""
     mid_dim: int | None = Field(None, ge=1)
     """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
     scale: float | None = None
@@ -52,6 +58,8 @@ class ModelOptions(BaseModel):
     def _plugin_defaults(cls, raw: Any) -> Any:
         name = raw.get("plugin", cls.model_fields["plugin"].default) if isinstance(raw, Mapping) else None
         plugin = PLUGINS.get(name) if isinstance(name, str) else None
+        if isinstance(name, str) and is_own(name):
+            plugin = plugin_of(name)
         if plugin is None:
             return raw  # the field's own check says what is allowed
         filled = {"mid_dim": plugin.mid_dim, "scale": plugin.scale}
@@ -64,7 +72,7 @@ class ModelOptions(BaseModel):
                 continue
             if self.plugin is None:
                 raise ValueError(f"{key!r} is about a plugin, and there is none; set 'plugin', or leave {key!r} out")
-            if key != "plugin_depth" and getattr(PLUGINS[self.plugin], key) is None:
+            if key != "plugin_depth" and getattr(plugin_of(self.plugin), key) is None:
                 raise ValueError(f"{key!r} is not used by the plugin {self.plugin!r}")
         if self.needs_body and self.freeze_backbone and self.plugin is None:
             raise ValueError(
@@ -77,7 +85,7 @@ class ModelOptions(BaseModel):
     def add_plugin(self, model: nn.Module) -> None:
         """Put the plugin into a model, in place."""
         if self.plugin is not None:
-            PLUGINS[self.plugin].add(model, self.mid_dim, self.scale, self.plugin_depth)
+            plugin_of(self.plugin).add(model, self.mid_dim, self.scale, self.plugin_depth)
 
     def add_modules(self, model: nn.Module) -> None:
         """Give a model the modules that the method has beside it, in place: ``model.gate = nn.Linear(...)``.
@@ -94,5 +102,5 @@ class ModelOptions(BaseModel):
         """Patterns of the parameters that train. The others are frozen: not in ``theta``, never sent or kept."""
         if not self.freeze_backbone:
             return ["*"]
-        plugin = [PLUGINS[self.plugin].component] if self.plugin is not None else []
+        plugin = [plugin_of(self.plugin).component] if self.plugin is not None else []
         return [*plugin, "head", *self.modules]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from raysim.errors import ConfigError
+from raysim.own_code import imported, is_own
 from raysim.plugins.adapter import add_adapter
 from raysim.plugins.lora import add_lora
 from raysim.plugins.prefix import add_plain_prefix, add_prefix
@@ -37,3 +39,17 @@ PLUGINS: dict[str, Plugin] = {
     "prompt": Plugin(lambda m, tokens, _, d: add_prompt(m, tokens, d), "prompt", 10, None),
     "lora": Plugin(add_lora, "lora", 8, 1.0),
 }
+
+
+def plugin_of(name: str) -> Plugin:
+    """The plugin that ``algorithm.plugin`` names.
+
+    Raises:
+        ConfigError: ``module:name`` that can't be imported, or is no ``Plugin``.
+    """
+    if not is_own(name):
+        return PLUGINS[name]
+    found = imported(name, "algorithm.plugin")
+    if not isinstance(found, Plugin):
+        raise ConfigError(f"algorithm.plugin: {name!r} is a {type(found).__name__}, not a raysim.Plugin")
+    return found

@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 
 from raysim.config.schema import Config
 from raysim.errors import BrokenDevice, ClientError, ConfigError, Stopped
+from raysim.own_code import OwnCode
 from raysim.training.tasks import Task
 from raysim.workers.client_actor import ClientActor
 from raysim.workers.durations_and_timeouts import TaskDurations
@@ -36,7 +37,7 @@ class ActorPool:
     Args:
         size: gives the number of actors that the cluster has room for now; asked at the start and when a node joins.
         options: Ray's options of an actor (``num_cpus``, ``num_gpus``).
-        import_path: folders from which a user's own algorithm can be imported.
+        code: where a user's own code is.
         stop: set by the driver to end a run; ``Stopped`` is raised then.
         notify: shows the user a message.
         workers: existing workers that ``split`` hands over.
@@ -46,12 +47,12 @@ class ActorPool:
         self,
         size: Callable[[], int],
         options: dict[str, Any],
-        import_path: list[str],
+        code: OwnCode,
         stop: threading.Event,
         notify: Callable[[str], None],
         workers: Sequence[Worker] = (),
     ) -> None:
-        self._size, self._options, self._import_path = size, options, import_path
+        self._size, self._options, self._code = size, options, code
         self._stop, self.notify = stop, notify
         self.workers: list[Worker] = [replace(worker, number=i) for i, worker in enumerate(workers)]
         self._setup: ray.ObjectRef | None = None
@@ -80,7 +81,7 @@ class ActorPool:
 
     def _start(self) -> Any:
         actor_class: Any = ClientActor  # Ray's decorator adds `options`
-        return actor_class.options(**self._options).remote(self._import_path)
+        return actor_class.options(**self._options).remote(self._code)
 
     def split(self, pools: int) -> list[ActorPool]:
         """Pools of ``size`` actors each, of which this is the first; actors that are left over end."""
@@ -89,7 +90,7 @@ class ActorPool:
         result = [self]
         for i in range(pools - 1):
             given = others[i * size : (i + 1) * size]
-            result.append(ActorPool(self._size, self._options, self._import_path, self._stop, self.notify, given))
+            result.append(ActorPool(self._size, self._options, self._code, self._stop, self.notify, given))
         for worker in others[(pools - 1) * size :]:
             ray.kill(worker.handle)
         return result

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -23,6 +22,7 @@ from raysim.config.fingerprint import algorithm_digest
 from raysim.data.loading import mapped_images
 from raysim.errors import BrokenDevice, ClientError, OutOfDeviceMemory, StatesLost
 from raysim.functional.optimizers import Tensors
+from raysim.own_code import OwnCode
 from raysim.training.aggregation import PartialSum, merged
 from raysim.training.device_errors import is_broken_device, is_out_of_memory
 from raysim.training.engine import ClientEngine
@@ -38,11 +38,11 @@ class ClientActor:
     """Configured once per run, then handed tasks; never restarted by Ray, since its partial sum would be lost silently.
 
     Args:
-        import_path: folders from which a user's own algorithm can be imported.
+        code: where a user's own code is.
     """
 
-    def __init__(self, import_path: list[str]) -> None:
-        sys.path.extend(entry for entry in import_path if entry not in sys.path)
+    def __init__(self, code: OwnCode) -> None:
+        code.install()
         import timm  # noqa: F401  # needed by the first model; the driver prepares the run meanwhile
 
         keep_freed_memory()

@@ -6,11 +6,11 @@ The choice is made once, before round 0, and written into the resolved configura
 from __future__ import annotations
 
 import gc
-import sys
 
 import ray
 import torch
 
+from raysim.own_code import OwnCode
 from raysim.training.step_memory import Choice, choose, peak_bytes
 from raysim.workers.client_actor import make_engine
 from raysim.workers.run_setup import RunSetup
@@ -20,8 +20,8 @@ from raysim.workers.run_setup import RunSetup
 class TrialActor:
     """Takes a whole GPU for the trial steps of a study's runs, then ends."""
 
-    def __init__(self, import_path: list[str]) -> None:
-        sys.path.extend(entry for entry in import_path if entry not in sys.path)
+    def __init__(self, code: OwnCode) -> None:
+        code.install()
         torch.set_num_threads(1)
 
     def choose(self, setup: RunSetup, asked: int | None, batches: int) -> Choice:

@@ -8,9 +8,17 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import yaml
 
-from raysim.config.loading import children, load_config
+from raysim.config.loading import children, config_of, load_config
+from raysim.experiments.preparation import prepare
+from raysim.federation.cohort import sample_cohort
+from raysim.federation.metrics.clients import ClientResults
+from raysim.own_code import own_function
+
+from configs import TINY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,6 +55,28 @@ def test_write_your_own(tmp_path):
         for name in ("fedper", "mu 0.1", "features"):
             assert re.search(rf"^ +{name} +1 ", output, re.MULTILINE), output
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("page", ["data", "partition", "model", "plugin", "cohort", "metrics"])
+def test_extend(page, tmp_path, monkeypatch):
+    (code,), (configuration,) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= (20 if page == "plugin" else 15)
+    (tmp_path / "my_code.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_code", raising=False)
+    given = yaml.safe_load(configuration)
+    base = {key: value for key, value in TINY.items() if key not in given}
+    config = config_of({"model": {"image_size": 8}, "algorithm": {"name": "fedavg"}, **base, **given}, [], page)
+    assert [name for _, name in config.own_names if name.startswith("my_code:")]
+    (run,) = prepare(config)
+    assert run.partition.num_clients == config.data.num_clients
+    assert len(sample_cohort(config, 1)) == config.cohort_size
+    probabilities = np.full((16, 10), 0.1, np.float32)
+    results = ClientResults(np.array([0, 1]), np.array([4, 6]), np.array([8, 8]), probabilities)
+    for name in config.evaluate.metrics:
+        numbers = own_function(name, "evaluate.metrics")(results, np.zeros(16, np.int64))
+        assert all(np.isfinite(value) for value in numbers.values())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "yaml").rglob("*.yaml")), ids=lambda path: path.stem)

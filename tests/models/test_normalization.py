@@ -1,6 +1,7 @@
 """``data.normalize: auto``."""
 
 import pytest
+import timm
 
 from raysim.errors import ConfigError
 from raysim.models.normalization import with_normalization
@@ -20,7 +21,8 @@ NAMES = [
 
 def resolved(name, channels=3, normalize="auto", **model):
     config = tiny(model={"name": name, "kwargs": {}, **model}, data={"normalize": normalize})
-    found = with_normalization(config, channels).data.normalize
+    weights = timm.get_pretrained_cfg(name).to_dict()
+    found = with_normalization(config, channels, weights).data.normalize
     return found.mean, found.std
 
 

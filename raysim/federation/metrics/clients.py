@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysim.data.partition import Partition, ranges
+from raysim.errors import ConfigError
 from raysim.training.evaluation import Evaluation
 from raysim.views import FAMILIES, Model
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,40 @@ class ClientResults:
             "not_evaluated": float(missing),
         }
         return {f"{family}/{name}": value for name, value in metrics.items()}
+
+    def own_metrics(
+        self, family: Model, functions: Mapping[str, Callable[..., Any]], labels: Ints, known: Container[str]
+    ) -> dict[str, float]:
+        """What a user's own functions make of these results, as ``<family>/<name>``.
+
+        Args:
+            functions: by what ``evaluate.metrics`` calls them.
+            labels: of the clients' test samples, as ``probabilities``.
+            known: metrics that there are already.
+
+        Raises:
+            ConfigError: one returns something else than numbers by name, or a name that is taken.
+        """
+        metrics: dict[str, float] = {}
+        for called, function in functions.items():
+            found = function(self, labels)
+            if not isinstance(found, Mapping):
+                raise ConfigError(f"evaluate.metrics: {called} returned a {type(found).__name__}, not numbers by name")
+            for name, value in found.items():
+                key = f"{family}/{name}"
+                if not isinstance(name, str) or not NAME.fullmatch(name):
+                    raise ConfigError(
+                        f"evaluate.metrics: {called} returned the name {name!r}: letters, digits, _ and - only"
+                    )
+                if key in metrics or key in known:
+                    raise ConfigError(f"evaluate.metrics: {called} returned {name!r}, which there is already")
+                try:
+                    metrics[key] = float(value)
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(
+                        f"evaluate.metrics: {called} returned {value!r} for {name!r}, no number"
+                    ) from error
+        return metrics
 
     def client_auc(self, labels: Ints, partition: Partition) -> Floats:
         """(E,): micro-averaged AUC of each client's own test samples."""

@@ -1,0 +1,58 @@
+"""A user's own data set, partition, model, plugin, cohort and metric, as a configuration names them."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysim.data.dataset import Dataset
+from raysim.plugins.registry import Plugin
+
+
+class Gain(nn.Module):
+    def __init__(self, size, scale):
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((size,), scale))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+def add_gain(model, scale):
+    model.norm = nn.Sequential(model.norm, Gain(model.embed_dim, scale))
+
+
+DATA = {"name": "own:stripes", "options": {"side": 6}, "num_clients": 8}
+PARTITION = {"name": "own:in_turn", "options": {"skip": 2}}
+PLUGIN = Plugin(lambda model, mid_dim, scale, depth: add_gain(model, scale), "gain", None, 1.0)
+MODEL = {"name": "own:perceptron", "kwargs": {"width": 12}, "image_size": 6}
+
+
+def stripes(config, *, side: int, samples: int = 240):
+    """Vertical or horizontal stripes, in noise, from three places."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(samples) % 2
+    images = rng.integers(0, 120, (samples, side, side, 1), np.uint8)
+    images[labels == 0, ::2] += 100
+    images[labels == 1, :, ::2] += 100
+    return Dataset(images, labels, ("horizontal", "vertical"), np.arange(samples) % 3, ("a", "b", "c"))
+
+
+def in_turn(labels, domains, num_clients: int, rng: np.random.Generator, skip: int = 0):
+    """Samples dealt like cards, after some that nobody gets."""
+    order = rng.permutation(len(labels))[skip:]
+    return [order[client::num_clients] for client in range(num_clients)]
+
+
+def perceptron(num_classes: int, in_chans: int, img_size: int, width: int = 8):
+    layers = [nn.Flatten(), nn.Linear(in_chans * img_size**2, width), nn.ReLU()]
+    return nn.Sequential(*layers).append(nn.Linear(width, num_classes))
+
+
+def the_first(round, num_clients, size, rng):
+    """The same clients in every round."""
+    return np.arange(size)
+
+
+def spread(results, labels):
+    """The largest less the smallest accuracy, and the share of test samples with a label above 0."""
+    return {"spread": results.accuracy.max() - results.accuracy.min(), "positive": (labels > 0).mean()}

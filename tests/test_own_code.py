@@ -1,0 +1,261 @@
+"""A user's own code by ``module:name``: found, its options checked like other keys, its source part of the fingerprint."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import raysim
+from raysim import own_code
+from raysim.algorithms.fedperfix import FedPerfix
+from raysim.config.fingerprint import algorithm_digest
+from raysim.config.loading import config_of, dump
+from raysim.config.overrides import merge
+from raysim.data.dataset import Dataset
+from raysim.errors import ConfigError
+from raysim.experiments.preparation import check, prepare
+from raysim.federation.cohort import sample_cohort
+from raysim.federation.metrics.clients import ClientResults
+
+import own
+from configs import TINY, tiny
+from methods import Slow
+
+METHOD = {"algorithm": {"name": "fedavg", "personal": ["3"]}}
+OWN = {**TINY, **METHOD, "data": {**own.DATA, "partition": own.PARTITION}, "model": own.MODEL}
+
+
+def own_run(**changes):
+    return raysim.Config.model_validate(merge(OWN, changes))
+
+
+def test_data_partition_and_model_of_ones_own():
+    (run,) = prepare(own_run())
+    assert run.dataset.class_names == ("horizontal", "vertical")
+    assert run.dataset.images.shape == (240, 6, 6, 1)
+    assert run.partition.num_clients == 8
+    assert len(np.unique(run.partition.indices)) == len(run.partition.indices) == 238
+    assert (run.layout.num_shared, run.layout.num_personal) == (37 * 12, 13 * 2)
+    other_seed, same = prepare(own_run(seed=1))[0], prepare(own_run())[0]
+    assert run.partition.digest == same.partition.digest != other_seed.partition.digest
+    np.testing.assert_array_equal(run.initial, same.initial)  # the model's initial values follow from the seed
+    assert not np.array_equal(run.initial, other_seed.initial)
+
+
+def test_a_written_file_gives_the_same_run():
+    config = own_run()
+    assert config_of(yaml.safe_load(dump(config)), [], "file") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": {"options": {"sides": 6}}},
+            r"data\.options\.sides: own:stripes has no such option; it has side, samples",
+        ),
+        ({"data": {"options": {"side": None}}}, r"data\.options\.side: Input should be a valid integer"),
+        ({"data": {"options": {"side": "6"}}}, r"data\.options\.side: Input should be a valid integer"),
+        ({"data": {"name": "own:nothing"}}, r"data\.name: the module 'own' \(.*own\.py\) has no 'nothing'"),
+        ({"data": {"name": "nowhere:f"}}, r"data\.name: there is no module 'nowhere'"),
+        ({"data": {"partition": {"options": {"odd": 1}}}}, r"data\.partition\.options\.odd: .* it has skip"),
+        ({"data": {"partition": {"name": "own:none"}}}, r"data\.partition\.name: the module 'own'"),
+        ({"model": {"kwargs": {"wide": 1}}}, r"model\.kwargs\.wide: own:perceptron has no such option"),
+        ({"model": {"kwargs": {"width": 1.5}}}, r"model\.kwargs\.width: Input should be a valid integer"),
+        ({"model": {"name": "own:DATA"}}, "model.name: 'own:DATA' is a dict, not a function"),
+    ],
+)
+def test_mistakes_are_named_as_in_other_keys(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(own_run(**changes))
+
+
+def test_a_missing_option():
+    with pytest.raises(ConfigError, match=r"data\.options\.side: own:stripes needs it"):
+        check(tiny(data={"name": "own:stripes", "subset": None}))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ((np.zeros((4, 2, 2, 1)), np.arange(4) % 2), r"images that are float64 \(4, 2, 2, 1\), not uint8"),
+        ((np.zeros((4, 2, 2), np.uint8), np.arange(4) % 2), r"images that are uint8 \(4, 2, 2\)"),
+        ((np.zeros((4, 2, 2, 2), np.uint8), np.arange(4) % 2), r"with 1 or 3 channels"),
+        ((np.zeros((0, 2, 2, 1), np.uint8), np.arange(0)), r"images that are empty"),
+        ((np.zeros((4, 2, 2, 1), np.uint8), np.arange(3)), r"labels that are int64 \(3,\), not int64 \(4,\)"),
+        ((np.zeros((4, 2, 2, 1), np.uint8), np.arange(4) % 3), r"labels from 0 to 2, and 2 names"),
+        ((np.zeros((4, 2, 2, 1), np.uint8), np.arange(4) - 1), r"labels from -1 to 2"),
+        ((np.zeros((4, 2, 2, 1), np.uint8), [0, 1, 0, 1]), r"labels that are a list"),
+    ],
+)
+def test_what_a_function_returns_is_checked(made, message, monkeypatch):
+    monkeypatch.setattr(own, "stripes", lambda config, **options: Dataset(*made, ("a", "b")))
+    with pytest.raises(
+        ConfigError, match=f"data.name: own:stripes returned {message}" if "with" not in message else message
+    ):
+        prepare(own_run())
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ([np.arange(30)] * 8, "a sample again for client 1"),
+        ([np.arange(30)] * 3, "a list of 3, not a list of indices for each of 8 clients"),
+        ([np.arange(240) + 30 * i for i in range(8)], "sample 269 for client 1"),
+        ([[0.5]] * 8, r"float64 \(1,\) for client 0, not integers"),
+        ([[]] * 8, r"float64 \(0,\) for client 0, not integers"),
+        (None, "a NoneType, not a list"),
+    ],
+)
+def test_what_a_partition_returns_is_checked(made, message, monkeypatch):
+    monkeypatch.setattr(own, "in_turn", lambda *given, **options: made)
+    with pytest.raises(ConfigError, match=f"data.partition.name: own:in_turn returned {message}"):
+        prepare(own_run())
+
+
+def test_a_model_must_be_one(monkeypatch):
+    monkeypatch.setattr(own, "perceptron", lambda **options: 3)
+    with pytest.raises(ConfigError, match=r"model.name: own:perceptron returned a int, not a torch.nn.Module"):
+        prepare(own_run())
+    monkeypatch.setattr(own, "perceptron", lambda **options: nn.Sequential(nn.Flatten(), nn.Linear(36, 5)))
+    with pytest.raises(ConfigError, match=r"gives \(1, 5\) numbers for an image, not one for each of 2 classes"):
+        prepare(own_run())
+
+
+def test_a_model_on_the_hub_or_in_a_folder(tmp_path):
+    import timm
+
+    kwargs = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=8, num_classes=10, in_chans=1, **kwargs)
+    given = {"img_size": 8, "in_chans": 1, **kwargs}
+    timm.models.save_for_hf(model, tmp_path, model_args=given, safe_serialization=True)
+    for pretrained in (False, True):
+        local = {"name": f"local-dir:{tmp_path}", "image_size": 8, "kwargs": {}, "pretrained": pretrained}
+        (run,) = prepare(tiny(model=local, algorithm={"name": "fedavg"}))
+        theta = run.layout.flatten(model.state_dict())
+        assert torch.equal(torch.from_numpy(run.initial), theta) is pretrained
+    with pytest.raises(ConfigError, match="model.name: timm can't|model: timm can't build|can't be fetched"):
+        prepare(tiny(model={"name": f"local-dir:{tmp_path}/none", "image_size": 8}))
+
+
+def test_options_are_refused_where_nothing_of_ones_own_is():
+    for changes in ({"data": {"options": {"a": 1}}}, {"data": {"partition": {"options": {"a": 1}}}}):
+        with pytest.raises(ValueError, match="options"):
+            tiny(**changes)
+    with pytest.raises(ValueError, match="'pretrained' weights are timm's"):
+        tiny(model={**own.MODEL, "pretrained": True})
+
+
+def test_a_plugin_of_ones_own():
+    algorithm = {"name": "fedavg", "plugin": "own:PLUGIN", "personal": ["gain"], "freeze_backbone": True}
+    (run,) = prepare(tiny(algorithm=algorithm))
+    assert run.layout.num_personal == 16
+    assert run.layout.num_shared == 16 * 10 + 10  # the head
+    assert run.config.algorithm.scale == 1.0  # its default is written down
+    for wrong, message in (("own:spread", "is a function, not a raysim.Plugin"), ("own:none", "has no 'none'")):
+        with pytest.raises(ValueError, match=f"algorithm.plugin: .*{message}"):
+            tiny(algorithm={"name": "fedavg", "plugin": wrong})
+    with pytest.raises(ValueError, match="'mid_dim' is not used by the plugin 'own:PLUGIN'"):
+        tiny(algorithm={**algorithm, "mid_dim": 4})
+
+
+def test_a_cohort_of_ones_own(monkeypatch):
+    config = tiny(cohort={"fraction": 0.5, "sampling": "own:the_first"})
+    assert sample_cohort(config, 3).tolist() == [0, 1, 2, 3]
+    for made, message in (
+        ([0, 1, 2], r"int64 \(3,\) for round 3, not 4 different client ids"),
+        ([0, 1, 2, 2], "a client twice"),
+        ([0, 1, 2, 8], "client 8 for round 3; ids go to 7"),
+        ([-1, 1, 2, 3], "client -1"),
+        ([0.0, 1.0, 2.0, 3.0], "float64"),
+    ):
+        monkeypatch.setattr(own, "the_first", lambda *given, made=made: made)
+        with pytest.raises(ConfigError, match=f"cohort.sampling: own:the_first returned {message}"):
+            sample_cohort(config, 3)
+    with pytest.raises(ValueError, match="'sampling' is not used by a schedule"):
+        tiny(cohort={"fraction": None, "schedule": [[0], [1]], "sampling": "own:the_first"})
+
+
+def test_a_metric_of_ones_own():
+    results = ClientResults(np.array([0, 1]), np.array([1, 3]), np.array([4, 4]), np.ones((8, 2), np.float32))
+    labels = np.array([0, 1, 0, 1, 1, 1, 1, 1])
+    assert results.own_metrics("aggregated", {"own:spread": own.spread}, labels, {}) == {
+        "aggregated/spread": 0.5,
+        "aggregated/positive": 0.75,
+    }
+    for made, message in (
+        (3, "returned a int, not numbers by name"),
+        ({"a b": 1}, "returned the name 'a b'"),
+        ({"a": "high"}, "returned 'high' for 'a', no number"),
+        ({"accuracy_mean": 1}, "returned 'accuracy_mean', which there is already"),
+    ):
+        functions = {"own:f": lambda results, labels, made=made: made}
+        with pytest.raises(ConfigError, match=f"evaluate.metrics: own:f {message}"):
+            results.own_metrics("aggregated", functions, labels, {"aggregated/accuracy_mean": 0.5})
+
+
+# Made in Python.
+
+
+def test_a_method_made_in_python_has_its_name():
+    config = raysim.Config(algorithm=FedPerfix(mid_dim=4))
+    assert config.algorithm.name == "fedperfix"
+    assert raysim.Config.model_validate(config.model_dump(mode="json")) == config
+    assert raysim.Config(algorithm=Slow(pause=0.0)).algorithm.name == "methods:Slow"
+
+
+def test_a_method_that_no_name_leads_to():
+    class Inner(FedPerfix):
+        pass
+
+    with pytest.raises(ValueError, match=r"Inner is defined inside of something else"):
+        raysim.Config(algorithm=Inner())
+
+
+def script(**values):
+    """A module as a notebook would be: ``__main__`` with a method, a helper and a constant."""
+    text = """
+from raysim.algorithms.base import FederatedAlgorithm
+FACTOR = {factor}
+def helper(x):
+    return {helper}
+def unused():
+    return {unused}
+class Mine(FederatedAlgorithm):
+    def client_step(self, carry, batch, ctx):
+        return (lambda x: helper(x) * FACTOR)(1)
+"""
+    return text.format(**{"factor": 1, "helper": "x", "unused": 1, **values})
+
+
+def digest(text, monkeypatch, tmp_path):
+    import linecache
+    import sys
+    import types
+
+    file = tmp_path / "script.py"
+    file.write_text(text)
+    linecache.clearcache()
+    main = types.ModuleType("__main__")
+    main.__file__ = str(file)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(compile(text, str(file), "exec"), main.__dict__)
+    return algorithm_digest(raysim.Config(algorithm=main.Mine()))
+
+
+def test_the_source_of_a_method_of_a_script_is_what_it_uses(monkeypatch, tmp_path):
+    first = digest(script(), monkeypatch, tmp_path)
+    assert digest(script(), monkeypatch, tmp_path) == first
+    assert digest(script(unused=2), monkeypatch, tmp_path) == first
+    assert digest(script(helper="x + 1"), monkeypatch, tmp_path) != first
+    assert digest(script(factor=2), monkeypatch, tmp_path) != first
+
+
+def test_the_source_of_a_model_is_part_of_the_fingerprint():
+    assert algorithm_digest(own_run()) != algorithm_digest(tiny(**METHOD))
+
+
+def test_what_is_not_defined_here_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"'__main__:Gone' was defined in a script or a notebook"):
+        own_code.imported("__main__:Gone", "algorithm.name")
