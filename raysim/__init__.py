@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Dataset",
+    "Optimizer",
     "Plugin",
     "Result",
     "RunFailed",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
     from raysim.experiments.watch_driver import RunFailed, RunKilled
+    from raysim.functional.optimizers import Optimizer
     from raysim.plugins.registry import Plugin
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "ConfigError": "raysim.errors",
     "Dataset": "raysim.data.dataset",
     "Result": "raysim.experiments.results",
+    "Optimizer": "raysim.functional.optimizers",
     "Plugin": "raysim.plugins.registry",
     "RunFailed": "raysim.experiments.watch_driver",
     "RunKilled": "raysim.experiments.watch_driver",

@@ -17,6 +17,7 @@ from raysim.errors import ConfigError
 from raysim.experiments.preparation import check, prepare
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.metrics.clients import ClientResults
+from raysim.training.engine import make_optimizer
 
 import own
 from configs import TINY, tiny
@@ -175,6 +176,37 @@ def test_a_cohort_of_ones_own(monkeypatch):
             sample_cohort(config, 3)
     with pytest.raises(ValueError, match="'sampling' is not used by a schedule"):
         tiny(cohort={"fraction": None, "schedule": [[0], [1]], "sampling": "own:the_first"})
+
+
+@pytest.mark.parametrize("made", [torch.zeros(2, 8, 8, 1), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 3])
+def test_what_an_augmentation_returns_is_checked(made, monkeypatch):
+    prepare(tiny(data={"augment": "own:brighter"}))
+    monkeypatch.setattr(own, "brighter", lambda images, u: made)
+    with pytest.raises(ConfigError, match=r"data.augment: own:brighter made .* both must be the same"):
+        prepare(tiny(data={"augment": "own:brighter"}))
+
+
+def test_an_optimiser_of_ones_own():
+    settings = tiny(train={"optimizer": {"name": "own:Sign", "lr": 0.1, "options": {"beta": 0.5}}}).train.optimizer
+    optimizer = make_optimizer(settings, 0.05)
+    theta = torch.tensor([1.0, 1.0])
+    state = optimizer.init(theta)
+    theta, state = optimizer.step(theta, torch.tensor([2.0, -1.0]), state)
+    theta, state = optimizer.step(theta, torch.tensor([-0.5, -1.0]), state)
+    torch.testing.assert_close(theta, torch.tensor([0.9, 1.1]))
+    for changes, message in (
+        ({"options": {"gamma": 1.0}}, r"train\.optimizer\.options\.gamma: own:Sign has no such option; it has beta"),
+        ({"options": {"beta": "high"}}, r"train\.optimizer\.options\.beta: Input should be a valid number"),
+        ({"name": "own:spread"}, "is no subclass of raysim.Optimizer"),
+        ({"name": "own:Adam"}, "has no 'Adam'"),
+    ):
+        config = tiny(train={"optimizer": {"name": "own:Sign", **changes}})
+        with pytest.raises(ConfigError, match=message):
+            check(config)
+    with pytest.raises(ValueError, match="'options' are those of an optimiser of your own"):
+        tiny(train={"optimizer": {"options": {"beta": 0.5}}})
+    with pytest.raises(ValueError, match="'fednova' needs sgd, not own:Sign"):
+        tiny(algorithm={"name": "fednova"}, train={"optimizer": {"name": "own:Sign"}})
 
 
 def test_a_metric_of_ones_own():

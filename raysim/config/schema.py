@@ -163,8 +163,9 @@ class DataConfig(Section):
     """Share of each client's samples in its test split, rounded up (not used by the partitions ``file`` and ``own``)."""
     subset: int | None = Field(None, ge=1)
     """Use about this many samples, the same share of every class, evenly spaced through it. null: all."""
-    augment: Literal["none", "flip", "crop_flip"] = "none"
-    """Training images: mirrored at random; and shifted by up to an eighth of their size."""
+    augment: Literal["none", "flip", "crop_flip"] | Annotated[str, Field(pattern=OWN)] = "none"
+    """Training images: mirrored at random; and shifted by up to an eighth of their size. Or your own, ``module:function``:
+    called on the device with images (n, H, W, C) uint8 and 8 uniform numbers for each (n, 8), it returns such images."""
     normalize: Auto | NormalizeConfig = "auto"
     """How pixels become the model's input: ``{mean: [...], std: [...]}``. auto: with pretrained weights as timm says of them,
     else 0.5 and 0.5, from -1 to 1."""
@@ -239,8 +240,8 @@ class ModelConfig(Section):
 class OptimizerConfig(Section):
     """The clients' optimiser; fresh in every round."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """``sgd`` or ``adamw``."""
+    name: Literal["sgd", "adamw"] | Annotated[str, Field(pattern=OWN)] = "sgd"
+    """``sgd``, ``adamw``, or your own, ``module:Class``, derived from ``raysim.Optimizer``."""
     lr: float = Field(0.01, gt=0)
     """Learning rate."""
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -249,10 +250,14 @@ class OptimizerConfig(Section):
     """sgd: L2 term in the gradient. adamw: decoupled decay."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale a client's gradient down to this norm if it is larger, taken over all parameters. null: never."""
+    options: dict[str, Any] = {}
+    """Your own optimiser: its other fields."""
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> OptimizerConfig:
-        if self.momentum and self.name != "sgd":
+        if self.options and not is_own(self.name):
+            raise ValueError(f"'options' are those of an optimiser of your own, but name is {self.name!r}")
+        if self.momentum and self.name == "adamw":
             raise ValueError(f"'momentum' is not used by {self.name!r}; set it to 0")
         return self
 
@@ -456,7 +461,8 @@ class Config(Section):
             raise ValueError(
                 f"cohort: dropout and stragglers are not used by {self.algorithm.name!r}, which has no clients"
             )
-        if (optimizer := self.train.optimizer.name) not in (allowed := self.algorithm.local_optimizers):
+        optimizer, allowed = self.train.optimizer.name, self.algorithm.local_optimizers
+        if optimizer not in allowed and not (is_own(optimizer) and "adamw" in allowed):
             raise ValueError(
                 f"train.optimizer.name: {self.algorithm.name!r} needs {' or '.join(allowed)}, not {optimizer}: it computes "
                 "with the sum of a client's gradients, which it gets from how far the client went"
@@ -494,7 +500,9 @@ class Config(Section):
             ("algorithm.plugin", self.algorithm.plugin or ""),
             ("data.name", self.data.name),
             ("data.partition.name", self.data.partition.name),
+            ("data.augment", self.data.augment),
             ("model.name", self.model.name),
+            ("train.optimizer.name", self.train.optimizer.name),
             ("cohort.sampling", self.cohort.sampling),
             *(("evaluate.metrics", name) for name in self.evaluate.metrics),
         ]

@@ -23,7 +23,8 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.functional.parameters import ParameterLayout, pretrained_cfg
 from raysim.own_code import imported, is_own
-from raysim.training.engine import layout_of
+from raysim.training.engine import layout_of, make_optimizer
+from raysim.training.transforms import check_augmentation
 from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
 
 
@@ -142,6 +143,8 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
     config.algorithm.server_init(layout.split(theta)[0], layout)
     initial, frozen = theta.numpy(), {name: tensors[name].numpy() for name in layout.frozen}
+    make_optimizer(config.train.optimizer, config.train.optimizer.lr)
+    check_augmentation(config.data.augment, dataset.images.shape[3], config.model.image_size)
     if has_batch_norm(model):
         if config.resources.compile:
             raise ConfigError(

@@ -18,6 +18,8 @@ Tensors = dict[str, Tensor]
 class Optimizer:
     """A client's optimiser. Its state is fresh in every round, as in the paper: it is never sent or kept.
 
+    One of your own is a frozen dataclass derived from it, with ``init`` and ``update``.
+
     Attributes:
         clip_norm: a gradient whose norm over all parameters is larger is scaled down to this; None: no clipping.
         statistics: a boolean vector (P,) of the entries that are running statistics of BatchNorm, or None. Their
@@ -43,8 +45,12 @@ class Optimizer:
         """Parameters (P,), gradient (P,) and state to the next parameters and state."""
         if self.clip_norm is not None:
             gradient = self._clipped(gradient, self.clip_norm)
-        new, state = (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
+        new, state = self.update(theta, gradient, state)
         return new if self.statistics is None else torch.where(self.statistics, theta - gradient, new), state
+
+    def update(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """``step`` without what all optimisers have in common: clipping, and running statistics."""
+        return (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
 
     def total_weight(self, steps: Tensor) -> Tensor:
         """With which weight all gradients of ``steps`` steps (float) enter the parameters together, in units of lr.

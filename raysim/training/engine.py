@@ -6,7 +6,7 @@ batch, or directly when there is one. ``local_training.py`` has the local steps,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raysim.algorithms import FederatedAlgorithm
-from raysim.config.schema import Config
+from raysim.config.schema import Config, OptimizerConfig
 from raysim.data.partition import Partition
+from raysim.errors import ConfigError
 from raysim.functional.context import ClientContext
 from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.functional.state_layout import StateLayout
+from raysim.own_code import checked_options, imported, is_own
 from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
 from raysim.training.local_training import LocalTrainer, LocalTraining
@@ -53,6 +55,23 @@ class Trained:
     squared_updates: dict[str, Floats]
     """Each (K,): squared norm of a client's update per type of layer; empty without ``sensitivity``."""
     evaluation: Evaluation | None
+
+
+def make_optimizer(settings: OptimizerConfig, lr: float, statistics: Tensor | None = None) -> Optimizer:
+    """The local optimiser that ``train.optimizer`` names, at this learning rate.
+
+    Raises:
+        ConfigError: there is no such class of the user's, it is no ``Optimizer``, or it has no such fields.
+    """
+    cls = Optimizer
+    if is_own(settings.name):
+        cls = imported(settings.name, "train.optimizer.name")
+        if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+            raise ConfigError(f"train.optimizer.name: {settings.name!r} is no subclass of raysim.Optimizer")
+        given = len(fields(Optimizer))
+        checked_options(cls, settings.options, settings.name, "train.optimizer.options", given)
+    common = (settings.name, lr, settings.momentum, settings.weight_decay, settings.clip_norm, statistics)
+    return cls(*common, **settings.options)
 
 
 def layout_of(model: nn.Module, algorithm: FederatedAlgorithm) -> ParameterLayout:
@@ -211,14 +230,7 @@ class ClientEngine:
         train, settings = self.config.train, self.config.train.optimizer
         decays = train.schedule == "cosine" and not full_rate
         decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if decays else 1.0
-        optimizer = Optimizer(
-            settings.name,
-            settings.lr * float(decay),
-            settings.momentum,
-            settings.weight_decay,
-            settings.clip_norm,
-            self._statistics,
-        )
+        optimizer = make_optimizer(settings, settings.lr * float(decay), self._statistics)
         return ClientContext(
             self._model,
             self.layout,

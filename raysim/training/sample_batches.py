@@ -20,7 +20,7 @@ from raysim.config.schema import Config
 from raysim.data.partition import Partition
 from raysim.functional.batch import Batch
 from raysim.functional.context import ClientData
-from raysim.training.transforms import ModelInput, augment, draw_augmentation
+from raysim.training.transforms import Augmentation, ModelInput, augmentation
 
 Ints = NDArray[np.int64]
 
@@ -96,10 +96,8 @@ class Order(NamedTuple):
     """(E, K, n) into the pool."""
     mask: Tensor
     """(K, n) float, 0 where a client has no more samples."""
-    flips: Tensor | None
-    """(E, K, n), None without augmentation."""
-    shifts: Tensor | None
-    """(E, K, n, 2) pixels."""
+    drawn: tuple[Tensor, ...]
+    """(E, K, n, ...) each, for the augmentation; none without it."""
 
 
 class ClientSamples:
@@ -123,7 +121,7 @@ class ClientSamples:
     ) -> None:
         self._config, self.partition, self._device = config, partition, device
         self._labels, self._num_classes, self._has_batch_norm = labels, num_classes, has_batch_norm
-        self.model_input = ModelInput.of(config)
+        self.model_input, self._augment = ModelInput.of(config), augmentation(config.data.augment)
         self.data = Samples(images, labels, device, _data_budget(config, device))
 
     def training(self, clients: Ints) -> Pool:
@@ -149,15 +147,14 @@ class ClientSamples:
 
     def order(self, purpose: str, round: int, clients: Ints, pool: Pool, epochs: int) -> Order:
         """A shuffled order of every epoch; ``purpose`` names the random stream."""
-        data = self._config.data
         return draw_order(
-            self._config.seed, purpose, round, clients, pool.counts, epochs, data.augment, self.data.side, self._device
+            self._config.seed, purpose, round, clients, pool.counts, epochs, self._augment, self.data.side, self._device
         )
 
     def batches(self, pool: Pool, order: Order, epoch: int, batches_per_step: int) -> Iterator[tuple[Batch, bool]]:
         """The batches (K, B, ...) of an epoch, and whether every client has samples in it."""
         size, least = self._step(batches_per_step)
-        return batches(pool, order, epoch, size, self.model_input, least)
+        return batches(pool, order, epoch, size, self.model_input, self._augment, least)
 
     def steps_per_epoch(self, counts: Ints, batches_per_step: int) -> Ints:
         """(K,): in how many batches of an epoch clients with so many samples have a part."""
@@ -196,29 +193,36 @@ def draw_order(
     clients: Ints,
     counts: Ints,
     epochs: int,
-    augmentation: str,
+    augment: Augmentation | None,
     side: int,
     device: torch.device,
 ) -> Order:
     """Every client's shuffled order of every epoch, from its own streams ``(seed, purpose | augment, round, client)``."""
     shape = (epochs, len(clients), int(counts.max()))
     positions = np.zeros(shape, np.int64)
-    flips, shifts = np.zeros(shape, bool), np.zeros((*shape, 2), np.int64)
+    like = augment.draw(0, side, np.random.default_rng(0)) if augment is not None else ()
+    drawn = [np.zeros((*shape, *array.shape[1:]), array.dtype) for array in like]
     for k, (client, count) in enumerate(zip(clients.tolist(), counts.tolist(), strict=True)):
         rng = seeds.stream(seed, purpose, round, client)
         positions[:, k, :count] = rng.permuted(np.tile(np.arange(count), (epochs, 1)), axis=1)
-        if augmentation != "none":
+        if augment is not None:
             rng = seeds.stream(seed, "augment", round, client)
             for epoch in range(epochs):
-                flips[epoch, k, :count], shifts[epoch, k, :count] = draw_augmentation(augmentation, count, side, rng)
+                for whole, part in zip(drawn, augment.draw(count, side, rng), strict=True):
+                    whole[epoch, k, :count] = part
     mask = (np.arange(shape[2]) < counts[:, None]).astype(np.float32)
-    drawn = (positions, mask) if augmentation == "none" else (positions, mask, flips, shifts)
-    on_device = [to_device(torch.from_numpy(array), device) for array in drawn]
-    return Order(*on_device, *[None] * (4 - len(on_device)))
+    first, second, *rest = (to_device(torch.from_numpy(array), device) for array in (positions, mask, *drawn))
+    return Order(first, second, tuple(rest))
 
 
 def batches(
-    pool: Pool, order: Order, epoch: int, batch_size: int, model_input: ModelInput, least: int = 1
+    pool: Pool,
+    order: Order,
+    epoch: int,
+    batch_size: int,
+    model_input: ModelInput,
+    augment: Augmentation | None = None,
+    least: int = 1,
 ) -> Iterator[tuple[Batch, bool]]:
     """The batches (K, B, ...) of one epoch, and whether every client has samples in it.
 
@@ -231,9 +235,8 @@ def batches(
         here = slice(start, min(start + batch_size, width))
         positions = order.positions[epoch, :, here]
         images = pool.images[client, positions]
-        if order.flips is not None:
-            assert order.shifts is not None
-            flips, shifts = order.flips[epoch, :, here], order.shifts[epoch, :, here]
-            images = augment(images.flatten(0, 1), flips.flatten(), shifts.flatten(0, 1)).view_as(images)
+        if augment is not None:
+            drawn = (whole[epoch, :, here].flatten(0, 1) for whole in order.drawn)
+            images = augment.apply(images.flatten(0, 1), *drawn).view_as(images)
         batch = Batch(model_input(images), pool.labels[client, positions], order.mask[:, here])
         yield batch, bool((pool.counts > start).all())

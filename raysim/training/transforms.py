@@ -5,8 +5,10 @@ Shapes: ``..., H, W, C`` stored, ``..., C, S, S`` out, for a model image size of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +17,65 @@ from torch import Tensor
 
 from raysim.config.schema import Config
 from raysim.data.images import resize
+from raysim.errors import ConfigError
+from raysim.own_code import is_own, own_function
+
+NUMBERS = 8  # uniform ones that a user's own augmentation gets for a sample
 
 
-def draw_augmentation(
-    name: str, n: int, side: int, rng: np.random.Generator
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Flips (n,) and shifts (n, 2), pixels down and right: ``flip`` mirrors half, ``crop_flip`` also shifts by side / 8."""
+@dataclass(frozen=True)
+class Augmentation:
+    """
+    Attributes:
+        draw: for n samples with images of so many pixels, from a client's generator: arrays (n, ...), of fixed types.
+        apply: images (n, H, W, C) uint8 and what was drawn, on the device, to images of the same shape.
+    """
+
+    draw: Callable[[int, int, np.random.Generator], tuple[NDArray[Any], ...]]
+    apply: Callable[..., Tensor]
+
+
+def augmentation(name: str) -> Augmentation | None:
+    """What ``data.augment`` names; None for ``none``.
+
+    Raises:
+        ConfigError: there is no such function of the user's.
+    """
+    if name == "none":
+        return None
+    if is_own(name):
+        return Augmentation(_draw_numbers, own_function(name, "data.augment"))
+    return Augmentation(partial(_draw_moves, name == "crop_flip"), augment)
+
+
+def _draw_moves(shifted: bool, n: int, side: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """Flips (n,) of half of the images, and shifts (n, 2), pixels down and right, by up to side / 8 if asked for."""
     flips = rng.random(n) < 0.5
-    reach = max(1, side // 8) if name == "crop_flip" else 0
+    reach = max(1, side // 8) if shifted else 0
     return flips, rng.integers(-reach, reach + 1, (n, 2))
+
+
+def _draw_numbers(n: int, side: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """(n, NUMBERS) uniform in [0, 1)."""
+    return (rng.random((n, NUMBERS), np.float32),)
+
+
+def check_augmentation(name: str, channels: int, side: int) -> None:
+    """Try a user's own augmentation on two images.
+
+    Raises:
+        ConfigError: it does not return images of the same shape and type.
+    """
+    found = augmentation(name)
+    if found is None or not is_own(name):
+        return
+    images = torch.zeros(2, side, side, channels, dtype=torch.uint8)
+    made = found.apply(images, torch.full((2, NUMBERS), 0.5))
+    if not isinstance(made, Tensor) or made.dtype != torch.uint8 or made.shape != images.shape:
+        returned = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise ConfigError(
+            f"data.augment: {name} made {returned} of torch.uint8 {tuple(images.shape)}; both must be the same"
+        )
 
 
 def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from raysim.config.loading import children, config_of, load_config
@@ -17,6 +18,8 @@ from raysim.experiments.preparation import prepare
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.metrics.clients import ClientResults
 from raysim.own_code import own_function
+from raysim.training.engine import make_optimizer
+from raysim.training.transforms import augmentation
 
 from configs import TINY
 
@@ -57,7 +60,9 @@ def test_write_your_own(tmp_path):
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("page", ["data", "partition", "model", "plugin", "cohort", "metrics"])
+@pytest.mark.parametrize(
+    "page", ["data", "partition", "model", "plugin", "augmentation", "optimizer", "cohort", "metrics"]
+)
 def test_extend(page, tmp_path, monkeypatch):
     (code,), (configuration,) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
     lines = [line for line in code.splitlines() if line.strip()]
@@ -74,6 +79,12 @@ def test_extend(page, tmp_path, monkeypatch):
     assert len(sample_cohort(config, 1)) == config.cohort_size
     probabilities = np.full((16, 10), 0.1, np.float32)
     results = ClientResults(np.array([0, 1]), np.array([4, 6]), np.array([8, 8]), probabilities)
+    images = torch.full((4, 8, 8, 1), 200, dtype=torch.uint8)
+    if (augment := augmentation(config.data.augment)) is not None:
+        assert (augment.apply(images, torch.rand(4, 8)) == 0).float().mean() == 4 / 64
+    optimizer = make_optimizer(config.train.optimizer, 0.1)
+    theta = torch.ones(3)
+    assert not torch.equal(optimizer.step(theta, torch.ones(3), optimizer.init(theta))[0], theta)
     for name in config.evaluate.metrics:
         numbers = own_function(name, "evaluate.metrics")(results, np.zeros(16, np.int64))
         assert all(np.isfinite(value) for value in numbers.values())
@@ -98,6 +109,7 @@ def test_every_study_of_the_repository_is_valid(path):
                 "momentum": 0.0,
                 "weight_decay": 0.0,
                 "clip_norm": None,
+                "options": {},
             }
             assert run.resources.num_gpus_per_actor == "auto"  # as many as fit on whatever GPU there is
     if path.stem in ("cifar100", "organamnist", "office_home"):

@@ -1,10 +1,13 @@
-"""A user's own data set, partition, model, plugin, cohort and metric, as a configuration names them."""
+"""A user's own code, of every kind that a configuration can name."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from raysim.data.dataset import Dataset
+from raysim.functional.optimizers import Optimizer
 from raysim.plugins.registry import Plugin
 
 
@@ -56,3 +59,22 @@ def the_first(round, num_clients, size, rng):
 def spread(results, labels):
     """The largest less the smallest accuracy, and the share of test samples with a label above 0."""
     return {"spread": results.accuracy.max() - results.accuracy.min(), "positive": (labels > 0).mean()}
+
+
+def brighter(images, u):
+    """By up to 32, of 8 random numbers per image the first."""
+    return images + (u[:, 0] * 32).to(torch.uint8)[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Sign(Optimizer):
+    """A step of ``lr`` in the direction of the sign of an average of gradients."""
+
+    beta: float = 0.9
+
+    def init(self, theta):
+        return {"mean": torch.zeros_like(theta)}
+
+    def update(self, theta, gradient, state):
+        mean = torch.lerp(gradient, state["mean"], self.beta)
+        return theta - self.lr * mean.sign(), {"mean": mean}

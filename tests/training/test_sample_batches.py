@@ -3,17 +3,17 @@ import pytest
 import torch
 
 from raysim.training.sample_batches import Pool, Samples, batches, draw_order
-from raysim.training.transforms import ModelInput, augment, draw_augmentation
+from raysim.training.transforms import ModelInput, augment, augmentation
 
 IMAGES = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
 LABELS = np.arange(10)
 CPU = torch.device("cpu")
 
 
-def epoch_of(indices, clients, batch_size=2, augmentation="none", budget=0):
+def epoch_of(indices, clients, batch_size=2, augment="none", budget=0):
     pool = Pool.gather(Samples(IMAGES, LABELS, CPU, budget), [np.array(i) for i in indices])
-    order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation, 2, CPU)
-    return list(batches(pool, order, 1, batch_size, ModelInput(2)))
+    order = draw_order(0, "batches", 3, np.array(clients), pool.counts, 2, augmentation(augment), 2, CPU)
+    return list(batches(pool, order, 1, batch_size, ModelInput(2), augmentation(augment)))
 
 
 def test_every_sample_once_per_epoch_padding_masked():
@@ -59,8 +59,8 @@ def test_samples_are_read_where_they_lie_and_stay_as_they_are():
 
 def test_epochs_and_rounds_differ():
     counts = np.array([10])
-    first = draw_order(0, "batches", 0, np.array([5]), counts, 2, "none", 2, CPU).positions
-    second = draw_order(0, "batches", 1, np.array([5]), counts, 2, "none", 2, CPU).positions
+    first = draw_order(0, "batches", 0, np.array([5]), counts, 2, None, 2, CPU).positions
+    second = draw_order(0, "batches", 1, np.array([5]), counts, 2, None, 2, CPU).positions
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first[0], second[0])
 
@@ -77,18 +77,32 @@ def test_augment_by_hand():
 
 @pytest.mark.parametrize(("name", "reach"), [("flip", 0), ("crop_flip", 4)])
 def test_augmentation_is_drawn_in_range(name, reach):
-    flips, shifts = draw_augmentation(name, 500, 32, np.random.default_rng(0))
+    flips, shifts = augmentation(name).draw(500, 32, np.random.default_rng(0))
     assert 200 < flips.sum() < 300
     assert (shifts.min(), shifts.max()) == (-reach, reach)
 
 
 def test_augmentation_is_the_clients_own():
     counts = np.array([4, 6])
-    both = draw_order(0, "batches", 0, np.array([1, 2]), counts, 1, "crop_flip", 32, CPU)
-    alone = draw_order(0, "batches", 0, np.array([2]), counts[1:], 1, "crop_flip", 32, CPU)
-    assert np.array_equal(both.flips[:, 1], alone.flips[:, 0])
-    assert np.array_equal(both.shifts[:, 1], alone.shifts[:, 0])
-    assert len(epoch_of([[1, 2, 3]], [4], augmentation="flip")) == 2
+    for name in ("crop_flip", "own:brighter"):
+        both = draw_order(0, "batches", 0, np.array([1, 2]), counts, 1, augmentation(name), 32, CPU)
+        alone = draw_order(0, "batches", 0, np.array([2]), counts[1:], 1, augmentation(name), 32, CPU)
+        assert len(both.drawn) == len(alone.drawn) == (2 if name == "crop_flip" else 1)
+        for beside, own in zip(both.drawn, alone.drawn, strict=True):
+            assert np.array_equal(beside[:, 1], own[:, 0])
+    assert len(epoch_of([[1, 2, 3]], [4], augment="flip")) == 2
+
+
+def test_an_augmentation_of_ones_own():
+    plain, bright = epoch_of([[1, 2, 3]], [4]), epoch_of([[1, 2, 3]], [4], augment="own:brighter")
+    seen = []
+    for (before, _), (after, _) in zip(plain, bright, strict=True):
+        assert torch.equal(before.labels, after.labels)
+        added = ((after.images - before.images) * 255 / 2).round()
+        assert (added >= 0).all()
+        assert (added.amax(dim=(2, 3, 4)) == added.amin(dim=(2, 3, 4))).all()  # the same for all pixels of an image
+        seen += added.amax(dim=(2, 3, 4)).flatten().tolist()
+    assert len(set(seen)) == 3  # but not of all images
 
 
 def test_model_input_is_normalised_and_resized_on_the_way():
