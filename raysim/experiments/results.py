@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,12 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from raysim.analysis.client_tables import client_table
-from raysim.analysis.comparison import compare
+from raysim.analysis.comparison import caption, compare
 from raysim.errors import ClientError, ConfigError
 from raysim.experiments.launch import PlacedRun
 from raysim.storage.records import Records
 from raysim.storage.study_folder import RunState
-from raysim.views import View
+from raysim.views import MODELS, View
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,18 @@ class Result:
     def table(self) -> pd.DataFrame:
         """The comparison: a row per entry of the study, mean and standard deviation over seeds."""
         return compare(self.history, self.view.model)
+
+    def plot(self) -> Any:
+        """The comparison picture, a matplotlib figure: accuracy over rounds, megabytes sent and time, a line per entry."""
+        from raysim.plots.curves import plot_comparison  # not at the top: it imports matplotlib
+
+        title = f"{self.experiment}\n{MODELS[self.view.model]}, {self.view.clients}"
+        return plot_comparison(self.history, self.view.metric("accuracy_mean"), title)
+
+    def _repr_html_(self) -> str:
+        """The comparison with what it is about, for notebooks."""
+        about = html.escape(caption(self.experiment, self.history, self.view))
+        return f"<p><b>{about}</b></p>\n{self.table.to_html(index=False)}"
 
 
 class StudyFailed(ClientError):

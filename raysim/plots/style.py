@@ -51,9 +51,16 @@ def verbatim(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
+class _Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return as_png(self)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches."""
-    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+    return _Picture(figsize=(width, height), dpi=130, layout="constrained")
 
 
 def ink() -> str:
