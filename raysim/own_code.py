@@ -6,15 +6,17 @@ Modules lie beside the YAML file, in the folder of the command, or are installed
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
+import linecache
 import os
 import pickle
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, get_type_hints
@@ -204,12 +206,7 @@ def main_source(found: Any) -> str:
         item = waiting.pop()
         if item.__qualname__ in sources:
             continue
-        try:
-            sources[item.__qualname__] = textwrap.dedent(inspect.getsource(item))
-        except (OSError, TypeError) as error:
-            raise ConfigError(
-                f"the source of {item.__qualname__} can't be read, and results depend on it: {error}; put it into a module"
-            ) from error
+        sources[item.__qualname__] = _source_text(item)
         for name, value in _used(item):
             if inspect.isclass(value) or isinstance(value, FunctionType):
                 if value.__module__ == MAIN:
@@ -218,6 +215,22 @@ def main_source(found: Any) -> str:
                 sources[name] = _as_text(value)
         waiting += [base for base in getattr(item, "__bases__", ()) if base.__module__ == MAIN]
     return "\n".join(f"# {name}\n{sources[name]}" for name in sorted(sources))
+
+
+def _source_text(item: Any) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(item))
+    except (OSError, TypeError) as error:
+        # A class of a notebook: Python looks for it in the file of ``__main__``, which a notebook has not, and not in cells.
+        for cell in reversed([*linecache.cache]):
+            text = "".join(linecache.getlines(cell))
+            with suppress(SyntaxError):
+                for node in ast.parse(text).body if item.__qualname__ in text else ():
+                    if isinstance(node, ast.ClassDef) and node.name == item.__qualname__:
+                        return ast.get_source_segment(text, node) or text
+        raise ConfigError(
+            f"the source of {item.__qualname__} can't be read, and results depend on it: {error}; put it into a module"
+        ) from error
 
 
 def _as_text(value: Any) -> str:

@@ -1,5 +1,10 @@
 """A user's own code by ``module:name``: found, its options checked like other keys, its source part of the fingerprint."""
 
+import linecache
+import sys
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -261,27 +266,36 @@ class Mine(FederatedAlgorithm):
     return text.format(**{"factor": 1, "helper": "x", "unused": 1, **values})
 
 
-def digest(text, monkeypatch, tmp_path):
-    import linecache
-    import sys
-    import types
-
-    file = tmp_path / "script.py"
-    file.write_text(text)
-    linecache.clearcache()
+def digest(text, monkeypatch, tmp_path, notebook=False):
+    """Of the method that ``__main__`` defines, as a script, or as a cell of a notebook, which is in no file."""
+    file = "<cell 3>" if notebook else str(tmp_path / "script.py")
     main = types.ModuleType("__main__")
-    main.__file__ = str(file)
+    linecache.clearcache()
+    if notebook:
+        monkeypatch.setitem(linecache.cache, file, (len(text), None, text.splitlines(keepends=True), file))
+    else:
+        main.__file__ = file
+        Path(file).write_text(text)
     monkeypatch.setitem(sys.modules, "__main__", main)
-    exec(compile(text, str(file), "exec"), main.__dict__)
+    exec(compile(text, file, "exec"), main.__dict__)
     return algorithm_digest(raysim.Config(algorithm=main.Mine()))
 
 
-def test_the_source_of_a_method_of_a_script_is_what_it_uses(monkeypatch, tmp_path):
-    first = digest(script(), monkeypatch, tmp_path)
-    assert digest(script(), monkeypatch, tmp_path) == first
-    assert digest(script(unused=2), monkeypatch, tmp_path) == first
-    assert digest(script(helper="x + 1"), monkeypatch, tmp_path) != first
-    assert digest(script(factor=2), monkeypatch, tmp_path) != first
+@pytest.mark.parametrize("notebook", [False, True])
+def test_the_source_of_a_method_of_a_script_is_what_it_uses(notebook, monkeypatch, tmp_path):
+    first = digest(script(), monkeypatch, tmp_path, notebook)
+    assert digest(script(), monkeypatch, tmp_path, notebook) == first
+    assert digest(script(unused=2), monkeypatch, tmp_path, notebook) == first
+    assert digest(script(helper="x + 1"), monkeypatch, tmp_path, notebook) != first
+    assert digest(script(factor=2), monkeypatch, tmp_path, notebook) != first
+
+
+def test_a_class_of_a_notebook_that_is_in_no_cell(monkeypatch, tmp_path):
+    digest(script(), monkeypatch, tmp_path, notebook=True)
+    mine = sys.modules["__main__"].Mine
+    linecache.clearcache()
+    with pytest.raises(ConfigError, match=r"the source of Mine can't be read.*put it into a module"):
+        own_code.main_source(mine)
 
 
 def test_the_source_of_a_model_is_part_of_the_fingerprint():
