@@ -12,6 +12,7 @@ from raysim.cli import (  # noqa: F401 - each adds its command to the group
     completion,
     dashboard,
     doctor,
+    examples,
     export,
     init,
     partition,

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from raysim.config.dotted import nested
+from raysim.config.examples import example
 from raysim.config.messages import describe, shown
 from raysim.config.overrides import merge, parse_override, refuse_varied
 from raysim.config.schema import Config
@@ -24,7 +25,9 @@ MOST_PROBLEMS = 50  # of a file that are listed
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply overrides such as ``"train.optimizer.lr=0.1"`` (values in YAML), and check everything.
+    """Read a YAML file, or an example that comes with raysim by its name, apply overrides, and check everything.
+
+    Overrides are such as ``"train.optimizer.lr=0.1"``, values in YAML.
 
     All children of a study are checked too.
 
@@ -32,8 +35,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file can't be read, or a key, type or value is wrong; every problem is named with its path.
     """
     where = str(path)
+    if not Path(path).exists():
+        path = example(where) or path
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{where}: can't be read: there is no such file, nor an example of this name (`raysim examples` lists them)"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: can't be read: {error}") from error
     raw = parse_yaml(text, where)
