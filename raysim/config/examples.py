@@ -21,7 +21,7 @@ def examples() -> dict[str, str]:
 
 
 def _about(path: Path) -> str:
-    lines = []
+    lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
         if not line.startswith("#") or (lines and not text):
