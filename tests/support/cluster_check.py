@@ -83,8 +83,8 @@ def placement_and_bytes(actors: int) -> str:
     per_node = sorted(sum(on == node for on, _ in where) for node in {on for on, _ in where})
     gpus = len({place for place in where if place[1]})
     found = f"{len(where)} actors on {len(per_node)} of {len(alive())} nodes ({per_node}) and {gpus} GPUs; "
-    here, others = into.pop(head()), into
-    found += f"MB per round into the head node {here:.1f}, into the others {[round(mb, 1) for mb in others.values()]}; "
+    here, others = into.pop(head()), ", ".join(f"{megabytes:.1f}" for megabytes in into.values())
+    found += f"MB per round into the head node {here:.1f}, into the others {others}; "
     found += f"a sum has {8 * shared / 1e6:.1f}, the broadcast {4 * shared / 1e6:.1f}"
     assert len(per_node) == len(alive()), found
     # The broadcast, the sums of its own actors, the sums of four other nodes at most, and the sum of all.
@@ -128,14 +128,16 @@ def a_node_is_killed(actors: int) -> str:
 
     expected, _ = checksums(actors, lambda: None)
     found, seconds = checksums(actors, kill)
-    gone = victim not in [node["NodeID"] for node in alive()]
-    assert gone, f"the node {victim[:8]} could not be killed"
+    until = time.monotonic() + 90
+    while victim in [node["NodeID"] for node in alive()]:  # Ray notices after some seconds without an answer
+        assert time.monotonic() < until, f"the node {victim[:8]} could not be killed"
+        time.sleep(1)
     assert found == expected, f"the bits are others without the node {victim[:8]}: {found} instead of {expected}"
     return f"the run went on without the node {victim[:8]} and ended with the same bits after {seconds:.0f} s"
 
 
 def checksums(actors: int, after_round_3: Callable[[], None]) -> tuple[dict[str, str], float]:
-    """Of a run of 20 rounds whose clients keep a head, which lies on the nodes; and its seconds."""
+    """Of a run of 40 rounds whose clients keep a head, which lies on the nodes; and its seconds."""
     seen = 0
 
     def watch(status: Status, *_: object) -> None:
@@ -146,7 +148,7 @@ def checksums(actors: int, after_round_3: Callable[[], None]) -> tuple[dict[str,
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        asked = {**TINY, "rounds": 20, "checkpoint": {"every": 2}, "algorithm": {"name": "fedper"}}
+        asked = {**TINY, "rounds": 40, "checkpoint": {"every": 2}, "algorithm": {"name": "fedper"}}
         asked |= {"resources": {"num_actors": actors, "clients_per_batch": 2}}
         config = Config.model_validate({**asked, "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"}})
         result = raysim.run(config, watch=watch)
