@@ -6,34 +6,35 @@ Modules lie beside the YAML file, in the folder of the command, or are installed
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import json
-import linecache
 import os
 import pickle
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType, ModuleType
-from typing import Any, get_type_hints
+from types import FunctionType
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from raysim.errors import ConfigError
+from raysim.script_source import MAIN, SOURCE, main_source
 
-MAIN = "__main__"
 OWN = r"^[^:]+:[^:]+$"
-_SOURCE = "__raysim_source__"  # attribute of what travels, since its source can't be read where it arrives
 _arrived: dict[str, Any] = {}
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is a user's, ``module:name``, and not one of raysim's or timm's."""
-    return ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:", "local_dir:"))
+    """Whether a name is a user's, ``module:name``."""
+    return ":" in name
+
+
+def is_own_model(name: str) -> bool:
+    """Whether the name of a model is a user's, and not one of timm's."""
+    return is_own(name) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:", "local_dir:"))
 
 
 def imported(name: str, key: str) -> Any:
@@ -95,42 +96,82 @@ def name_of(found: Any) -> str:
     return f"{found.__module__}:{found.__qualname__}"
 
 
-def checked_options(function: Callable[..., Any], options: Mapping[str, Any], name: str, key: str, given: int) -> None:
+def checked_options(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    name: str,
+    key: str,
+    given: Sequence[str],
+    by_name: bool = False,
+) -> None:
     """Check the options of a user's function against its signature, as keys of the configuration are checked.
 
     Args:
-        given: how many arguments raysim gives it first.
+        given: the arguments that raysim gives, in their order; ``by_name``: by these names.
 
     Raises:
-        ConfigError: an option is unknown, missing, or of another type than its annotation says.
+        ConfigError: the function does not take these arguments; or an option is unknown, missing, or of another type than its
+            annotation says.
     """
-    parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    first = [k for k, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:given]
-    by_name = {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    named = {k: p for k, p in by_name.items() if k not in first}
-    problems = [
-        f"{key}.{option}: {name} needs it"
-        for option, p in named.items()
-        if p.default is p.empty and option not in options
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {name} has no signature: {error}; wrap it in a function") from error
+    kinds = {kind: [n for n, p in parameters.items() if p.kind is kind] for kind in inspect._ParameterKind}
+    positional = kinds[inspect.Parameter.POSITIONAL_ONLY] + kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    unnamed = {*kinds[_ONLY], *kinds[_ARGS], *kinds[_KEYWORDS]}
+    named = [n for n in parameters if n not in unnamed]
+    first = [n for n in given if n in named] if by_name else positional[: len(given)]
+    takes_any = bool(kinds[_KEYWORDS])
+    enough = takes_any if by_name else bool(kinds[_ARGS])
+    if len(first) < len(given) and not enough:
+        how = "by these names" if by_name else "in this order"
+        raise ConfigError(
+            f"{key}: {name} must take {', '.join(given)}, {how}, and takes {', '.join(parameters) or 'nothing'}"
+        )
+    left = [n for n in named if n not in first]
+    known = ", ".join(left) or "none"
+    problems = [f"{key}.{n}: {name} needs it" for n in left if parameters[n].default is _NONE and n not in options]
+    problems += [
+        f"{key}.{n}: {name} has no such option; it has {known}" for n in options if n not in left and not takes_any
     ]
-    if unknown := [] if takes_any else [option for option in options if option not in named]:
+    for option in [n for n in left if n in options]:
         problems += [
-            f"{key}.{option}: {name} has no such option; it has {', '.join(named) or 'none'}" for option in unknown
+            f"{key}.{option}: {problem}" for problem in _mistakes(function, parameters[option], options[option])
         ]
-    hints = get_type_hints(function)
-    for option in options.keys() & hints.keys():
-        try:
-            TypeAdapter(hints[option], config=_strict(hints[option])).validate_python(options[option])
-        except ValidationError as error:
-            problems += [f"{key}.{option}: {problem['msg']}" for problem in error.errors()]
     if problems:
         raise ConfigError(*problems)
 
 
-def _strict(hint: Any) -> ConfigDict | None:
-    """Only a type that brings no configuration of its own (as models and dataclasses do) can be given one."""
-    return None if hasattr(hint, "__pydantic_config__") or hasattr(hint, "model_config") else ConfigDict(strict=True)
+_ONLY, _ARGS, _KEYWORDS = (
+    inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+)  # fmt: skip
+_NONE = inspect.Parameter.empty
+
+
+def _mistakes(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> list[str]:
+    """How a value differs from the annotation of a parameter, if that says something that can be checked."""
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        inner = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
+        try:
+            hint = eval(hint, getattr(inner, "__globals__", {}))  # as typing.get_type_hints does
+        except Exception:  # only there for type checkers
+            return []
+    if hint is _NONE:
+        return []
+    try:
+        try:
+            checker = TypeAdapter(hint, config=ConfigDict(strict=True))
+        except PydanticUserError:  # a type that brings a configuration of its own
+            checker = TypeAdapter(hint)
+    except (PydanticUserError, PydanticSchemaGenerationError):  # no type of values that a file can have
+        return []
+    try:
+        checker.validate_json(json.dumps(value))  # as in a file: a list is a tuple, a text a path
+    except ValidationError as error:
+        return [str(problem["msg"]) for problem in error.errors()]
+    return []
 
 
 # What was defined in a script or a notebook.
@@ -167,15 +208,22 @@ def own_code(named: Iterable[tuple[str, str]], dumps: Callable[[Any], bytes]) ->
     """
     main: dict[str, bytes] = {}
     for key, name in named:
-        if name.startswith(f"{MAIN}:"):
-            found = imported(name, key)
-            if not (inspect.isclass(found) or isinstance(found, FunctionType)):
-                raise ConfigError(
-                    f"{key}: {name!r} is a {type(found).__name__}, which can't travel out of a script or a notebook as "
-                    "classes and functions do: put it into a module"
-                )
-            with _sources_written_in(found):
+        if not name.startswith(f"{MAIN}:"):
+            continue
+        found = imported(name, key)
+        if not (inspect.isclass(found) or isinstance(found, FunctionType)):
+            raise ConfigError(
+                f"{key}: {name!r} is a {type(found).__name__}, which can't travel out of a script or a notebook as classes "
+                "and functions do: put it into a module"
+            )
+        name_of(found)
+        with _sources_written_in(found):
+            try:
                 main[name] = dumps(found)
+            except Exception as error:  # whatever the pickling of what it uses raises
+                raise ConfigError(
+                    f"{key}: {name!r} uses something that can't travel to other processes: {error}"
+                ) from error
     return OwnCode((os.getcwd(), *(entry for entry in sys.path if entry)), main)
 
 
@@ -184,79 +232,9 @@ def _sources_written_in(found: Any) -> Iterator[None]:
     """For its journey only: here a later change of what it uses must be seen."""
     items = [item for item in getattr(found, "__mro__", (found,)) if item.__module__ == MAIN]
     for item, source in [(item, main_source(item)) for item in items]:
-        setattr(item, _SOURCE, source)
+        setattr(item, SOURCE, source)
     try:
         yield
     finally:
         for item in items:
-            delattr(item, _SOURCE)
-
-
-def main_source(found: Any) -> str:
-    """The source of a class or function of ``__main__``, and of all that it uses of ``__main__``: other ones, plain values.
-
-    Raises:
-        ConfigError: the source can't be read.
-    """
-    if (written := vars(found).get(_SOURCE)) is not None:
-        return str(written)
-    sources: dict[str, str] = {}
-    waiting: list[Any] = [found]
-    while waiting:
-        item = waiting.pop()
-        if item.__qualname__ in sources:
-            continue
-        sources[item.__qualname__] = _source_text(item)
-        for name, value in _used(item):
-            if inspect.isclass(value) or isinstance(value, FunctionType):
-                if value.__module__ == MAIN:
-                    waiting.append(value)
-            elif not isinstance(value, ModuleType):
-                sources[name] = _as_text(value)
-        waiting += [base for base in getattr(item, "__bases__", ()) if base.__module__ == MAIN]
-    return "\n".join(f"# {name}\n{sources[name]}" for name in sorted(sources))
-
-
-def _source_text(item: Any) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(item))
-    except (OSError, TypeError) as error:
-        # A class of a notebook: Python looks for it in the file of ``__main__``, which a notebook has not, and not in cells.
-        for cell in reversed([*linecache.cache]):
-            text = "".join(linecache.getlines(cell))
-            with suppress(SyntaxError):
-                for node in ast.parse(text).body if item.__qualname__ in text else ():
-                    if isinstance(node, ast.ClassDef) and node.name == item.__qualname__:
-                        return ast.get_source_segment(text, node) or text
-        raise ConfigError(
-            f"the source of {item.__qualname__} can't be read, and results depend on it: {error}; put it into a module"
-        ) from error
-
-
-def _as_text(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError):  # its text may have an address in it, which is another in every process
-        return type(value).__qualname__
-
-
-def _used(item: Any) -> Iterator[tuple[str, Any]]:
-    """The global names that a function, or any function of a class, mentions, with their values."""
-    functions = [item] if isinstance(item, FunctionType) else _functions(item)
-    for function in functions:
-        for name in _names(function.__code__):
-            if name in function.__globals__:
-                yield name, function.__globals__[name]
-
-
-def _functions(cls: type) -> Iterator[FunctionType]:
-    for value in vars(cls).values():
-        inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-        if isinstance(inner, FunctionType):
-            yield inner
-
-
-def _names(code: CodeType) -> set[str]:
-    """Those that it and the functions inside of it mention."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return {*code.co_names}.union(*inner)
+            delattr(item, SOURCE)

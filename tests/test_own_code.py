@@ -1,5 +1,6 @@
 """A user's own code by ``module:name``: found, its options checked like other keys, its source part of the fingerprint."""
 
+import functools
 import linecache
 import sys
 import types
@@ -15,13 +16,14 @@ import raysim
 from raysim import own_code
 from raysim.algorithms.fedperfix import FedPerfix
 from raysim.config.fingerprint import algorithm_digest
-from raysim.config.loading import config_of, dump
+from raysim.config.loading import children, config_of, dump
 from raysim.config.overrides import merge
 from raysim.data.dataset import Dataset
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import check, prepare
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.metrics.clients import ClientResults
+from raysim.script_source import main_source
 from raysim.training.engine import make_optimizer
 
 import own
@@ -77,6 +79,97 @@ def test_mistakes_are_named_as_in_other_keys(changes, message):
         prepare(own_run(**changes))
 
 
+def test_a_function_of_data_is_called_with_what_the_user_wrote(monkeypatch):
+    called = []
+
+    def data(config, **options):
+        called.append(config.num_clients)
+        return stripes(config, side=6, samples=30 * config.num_clients)
+
+    stripes = own.stripes
+    monkeypatch.setattr(own, "stripes", data)
+    entries = [{"name": str(n), "data": {"num_clients": n, "options": {"side": 6}}} for n in (4, 8)]
+    four, eight = prepare(own_run(study=entries, evaluate={"new_clients": 2}))
+    assert called == [4, 8]
+    assert (len(four.dataset.labels), len(eight.dataset.labels)) == (120, 240)
+
+
+def test_a_study_of_own_and_other_data_and_of_methods_made_in_python():
+    entries = [{"name": "own"}, {"name": "digits", "data": {"name": "digits", "options": None}, "model": {**own.MODEL}}]
+    assert [run.dataset.num_classes for run in prepare(own_run(study=entries))] == [2, 10]
+    made = [{"name": "a", "algorithm": FedPerfix(mid_dim=4)}, {"name": "b", "algorithm": Slow()}]
+    config = raysim.Config.model_validate({**TINY, "study": made})
+    again = config_of(config.model_dump(mode="json"), [], "again")
+    assert [run.algorithm.name for _, run in children(again)] == ["fedperfix", "methods:Slow"]
+
+
+class Odd:
+    """Signatures and annotations as people have them."""
+
+    def later(config, *, a: "Nothing" = 1, b: "int" = 1):  # noqa: F821
+        pass
+
+    def pair(config, *, size: tuple[int, int], where: Path, array: np.ndarray = None):
+        pass
+
+    class Net:
+        width: str
+
+        def __init__(self, num_classes, in_chans, img_size, width: int = 1):
+            pass
+
+
+def test_options_are_checked_by_what_is_called(tmp_path):
+    def check_data(function, **options):
+        own_code.checked_options(function, options, "m:f", "data.options", ["config"])
+
+    check_data(Odd.later, a="x", b=2)
+    check_data(Odd.pair, size=[6, 6], where=str(tmp_path), array=[1])
+    check_data(functools.partial(own.stripes, samples=8), side=6)
+    for function, options, message in (
+        (Odd.later, {"b": "x"}, r"data\.options\.b: Input should be a valid integer"),
+        (Odd.pair, {"size": [6], "where": "x"}, r"data\.options\.size.*: Field required"),
+        (lambda: 1, {}, "m:f must take config, in this order, and takes nothing"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_data(function, **options)
+    names = ["num_classes", "in_chans", "img_size"]
+    own_code.checked_options(Odd.Net, {"width": 3}, "m:Net", "model.kwargs", names, by_name=True)
+    with pytest.raises(ConfigError, match=r"model\.kwargs\.width: Input should be a valid integer"):
+        own_code.checked_options(Odd.Net, {"width": "3"}, "m:Net", "model.kwargs", names, by_name=True)
+    with pytest.raises(
+        ConfigError, match="must take num_classes, in_chans, img_size, by these names, and takes num_classes"
+    ):
+        own_code.checked_options(lambda num_classes: 1, {}, "m:f", "model.kwargs", names, by_name=True)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    config = own_run(model={"kwargs": {"width": np.int64(5)}}, data={"options": {"side": np.int64(6)}})
+    assert type(config.model.kwargs["width"]) is int
+    assert config_of(yaml.safe_load(dump(config)), [], "file") == config
+    with pytest.raises(ValueError, match="ndarray is nothing that a file can have"):
+        own_run(model={"kwargs": {"width": np.ones(3)}})
+
+
+def test_what_is_wrong_is_told_early():
+    for changes, message in (
+        ({"evaluate": {"metrics": ["own:DATA"]}}, "evaluate.metrics: 'own:DATA' is a dict, not a function"),
+        ({"cohort": {"sampling": "own:DATA", "fraction": 0.5}}, "cohort.sampling: 'own:DATA' is a dict"),
+        ({"evaluate": {"metrics": ["math:sqrt"]}}, "the source of the module 'math' can't be read"),
+        ({"train": {"optimizer": {"name": "own:none"}}}, "train.optimizer.name: the module 'own'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(own_run(**changes))
+    with pytest.raises(ConfigError, match="data.augment: own:stripes failed on images"):
+        prepare(tiny(data={"augment": "own:stripes"}))
+
+
+def test_a_plugin_that_adds_nothing(monkeypatch):
+    monkeypatch.setattr(own, "PLUGIN", own.Plugin(lambda *given: None, "gain", None, None))
+    with pytest.raises(ConfigError, match="algorithm.plugin: own:PLUGIN adds no parameters"):
+        prepare(tiny(algorithm={"name": "fedavg", "plugin": "own:PLUGIN"}))
+
+
 def test_a_missing_option():
     with pytest.raises(ConfigError, match=r"data\.options\.side: own:stripes needs it"):
         check(tiny(data={"name": "own:stripes", "subset": None}))
@@ -110,7 +203,8 @@ def test_what_a_function_returns_is_checked(made, message, monkeypatch):
         ([np.arange(30)] * 3, "a list of 3, not a list of indices for each of 8 clients"),
         ([np.arange(240) + 30 * i for i in range(8)], "sample 269 for client 1"),
         ([[0.5]] * 8, r"float64 \(1,\) for client 0, not integers"),
-        ([[]] * 8, r"float64 \(0,\) for client 0, not integers"),
+        ([[]] * 8, "no samples for client 0"),
+        ([np.array([-1, 5])] * 8, "sample -1 for client 0"),
         (None, "a NoneType, not a list"),
     ],
 )
@@ -290,12 +384,59 @@ def test_the_source_of_a_method_of_a_script_is_what_it_uses(notebook, monkeypatc
     assert digest(script(factor=2), monkeypatch, tmp_path, notebook) != first
 
 
+WRAPPED = """
+import functools, torch
+from raysim.algorithms.base import FederatedAlgorithm
+K = {k}
+def deep(x):
+    return x * {deep}
+@functools.lru_cache
+def kept(x):
+    return x * {kept}
+@torch.no_grad()
+def decorated(x):
+    return deep(x)
+part = functools.partial(max, {part})
+def with_default(x, k=K):
+    return k
+class Thing:
+    def go(self):
+        return {go}
+thing, weights = Thing(), torch.tensor([{weight}])
+rounds = {attribute}
+def outer():
+    inner = {closure}
+    def use(x):
+        return inner
+    return use
+closed = outer()
+class Mine(FederatedAlgorithm):
+    _scale = K
+    class Inner:
+        value = {inner}
+    @functools.cached_property
+    def cached(self):
+        return {cached}
+    def client_step(self, carry, batch, ctx):
+        return decorated(1) + kept(1) + part(1) + with_default(1) + thing.go() + weights.sum() + ctx.rounds + closed(1)
+"""
+VALUES = dict.fromkeys(("k", "deep", "kept", "part", "go", "weight", "attribute", "closure", "inner", "cached"), 1)
+
+
+@pytest.mark.parametrize("changed", VALUES)
+def test_whatever_a_method_of_a_script_uses_is_part_of_it(changed, monkeypatch, tmp_path):
+    first = digest(WRAPPED.format(**VALUES), monkeypatch, tmp_path)
+    assert digest(WRAPPED.format(**VALUES), monkeypatch, tmp_path) == first
+    other = digest(WRAPPED.format(**{**VALUES, changed: 2}), monkeypatch, tmp_path)
+    assert (other == first) is (changed == "attribute")  # a global of the name of an attribute is not used
+
+
 def test_a_class_of_a_notebook_that_is_in_no_cell(monkeypatch, tmp_path):
     digest(script(), monkeypatch, tmp_path, notebook=True)
     mine = sys.modules["__main__"].Mine
     linecache.clearcache()
     with pytest.raises(ConfigError, match=r"the source of Mine can't be read.*put it into a module"):
-        own_code.main_source(mine)
+        main_source(mine)
 
 
 def test_the_source_of_a_model_is_part_of_the_fingerprint():

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from raysim import own_code
 from raysim.algorithms import FederatedAlgorithm
 from raysim.config.schema import Config
+from raysim.errors import ConfigError
+from raysim.script_source import MAIN, main_source
 
 
 def array_digest(arrays: Iterable[NDArray[Any]] | Mapping[str, NDArray[Any]]) -> str:
@@ -51,9 +53,14 @@ def algorithm_digest(config: Config) -> str:
 
 
 def _sources_of(found: Any, module: str) -> dict[str, bytes]:
-    if module == own_code.MAIN:
-        return {own_code.name_of(found): own_code.main_source(found).encode()}
-    return _sources(sys.modules[module])
+    if module == MAIN:
+        return {own_code.name_of(found): main_source(found).encode()}
+    try:
+        return _sources(sys.modules[module])
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"the source of the module {module!r} can't be read, and results depend on it: {error}"
+        ) from error
 
 
 @cache  # what this process imported, even if a file is edited later

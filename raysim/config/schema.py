@@ -6,18 +6,43 @@ Every key is checked; none is ignored. ``auto`` values are resolved once, before
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from raysim.algorithms import FederatedAlgorithm, algorithm_class, algorithm_name
 from raysim.config.dotted import flatten
 from raysim.config.grid import expand
-from raysim.own_code import OWN, is_own
+from raysim.own_code import OWN, is_own, is_own_model
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """As a file would have them: numpy's numbers become Python's, tuples lists."""
+
+    def number(value: Any) -> Any:
+        if getattr(value, "shape", None) != ():
+            raise ValueError(f"{type(value).__name__} is nothing that a file can have; give numbers, texts, lists")
+        return value.item()
+
+    plain: dict[str, Any] = json.loads(json.dumps(options, default=number))
+    return plain
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Section(BaseModel):
@@ -74,7 +99,7 @@ class PartitionConfig(Section):
     domain is a client; ``file``: a split made elsewhere; ``own``: the split of ``federated_npz``. Or your own,
     ``module:function``: called with labels (n,), domains (n,) or None, the number of clients and a generator, it returns the
     indices of each client's samples."""
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     """your own: more arguments of its function."""
     alpha: float | None = Field(None, gt=0)
     """dirichlet, dirichlet_per_client, quantity, by_domain: concentration; smaller is more skewed. Default 0.5; for
@@ -136,7 +161,7 @@ class DataConfig(Section):
     """``digits`` (bundled), ``npz``, ``federated_npz``, ``cifar10``, ``cifar100``, ``image_folder``, ``huggingface``, a
     MedMNIST flag (``organamnist``); or your own, ``module:function``: called with these keys, it returns a
     ``raysim.Dataset``."""
-    options: dict[str, Any] = {}
+    options: Options | None = None
     """Your own data set: more arguments of its function."""
     root: str | None = None
     """npz: the file. huggingface: a name on the hub, or a folder. Others: the folder of the data; null is
@@ -220,12 +245,12 @@ class ModelConfig(Section):
     """Start from timm's pretrained weights (downloaded)."""
     weights: str | None = None
     """Start from a safetensors file in timm's names; position embeddings are resized, another head is replaced."""
-    kwargs: dict[str, Any] = {}
+    kwargs: Options = {}
     """Arguments of timm's constructor (patch_size, embed_dim, depth, num_heads, drop_rate, ...), or of your function."""
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> ModelConfig:
-        if self.pretrained and is_own(self.name):
+        if self.pretrained and is_own_model(self.name):
             raise ValueError("'pretrained' weights are timm's; a model of your own loads its own, or takes 'weights'")
         if self.pretrained and self.weights is not None:
             raise ValueError("give 'pretrained: true' or 'weights', not both")
@@ -250,7 +275,7 @@ class OptimizerConfig(Section):
     """sgd: L2 term in the gradient. adamw: decoupled decay."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale a client's gradient down to this norm if it is larger, taken over all parameters. null: never."""
-    options: dict[str, Any] = {}
+    options: Options | None = None
     """Your own optimiser: its other fields."""
 
     @model_validator(mode="after")
@@ -401,7 +426,7 @@ def _algorithm(value: Any) -> Any:
 
     A method that was made in Python gets its name.
     """
-    if isinstance(value, FederatedAlgorithm) and not value.name:
+    if isinstance(value, FederatedAlgorithm):
         return value.model_copy(update={"name": algorithm_name(type(value))})
     if not isinstance(value, Mapping):
         return value
@@ -410,6 +435,15 @@ def _algorithm(value: Any) -> Any:
         return cls.model_validate(dict(value))
     except ValidationError as error:
         raise AlgorithmBlockError(cls, error) from error
+
+
+def _dumped(value: Any) -> Any:
+    """The entries of a study with the methods that were made in Python as mappings."""
+    if isinstance(value, FederatedAlgorithm):
+        return _algorithm(value).model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _dumped(inner) for key, inner in value.items()}
+    return [_dumped(inner) for inner in value] if isinstance(value, list) else value
 
 
 class AlgorithmBlockError(ValueError):
@@ -447,6 +481,8 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _grid_to_entries(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("study") is not None:
+            raw = {**raw, "study": _dumped(raw["study"])}
         if isinstance(raw, Mapping) and isinstance(raw.get("study"), Mapping):
             try:
                 return {**raw, "study": expand(raw["study"], raw.get("algorithm"))}
@@ -506,7 +542,7 @@ class Config(Section):
             ("cohort.sampling", self.cohort.sampling),
             *(("evaluate.metrics", name) for name in self.evaluate.metrics),
         ]
-        return [(key, name) for key, name in named if is_own(name)]
+        return [(key, name) for key, name in named if (is_own_model if key == "model.name" else is_own)(name)]
 
     def flat(self) -> dict[str, Any]:
         """Dotted path to value, without the study: what MLflow shows as parameters."""

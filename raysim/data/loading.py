@@ -15,6 +15,7 @@ from raysim.data.partition import Partition
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
+from raysim.own_code import is_own
 
 
 def load_data(config: Config, cache: dict[str, Any] | None = None, pixels: bool = True) -> tuple[Dataset, Partition]:
@@ -26,6 +27,8 @@ def load_data(config: Config, cache: dict[str, Any] | None = None, pixels: bool 
     cache = {} if cache is None else cache
     new = config.evaluate.new_clients
     everyone = config.data.model_copy(update={"num_clients": config.data.num_clients + new})
+    if is_own(config.data.name):
+        everyone = config.data  # what a user's function is called with is what the user wrote
     source = _source_key(everyone, config.model.image_size)
     if source not in cache:
         cache[source] = load_dataset(everyone, config.model.image_size, pixels)
@@ -60,6 +63,8 @@ def _source_key(data: DataConfig, image_size: int) -> str:
         image_size if data.name in ("image_folder", "huggingface") else None
     )  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
+    if is_own(data.name):  # its function may look at any key
+        return data.model_dump_json()
     division = {"num_clients", "test_fraction", "partition"}
     later = {"augment", "normalize"}  # on the way to the model
     return f"{data.model_dump_json(exclude=division | later)} {size} {clients}"

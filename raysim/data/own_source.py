@@ -14,6 +14,7 @@ from raysim.errors import ConfigError
 from raysim.own_code import checked_options, own_function
 
 Ints = NDArray[np.int64]
+GIVEN = ("labels", "domains", "num_clients", "rng")
 
 
 def own_loader(config: DataConfig) -> Callable[..., Any]:
@@ -23,7 +24,7 @@ def own_loader(config: DataConfig) -> Callable[..., Any]:
         ConfigError: there is no such function, or it has no such options.
     """
     function = own_function(config.name, "data.name")
-    checked_options(function, config.options, config.name, "data.options", given=1)
+    checked_options(function, config.options or {}, config.name, "data.options", ["config"])
     return function
 
 
@@ -33,7 +34,7 @@ def own_dataset(config: DataConfig) -> Dataset:
     Raises:
         ConfigError: as ``own_loader``, or what it returns is no data set.
     """
-    made = own_loader(config)(config, **config.options)
+    made = own_loader(config)(config, **(config.options or {}))
     if not isinstance(made, Dataset):
         raise ConfigError(f"data.name: {config.name} returned {type(made).__name__}, not a raysim.Dataset")
     for problem in _problems(made):
@@ -42,14 +43,14 @@ def own_dataset(config: DataConfig) -> Dataset:
 
 
 def _problems(made: Dataset) -> list[str]:
-    images, n = made.images, len(made.images)
-    found = []
-    if (
-        not isinstance(images, np.ndarray)
-        or images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] not in (1, 3)
-    ):
+    images, found = made.images, []
+    if not isinstance(images, np.ndarray):
+        return [f"images that are {_kind(images)}, not uint8 (n, H, W, C)"]
+    n = len(images)
+    for what, names in (("class_names", made.class_names), ("domain_names", made.domain_names)):
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            return [f"{what} that are no tuple of texts: {names!r:.100}"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         found.append(f"images that are {_kind(images)}, not uint8 (n, H, W, C) with 1 or 3 channels")
     elif 0 in images.shape:
         found.append(f"images that are empty: {images.shape}")
@@ -72,7 +73,7 @@ def own_partition(config: DataConfig, dataset: Dataset, rng: np.random.Generator
     """
     name, options, num_clients = config.partition.name, config.partition.options or {}, config.num_clients
     function = own_function(name, "data.partition.name")
-    checked_options(function, options, name, "data.partition.options", given=4)
+    checked_options(function, options, name, "data.partition.options", GIVEN)
     made = function(dataset.labels, dataset.domains, num_clients, rng, **options)
     where, n = f"data.partition.name: {name} returned", len(dataset.labels)
     if not isinstance(made, (list, tuple)) or len(made) != num_clients:
@@ -83,10 +84,13 @@ def own_partition(config: DataConfig, dataset: Dataset, rng: np.random.Generator
     owner = np.full(n, -1, np.int64)
     for client, given in enumerate(made):
         index = np.asarray(given)
-        if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
+        if not index.size:
+            raise ConfigError(f"{where} no samples for client {client}")
+        if index.ndim != 1 or index.dtype.kind not in "iu":
             raise ConfigError(f"{where} {_kind(index)} for client {client}, not integers (n,)")
         if index.min() < 0 or index.max() >= n:
-            raise ConfigError(f"{where} sample {index.max()} for client {client}; there are 0 to {n - 1}")
+            wrong = index.min() if index.min() < 0 else index.max()
+            raise ConfigError(f"{where} sample {wrong} for client {client}; there are 0 to {n - 1}")
         if len(np.unique(index)) < len(index) or (owner[index] >= 0).any():
             raise ConfigError(f"{where} a sample again for client {client}; only the partition 'file' allows that")
         owner[index] = client

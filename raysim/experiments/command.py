@@ -61,7 +61,6 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     """
     uri = resolve_uri(config.tracking)
     _print_where(config, uri)
-    check_address(uri)
     check(config)
     state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
     folder, is_new = None, True
@@ -73,6 +72,8 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
             print(f"continuing {folder}, which is not finished (--fresh starts over)", file=sys.stderr)
             _update_request(StudyFolder(folder), config)
         folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
+    if is_new:  # the store of a study that is continued may be back later
+        check_address(uri)
     return _command(state, folder, watch, is_new)
 
 
@@ -231,11 +232,11 @@ def _print_where(config: Config, uri: str) -> None:
 
 def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
+    runs = [child for _, child in children(config_of(state.config, [], "config"))]
+    code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
     with using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
-        runs = [child for _, child in children(config_of(state.config, [], "config"))]
-        code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
         request = StudyRequest(state.model_dump_json(), folder, str(home()), code)
         actor_class: Any = Driver
         name = _actor_name(folder) if folder is not None else None

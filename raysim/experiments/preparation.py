@@ -22,7 +22,7 @@ from raysim.data.own_source import own_loader
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.functional.parameters import ParameterLayout, pretrained_cfg
-from raysim.own_code import imported, is_own
+from raysim.own_code import imported, is_own, own_function
 from raysim.training.engine import layout_of, make_optimizer
 from raysim.training.transforms import check_augmentation
 from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
@@ -94,6 +94,7 @@ def check(config: Config) -> None:
             with _naming(config, child):
                 if is_own(child.data.name):
                     own_loader(child.data)
+                    _check_own_code(child)
                 else:
                     prepare_run("", child, *load_data(child, cache, pixels=False))
         looked_at.add(what)
@@ -131,8 +132,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     from raysim.models.build import build_model, has_batch_norm, tokens_per_image
     from raysim.models.normalization import with_normalization
 
-    for key, name in config.own_names:
-        imported(name, key)
+    _check_own_code(config)
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     if not layout.num_shared and not config.algorithm.shares_nothing:
@@ -143,8 +143,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
     config.algorithm.server_init(layout.split(theta)[0], layout)
     initial, frozen = theta.numpy(), {name: tensors[name].numpy() for name in layout.frozen}
-    make_optimizer(config.train.optimizer, config.train.optimizer.lr)
-    check_augmentation(config.data.augment, dataset.images.shape[3], config.model.image_size)
+    check_augmentation(config.data.augment, dataset.images)
     if has_batch_norm(model):
         if config.resources.compile:
             raise ConfigError(
@@ -158,6 +157,17 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     auto_batches = config.resources.clients_per_batch == "auto" and not has_batch_norm(model)
     resolved = with_clients_per_batch(config, size)
     return PreparedRun(entry, resolved, dataset, partition, layout, initial, frozen, auto_batches)
+
+
+def _check_own_code(config: Config) -> None:
+    """That all that is a user's own can be imported, and is of the kind that it should be."""
+    for key, name in config.own_names:
+        if key in ("algorithm.name", "algorithm.plugin"):
+            imported(name, key)
+        else:
+            own_function(name, key)
+    make_optimizer(config.train.optimizer, config.train.optimizer.lr)
+    algorithm_digest(config)
 
 
 def _check_batch_norm(config: Config, partition: Partition) -> None:

@@ -16,7 +16,7 @@ from raysim.config.schema import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.trial import try_out
 from raysim.models.weights import load_weights
-from raysim.own_code import checked_options, is_own, own_function
+from raysim.own_code import checked_options, is_own_model, own_function
 
 
 def build_model(
@@ -35,6 +35,8 @@ def build_model(
         model = _new_model(config, num_classes, in_channels)
         before = {name for name, _ in model.named_parameters()}
         algorithm.add_plugin(model)
+        if algorithm.plugin is not None and len([*model.parameters()]) == len(before):
+            raise ConfigError(f"algorithm.plugin: {algorithm.plugin} adds no parameters to {config.name}")
         plugin = {name: p for name, p in model.named_parameters() if name not in before}
         if config.weights is not None:
             load_weights(model, local_path(config.weights, "model.weights"), optional=set(plugin))
@@ -53,7 +55,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def _new_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
-    if is_own(config.name):
+    if is_own_model(config.name):
         return _own_model(config, num_classes, in_channels)[0]
     if ":" not in config.name and not timm.is_model(config.name):
         close = get_close_matches(config.name, timm.list_models(), n=3)
@@ -75,7 +77,7 @@ def _new_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Mo
 def plain_model(config: ModelConfig, num_classes: int, in_channels: int) -> tuple[nn.Module, dict[str, Any]]:
     """The model without a plugin or trained values, and the arguments of ``timm.create_model``, or of a user's own function,
     that make it."""
-    if is_own(config.name):
+    if is_own_model(config.name):
         return _own_model(config, num_classes, in_channels)
     return _create(config.model_copy(update={"pretrained": False}), num_classes, in_channels)
 
@@ -88,7 +90,7 @@ def _own_model(config: ModelConfig, num_classes: int, in_channels: int) -> tuple
     """
     function = own_function(config.name, "model.name")
     arguments = {"num_classes": num_classes, "in_chans": in_channels, "img_size": config.image_size, **config.kwargs}
-    checked_options(function, arguments, config.name, "model.kwargs", given=0)
+    checked_options(function, config.kwargs, config.name, "model.kwargs", [*arguments][:3], by_name=True)
     model = function(**arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name: {config.name} returned a {type(model).__name__}, not a torch.nn.Module")

@@ -20,7 +20,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.models.build import plain_model
 from raysim.models.saved import SavedRun
-from raysim.own_code import is_own
+from raysim.own_code import is_own_model
 from raysim.plugins.fold import fold, rebuild
 from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Predictor
@@ -143,7 +143,7 @@ def _readme(of: ClientModel, file: str, arguments: dict[str, Any], plugin: list[
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
     colours = {1: "greyscale", 3: "RGB"}.get(of.run.about.in_channels, f"{of.run.about.in_channels} channels")
     imports, made = "import timm, torch", f"timm.create_model({config.model.name!r}{given})"
-    if is_own(config.model.name):
+    if is_own_model(config.model.name):
         module, _, function = config.model.name.partition(":")
         imports, made = (
             f"import timm, torch\nfrom {module} import {function}",

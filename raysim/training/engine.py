@@ -68,10 +68,10 @@ def make_optimizer(settings: OptimizerConfig, lr: float, statistics: Tensor | No
         cls = imported(settings.name, "train.optimizer.name")
         if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
             raise ConfigError(f"train.optimizer.name: {settings.name!r} is no subclass of raysim.Optimizer")
-        given = len(fields(Optimizer))
-        checked_options(cls, settings.options, settings.name, "train.optimizer.options", given)
+        given = [field.name for field in fields(Optimizer)]
+        checked_options(cls, settings.options or {}, settings.name, "train.optimizer.options", given)
     common = (settings.name, lr, settings.momentum, settings.weight_decay, settings.clip_norm, statistics)
-    return cls(*common, **settings.options)
+    return cls(*common, **(settings.options or {}))
 
 
 def layout_of(model: nn.Module, algorithm: FederatedAlgorithm) -> ParameterLayout:

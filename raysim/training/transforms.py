@@ -60,17 +60,20 @@ def _draw_numbers(n: int, side: int, rng: np.random.Generator) -> tuple[NDArray[
     return (rng.random((n, NUMBERS), np.float32),)
 
 
-def check_augmentation(name: str, channels: int, side: int) -> None:
-    """Try a user's own augmentation on two images.
+def check_augmentation(name: str, stored: NDArray[np.uint8]) -> None:
+    """Try a user's own augmentation on two of the images, if they have been read.
 
     Raises:
-        ConfigError: it does not return images of the same shape and type.
+        ConfigError: it raises, or does not return images of the same shape and type.
     """
     found = augmentation(name)
-    if found is None or not is_own(name):
+    if found is None or not is_own(name) or 0 in stored.shape:
         return
-    images = torch.zeros(2, side, side, channels, dtype=torch.uint8)
-    made = found.apply(images, torch.full((2, NUMBERS), 0.5))
+    images = torch.from_numpy(np.array(stored[:2]))
+    try:
+        made = found.apply(images.clone(), torch.full((len(images), NUMBERS), 0.5))
+    except Exception as error:  # a user's code raises what it likes
+        raise ConfigError(f"data.augment: {name} failed on images {tuple(images.shape)}: {error!r}") from error
     if not isinstance(made, Tensor) or made.dtype != torch.uint8 or made.shape != images.shape:
         returned = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
         raise ConfigError(

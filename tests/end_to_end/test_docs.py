@@ -109,7 +109,7 @@ def test_every_study_of_the_repository_is_valid(path):
                 "momentum": 0.0,
                 "weight_decay": 0.0,
                 "clip_norm": None,
-                "options": {},
+                "options": None,
             }
             assert run.resources.num_gpus_per_actor == "auto"  # as many as fit on whatever GPU there is
     if path.stem in ("cifar100", "organamnist", "office_home"):
