@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter
 from types import FunctionType
 from typing import Any
 
@@ -117,13 +118,12 @@ def checked_options(
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {name} has no signature: {error}; wrap it in a function") from error
-    kinds = {kind: [n for n, p in parameters.items() if p.kind is kind] for kind in inspect._ParameterKind}
-    positional = kinds[inspect.Parameter.POSITIONAL_ONLY] + kinds[inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    unnamed = {*kinds[_ONLY], *kinds[_ARGS], *kinds[_KEYWORDS]}
-    named = [n for n in parameters if n not in unnamed]
+    kind = {n: p.kind for n, p in parameters.items()}
+    positional = [n for n in kind if kind[n] in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    named = [n for n in kind if kind[n] in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     first = [n for n in given if n in named] if by_name else positional[: len(given)]
-    takes_any = bool(kinds[_KEYWORDS])
-    enough = takes_any if by_name else bool(kinds[_ARGS])
+    takes_any = Parameter.VAR_KEYWORD in kind.values()
+    enough = takes_any if by_name else Parameter.VAR_POSITIONAL in kind.values()
     if len(first) < len(given) and not enough:
         how = "by these names" if by_name else "in this order"
         raise ConfigError(
@@ -131,7 +131,9 @@ def checked_options(
         )
     left = [n for n in named if n not in first]
     known = ", ".join(left) or "none"
-    problems = [f"{key}.{n}: {name} needs it" for n in left if parameters[n].default is _NONE and n not in options]
+    problems = [
+        f"{key}.{n}: {name} needs it" for n in left if parameters[n].default is Parameter.empty and n not in options
+    ]
     problems += [
         f"{key}.{n}: {name} has no such option; it has {known}" for n in options if n not in left and not takes_any
     ]
@@ -143,13 +145,7 @@ def checked_options(
         raise ConfigError(*problems)
 
 
-_ONLY, _ARGS, _KEYWORDS = (
-    inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-)  # fmt: skip
-_NONE = inspect.Parameter.empty
-
-
-def _mistakes(function: Callable[..., Any], parameter: inspect.Parameter, value: Any) -> list[str]:
+def _mistakes(function: Callable[..., Any], parameter: Parameter, value: Any) -> list[str]:
     """How a value differs from the annotation of a parameter, if that says something that can be checked."""
     hint = parameter.annotation
     if isinstance(hint, str):
@@ -158,7 +154,7 @@ def _mistakes(function: Callable[..., Any], parameter: inspect.Parameter, value:
             hint = eval(hint, getattr(inner, "__globals__", {}))  # as typing.get_type_hints does
         except Exception:  # only there for type checkers
             return []
-    if hint is _NONE:
+    if hint is Parameter.empty:
         return []
     try:
         try:
