@@ -33,18 +33,19 @@ def main_source(found: Any) -> str:
     if (written := vars(found).get(SOURCE)) is not None:
         return str(written)
     texts: dict[str, str] = {}
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # with the objects, so that no other gets the id of one that is gone
     waiting = [("", found)]
-    while waiting:
+    while waiting:  # in an order that is the same in every process
         name, item = waiting.pop()
         if isinstance(item, ModuleType) or id(item) in seen:
             continue
-        seen.add(id(item))
         if inspect.isclass(item) or isinstance(item, FunctionType):
+            seen[id(item)] = item
             if item.__module__ == MAIN:
-                texts[f"{name} {item.__qualname__}"] = _text(item)
-                waiting += _parts(item)
+                texts[f"def {item.__qualname__}"] = _text(item)
+                waiting += [(f"{item.__qualname__}.{part}", value) for part, value in _parts(item)]
         elif parts := [*_parts(item)]:
+            seen[id(item)] = item
             texts[name] = type(item).__qualname__
             waiting += [(f"{name}.{part}", value) for part, value in parts]
         else:
@@ -84,7 +85,8 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
     """What an object of ``__main__`` depends on, by name: other objects, and values."""
     if isinstance(item, FunctionType):
         if item.__globals__.get("__name__") == MAIN:
-            yield from ((name, item.__globals__[name]) for name in _globals(item.__code__) if name in item.__globals__)
+            used = sorted(name for name in _globals(item.__code__) if name in item.__globals__)
+            yield from ((name, item.__globals__[name]) for name in used)
         names, cells = item.__code__.co_freevars, item.__closure__ or ()
         for name, cell in zip(names, cells, strict=True):
             with suppress(ValueError):  # of a name that has no value yet

@@ -2,6 +2,8 @@
 
 import functools
 import linecache
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -429,6 +431,23 @@ def test_whatever_a_method_of_a_script_uses_is_part_of_it(changed, monkeypatch, 
     assert digest(WRAPPED.format(**VALUES), monkeypatch, tmp_path) == first
     other = digest(WRAPPED.format(**{**VALUES, changed: 2}), monkeypatch, tmp_path)
     assert (other == first) is (changed == "attribute")  # a global of the name of an attribute is not used
+
+
+def test_the_source_is_the_same_text_in_every_process(tmp_path):
+    code = "\n\nfrom raysim.script_source import main_source\nprint(main_source(Mine))"
+    (tmp_path / "script.py").write_text(WRAPPED.format(**VALUES) + code)
+    texts = {
+        subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(texts) == 1
+    assert b"def deep" in texts.pop()
 
 
 def test_a_class_of_a_notebook_that_is_in_no_cell(monkeypatch, tmp_path):
