@@ -1,7 +1,7 @@
 """A user's own code, which a configuration names ``module:name``: importing it, its options, and the source it consists of.
 
 Modules lie beside the YAML file, in the folder of the command, or are installed. What was defined in a script or a notebook
-(``__main__:Mine``) can't be imported by another process: it travels as a pickle, with its source as text.
+(``__main__:Mine``) can't be imported by another process: Ray sends it by value, with its source as text.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import importlib
 import inspect
 import json
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -150,8 +149,9 @@ def _mistakes(function: Callable[..., Any], parameter: Parameter, value: Any) ->
     hint = parameter.annotation
     if isinstance(hint, str):
         inner = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
+        alone = type("Annotated", (), {"__annotations__": {"value": hint}})
         try:
-            hint = eval(hint, getattr(inner, "__globals__", {}))  # as typing.get_type_hints does
+            hint = get_type_hints(alone, getattr(inner, "__globals__", {}))["value"]
         except Exception:  # only there for type checkers
             return []
     if hint is Parameter.empty:
@@ -179,30 +179,43 @@ class OwnCode:
 
     Attributes:
         path: folders from which it can be imported.
-        main: pickles of what was defined in a script or a notebook, by ``__main__:name``.
+        main: what was defined in a script or a notebook, by ``__main__:name``; Ray sends it by value.
     """
 
     path: tuple[str, ...]
-    main: dict[str, bytes] = field(default_factory=dict)
+    main: dict[str, Any] = field(default_factory=dict)
 
     def install(self) -> None:
         """Make it known to this process; no module of the user's takes the place of an installed one."""
         sys.path.extend(entry for entry in self.path if entry not in sys.path)
-        for name, pickled in self.main.items():
-            if name not in _arrived:
-                _arrived[name] = pickle.loads(pickled)
+        for name, found in self.main.items():
+            _arrived.setdefault(name, found)
+
+    @contextmanager
+    def with_sources(self) -> Iterator[None]:
+        """For its journey only, since here a later change of what it uses must be seen: sources written into what travels."""
+        each = {item for found in self.main.values() for item in getattr(found, "__mro__", (found,))}
+        items = [item for item in each if item.__module__ == MAIN]
+        for item, source in [(item, main_source(item)) for item in items]:
+            setattr(item, SOURCE, source)
+        try:
+            yield
+        finally:
+            for item in items:
+                delattr(item, SOURCE)
 
 
 def own_code(named: Iterable[tuple[str, str]], dumps: Callable[[Any], bytes]) -> OwnCode:
-    """What a configuration names, for other processes; ``dumps`` pickles by value.
+    """What a configuration names, for other processes.
 
     Args:
         named: key and ``module:name`` of all that is a user's own.
+        dumps: what Ray does to it, tried here.
 
     Raises:
-        ConfigError: something was defined in a script or a notebook, and is neither a class nor a function.
+        ConfigError: something was defined in a script or a notebook, and is neither a class nor a function, or can't travel.
     """
-    main: dict[str, bytes] = {}
+    main: dict[str, Any] = {}
     for key, name in named:
         if not name.startswith(f"{MAIN}:"):
             continue
@@ -213,24 +226,12 @@ def own_code(named: Iterable[tuple[str, str]], dumps: Callable[[Any], bytes]) ->
                 "and functions do: put it into a module"
             )
         name_of(found)
-        with _sources_written_in(found):
-            try:
-                main[name] = dumps(found)
-            except Exception as error:  # whatever the pickling of what it uses raises
-                raise ConfigError(
-                    f"{key}: {name!r} uses something that can't travel to other processes: {error}"
-                ) from error
+        main_source(found)
+        try:
+            dumps(found)
+        except Exception as error:  # whatever the pickling of what it uses raises
+            raise ConfigError(
+                f"{key}: {name!r} uses something that can't travel to other processes: {error}"
+            ) from error
+        main[name] = found
     return OwnCode((os.getcwd(), *(entry for entry in sys.path if entry)), main)
-
-
-@contextmanager
-def _sources_written_in(found: Any) -> Iterator[None]:
-    """For its journey only: here a later change of what it uses must be seen."""
-    items = [item for item in getattr(found, "__mro__", (found,)) if item.__module__ == MAIN]
-    for item, source in [(item, main_source(item)) for item in items]:
-        setattr(item, SOURCE, source)
-    try:
-        yield
-    finally:
-        for item in items:
-            delattr(item, SOURCE)

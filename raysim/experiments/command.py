@@ -243,7 +243,8 @@ def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new:
         try:
             # Without checkpoints a restarted driver would have nothing to continue from.
             lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
-            driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
+            with code.with_sources():
+                driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
         if is_new:  # while the driver starts, which will look for it and say what is wrong with it
