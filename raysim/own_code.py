@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def imported(name: str, key: str) -> Any:
         key: of the configuration, for messages.
 
     Raises:
-        ConfigError: there is no such module, or it has no such name. What its import raises is raised.
+        ConfigError: there is no such module, it has no such name, or its import fails. Other errors of the module are raised as they are.
     """
     if name in _arrived:
         return _arrived[name]
@@ -58,9 +59,10 @@ def imported(name: str, key: str) -> Any:
             f"{key}: there is no module {module_name!r} for {name!r}, neither beside the YAML file nor in the folder in "
             "which the command is given"
         ) from error
-    except (TypeError, ValueError) as error:
-        if module_name and not module_name.startswith("."):
-            raise
+    except (TypeError, ValueError, AssertionError) as error:
+        if module_name and not module_name.startswith("."):  # pydantic would take it for its own, without the traceback
+            trace = "".join(traceback.format_exception(error))
+            raise ConfigError(f"{key}: importing {module_name!r} failed:\n{trace}") from error
         raise ConfigError(f"{key}: {name!r} should be my_module:my_name") from error
     if not hasattr(module, attribute):
         if module_name == MAIN:

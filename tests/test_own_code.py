@@ -462,6 +462,19 @@ def test_the_source_of_a_model_is_part_of_the_fingerprint():
     assert algorithm_digest(own_run()) != algorithm_digest(tiny(**METHOD))
 
 
+def test_a_module_that_fails_when_it_is_imported_shows_where(tmp_path, monkeypatch):
+    (tmp_path / "odd_of_test.py").write_text("number = int('x')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for changes in (
+        {"algorithm": {"name": "odd_of_test:Mine"}},
+        {"algorithm": {"name": "fedavg", "plugin": "odd_of_test:P"}},
+    ):
+        with pytest.raises(
+            ValueError, match=r"importing 'odd_of_test' failed:[\s\S]*odd_of_test.py\", line 1[\s\S]*int"
+        ):
+            tiny(**changes)
+
+
 def test_what_is_not_defined_here_says_what_to_do():
     with pytest.raises(ConfigError, match=r"'__main__:Gone' was defined in a script or a notebook"):
         own_code.imported("__main__:Gone", "algorithm.name")
