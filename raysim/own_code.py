@@ -45,7 +45,7 @@ def imported(name: str, key: str) -> Any:
         key: of the configuration, for messages.
 
     Raises:
-        ConfigError: there is no such module, it has no such name, or its import fails. Other errors of the module are raised as they are.
+        ConfigError: there is no such module, it has no such name, or its import fails; other errors are raised as they are.
     """
     if name in _arrived:
         return _arrived[name]
