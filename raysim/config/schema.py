@@ -100,7 +100,7 @@ class PartitionConfig(Section):
     ``module:function``: called with labels (n,), domains (n,) or None, the number of clients and a generator, it returns the
     indices of each client's samples."""
     options: Options | None = None
-    """your own: more arguments of its function."""
+    """Your own: more arguments of its function."""
     alpha: float | None = Field(None, gt=0)
     """dirichlet, dirichlet_per_client, quantity, by_domain: concentration; smaller is more skewed. Default 0.5; for
     dirichlet_per_client, where the classes' shares are multiplied by it, 10."""

@@ -128,8 +128,8 @@ def medmnist(config: DataConfig, image_size: int, pixels: bool) -> Dataset:
             ) from error
     splits, names = ("train", "val", "test"), tuple(info["label"][str(i)] for i in range(len(info["label"])))
     try:
-        black = () if pixels else tuple(f"{split}_images" for split in splits)
-        arrays = read_npz(path, lambda name: name.endswith(("_images", "_labels")), black)
+        zeros = () if pixels else tuple(f"{split}_images" for split in splits)
+        arrays = read_npz(path, lambda name: name.endswith(("_images", "_labels")), zeros)
         images = np.concatenate([arrays[f"{split}_images"] for split in splits])
         labels = np.concatenate([arrays[f"{split}_labels"].reshape(-1) for split in splits])
     except Exception as error:  # a damaged file has many, too

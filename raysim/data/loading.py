@@ -59,12 +59,12 @@ def mapped_images(config: Config, key: str, digest: str) -> NDArray[np.uint8]:
 
 def _source_key(data: DataConfig, image_size: int) -> str:
     """Equal for two runs that use the same samples."""
+    if is_own(data.name):  # its function may look at any key
+        return data.model_dump_json()
     size = (
         image_size if data.name in ("image_folder", "huggingface") else None
     )  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
-    if is_own(data.name):  # its function may look at any key
-        return data.model_dump_json()
     division = {"num_clients", "test_fraction", "partition"}
     later = {"augment", "normalize"}  # on the way to the model
     return f"{data.model_dump_json(exclude=division | later)} {size} {clients}"

@@ -41,13 +41,14 @@ CONNECT_PAUSE = 2.0  # seconds between attempts to reach the MLflow server
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What a command asks of the driver, as text and bytes, so that no class of a user's own module is needed to read it.
+    """What a command asks of the driver: the configuration as text, so that no class of a user's own module is needed to read
+    it before that module can be imported.
 
     Attributes:
         state: JSON of a ``StudyState``: the configuration, and where it is logged.
         folder: of checkpoints; None if there are none.
         home: where journals of runs with a remote folder are kept.
-        code: where a user's own code is.
+        code: where a user's own code is, and what of it was defined in a script or a notebook.
     """
 
     state: str
