@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raysim.version import __version__
 
 __all__ = [
+    "Callback",
     "Config",
     "ConfigError",
     "Dataset",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raysim.config.schema import Config
     from raysim.data.dataset import Dataset
     from raysim.errors import ConfigError
+    from raysim.experiments.callbacks.callback import Callback
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
     from raysim.experiments.watch_driver import RunFailed, RunKilled
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from raysim.plugins.registry import Plugin
 
 _HOME = {
+    "Callback": "raysim.experiments.callbacks.callback",
     "Config": "raysim.config.schema",
     "load_config": "raysim.config.loading",
     "ConfigError": "raysim.errors",

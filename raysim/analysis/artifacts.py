@@ -50,7 +50,7 @@ def run_files(
         "heat_map.png": as_png(plot_heat_map(at, accuracy, title)),
     }
     if timeline is not None:
-        files["timeline.png"] = as_png(plot_timeline(timeline, f"{config.name}, round {max(1, config.rounds - 1)}"))
+        files["timeline.png"] = as_png(plot_timeline(timeline, f"{config.name}, round {max(1, rounds[-1])}"))
     return files
 
 

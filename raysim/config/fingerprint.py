@@ -44,7 +44,8 @@ def algorithm_digest(config: Config) -> str:
     for cls in own:
         sources |= _sources_of(cls, cls.__module__)
     for key, name in config.own_names:
-        if key not in ("algorithm.name", "data.name", "data.partition.name"):  # data have digests of their own
+        # Data have digests of their own, and callbacks change no bit of a round.
+        if key not in ("algorithm.name", "data.name", "data.partition.name", "callbacks"):
             sources |= _sources_of(own_code.imported(name, key), name.partition(":")[0])
     sha = hashlib.sha256()
     for name, source in sorted(sources.items()):

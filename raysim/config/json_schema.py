@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -28,6 +28,7 @@ def json_schema() -> str:
     names = [name for name in definitions if name.startswith("algorithm ")]
     schema["properties"]["algorithm"] = {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
     schema["properties"]["study"]["anyOf"].append(_GRID)
+    schema["properties"]["callbacks"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/CallbackConfig"}]}
     schema["title"] = "raysim"
     return json.dumps(schema, indent=1) + "\n"
 
@@ -65,8 +66,12 @@ def _keys_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The class of a block of keys, None for a value."""
+    """The class of a block of keys, None for a value, and for a list of blocks."""
+    if get_origin(annotation) is list:
+        return None
     for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is not None:
+            continue  # on Python 3.10 list[int] is a type
         if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, FederatedAlgorithm):
             return kind
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,7 +73,9 @@ def _suggestion(loc: Sequence[str | int], schema: type[BaseModel]) -> str:
     """The nearest valid key, and all valid keys of the block."""
     for part in loc[:-1]:
         annotation = schema.model_fields[str(part)].annotation if str(part) in schema.model_fields else None
-        found = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        # On Python 3.10 list[int] is a type.
+        kinds = [t for t in (annotation, *get_args(annotation)) if get_origin(t) is None]
+        found = [t for t in kinds if isinstance(t, type) and issubclass(t, BaseModel)]
         if not found:
             return ""
         schema = found[0]

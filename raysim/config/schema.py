@@ -409,6 +409,19 @@ class CheckpointConfig(Section):
     """How many checkpoints of a run are kept; a finished run keeps its last one."""
 
 
+class CallbackConfig(Section):
+    """What is to be done when something happens to a run."""
+
+    name: str = Field(pattern=rf"^(tensorboard|wandb)$|{OWN}")
+    """``tensorboard``, ``wandb``, or a ``raysim.Callback`` of your own, ``module:Class``."""
+    options: Options = {}
+    """Arguments of the class."""
+
+
+def _with_options(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class TrackingConfig(Section):
     """MLflow."""
 
@@ -473,6 +486,9 @@ class Config(Section):
     resources: ResourcesConfig = ResourcesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    callbacks: list[Annotated[CallbackConfig, BeforeValidator(_with_options)]] = []
+    """What is told of rounds, checkpoints and the end of a run: names, or ``name`` with ``options`` each. It may end a run
+    early; no other result depends on it."""
     study: list[dict[str, Any]] | None = None
     """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
     ``algorithm:`` block replaces the file's whole block. Or ``grid``, lists of values by dotted keys (``seed`` among them),
@@ -541,6 +557,7 @@ class Config(Section):
             ("train.optimizer.name", self.train.optimizer.name),
             ("cohort.sampling", self.cohort.sampling),
             *(("evaluate.metrics", name) for name in self.evaluate.metrics),
+            *(("callbacks", callback.name) for callback in self.callbacks),
         ]
         return [(key, name) for key, name in named if (is_own_model if key == "model.name" else is_own)(name)]
 

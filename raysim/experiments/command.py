@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from raysim.config.loading import children, config_of
 from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
 from raysim.errors import ConfigError
+from raysim.experiments.callbacks.callback import Callback
+from raysim.experiments.callbacks.making import check_objects
 from raysim.experiments.driver import NAMESPACE, Driver
 from raysim.experiments.finished import finished_results
 from raysim.experiments.preparation import check
@@ -43,7 +45,7 @@ from raysim.tracking.tags import git_commit
 from raysim.workers.cluster import connect, using_ray
 
 
-def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Result:
+def run(config: Config, watch: Watch | None = None, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
     """Run a configuration, alone or as a study, and return its results; blocks until the end.
 
     Uses the Ray cluster that this process is connected to, or that RAY_ADDRESS names; otherwise it starts a local one
@@ -53,6 +55,8 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     Args:
         watch: called about five times a second with the driver's status, the names of all runs, and their rounds.
         fresh: start a study over, even if an earlier start of it is unfinished.
+        callbacks: what to do when something happens to a run, beside those that the configuration names; every run has a
+            copy of each.
 
     Raises:
         ConfigError: something is wrong with the configuration, the data or the resources; no run was started.
@@ -62,6 +66,7 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
     uri = resolve_uri(config.tracking)
     _print_where(config, uri)
     check(config)
+    check_objects(callbacks)
     state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
     folder, is_new = None, True
     if config.checkpoint.every is not None:
@@ -74,7 +79,7 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False) -> Resu
         folder = folder or StudyFolder(f"{root.rstrip('/')}/{new_name(config)}").uri
     if is_new:  # the store of a study that is continued may be back later
         check_address(uri)
-    return _command(state, folder, watch, is_new)
+    return _command(state, folder, watch, is_new, callbacks)
 
 
 def resume(
@@ -83,6 +88,7 @@ def resume(
     uri: str | None = None,
     from_round: int | None = None,
     watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Go on with runs that were interrupted, in the same MLflow runs.
 
@@ -91,6 +97,7 @@ def resume(
         overrides: changes such as ``"resources.num_actors=2"``, of keys that change no result.
         uri: the MLflow store that has the run id.
         from_round: go back to the newest checkpoint after at most this many rounds.
+        callbacks: as for ``run``; they are not kept with a run.
 
     Raises:
         ConfigError: there is nothing to go on with, a checkpoint is damaged, or a change would change results.
@@ -108,8 +115,9 @@ def resume(
     if config.checkpoint.every is None:
         raise ConfigError("checkpoint.every: must not be null for a run that continues from its checkpoints")
     check(config)
+    check_objects(callbacks)
     state = _update_request(folder, config, verify=True, from_round=from_round)
-    return _command(state, folder.uri, watch, is_new=False)
+    return _command(state, folder.uri, watch, False, callbacks)
 
 
 def _update_request(
@@ -230,26 +238,51 @@ def _print_where(config: Config, uri: str) -> None:
         print("*** set MLFLOW_TRACKING_URI or RAYSIM_HOME in the job's environment to change that", file=sys.stderr)
 
 
-def _command(state: StudyState, folder: str | None, watch: Watch | None, is_new: bool) -> Result:
+def _command(
+    state: StudyState, folder: str | None, watch: Watch | None, is_new: bool, callbacks: Sequence[Callback]
+) -> Result:
     resources = ResourcesConfig.model_validate(state.config["resources"])
     runs = [child for _, child in children(config_of(state.config, [], "config"))]
     code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
     with using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
-        request = StudyRequest(state.model_dump_json(), folder, str(home()), code)
+        request = StudyRequest(state.model_dump_json(), folder, str(home()), code, tuple(callbacks))
         actor_class: Any = Driver
         name = _actor_name(folder) if folder is not None else None
         try:
             # Without checkpoints a restarted driver would have nothing to continue from.
             lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
-            with code.with_sources():
+            with code.with_sources(), _by_value(callbacks):
                 driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
         if is_new:  # while the driver starts, which will look for it and say what is wrong with it
             thread.submit(MLflowStore, state.tracking_uri, state.experiment)
         return results_of(driver, state, folder, watch, ours=True)
+
+
+@contextmanager
+def _by_value(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """While they travel: with their classes, since the driver reads them before it knows where a user's modules are.
+
+    Raises:
+        ConfigError: one can't travel.
+    """
+    names = {cls.__module__ for item in callbacks for cls in type(item).__mro__}
+    modules = [sys.modules[name] for name in names if name.partition(".")[0] not in ("raysim", "builtins", "__main__")]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        for item in callbacks:
+            try:
+                cloudpickle.dumps(item)
+            except Exception as error:  # whatever the pickling of what it holds raises
+                raise ConfigError(f"callbacks: {type(item).__name__} can't travel to the driver: {error}") from error
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def driver_options() -> dict[str, Any]:

@@ -31,7 +31,7 @@ def finished_results(folder: StudyFolder, state: StudyState) -> Result:
 
 def _of(folder: StudyFolder, state: StudyState, run: RunState, config: Config) -> RunResult:
     checkpoint, _ = newest(folder.of(run))
-    if checkpoint is None or checkpoint.manifest.round != config.rounds or run.run_id is None:
+    if checkpoint is None or not checkpoint.manifest.is_last_of(config.rounds) or run.run_id is None:
         raise ConfigError(
             f"{folder.of(run).uri}: {run.name} is finished, but its last checkpoint is not there or damaged; its numbers are "
             f"in MLflow: raysim compare {state.experiment} --uri {state.tracking_uri}"

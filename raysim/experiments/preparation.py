@@ -21,6 +21,7 @@ from raysim.data.loading import load_data
 from raysim.data.own_source import own_loader
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
+from raysim.experiments.callbacks.making import check_callbacks
 from raysim.functional.parameters import ParameterLayout, pretrained_cfg
 from raysim.own_code import imported, is_own, own_function
 from raysim.training.engine import layout_of, make_optimizer
@@ -89,6 +90,7 @@ def check(config: Config) -> None:
     configs = [child for _, child in children(config)]
     same_resources(configs)
     for child in configs:
+        check_callbacks(child)
         what = child.model_dump_json(exclude={"seed", "name", "tracking", "checkpoint"})
         if what not in looked_at:
             with _naming(config, child):
@@ -162,7 +164,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
 def _check_own_code(config: Config) -> None:
     """That all that is a user's own can be imported, and is of the kind that it should be."""
     for key, name in config.own_names:
-        if key in ("algorithm.name", "algorithm.plugin"):
+        if key in ("algorithm.name", "algorithm.plugin", "callbacks"):  # see check_callbacks
             imported(name, key)
         else:
             own_function(name, key)

@@ -43,7 +43,7 @@ class RunResult:
         """The result, built from the records and shared parameters of a run or of its last checkpoint."""
         entry, seed, run_id = placed.entry, placed.config.seed, str(state.run_id)
         tables = ray.get(placed.setup.partition), placed.class_counts, placed.domains
-        rounds = placed.config.rounds
+        rounds = records.rounds[-1].round + 1
         return cls(
             entry,
             seed,

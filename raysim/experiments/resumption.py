@@ -78,7 +78,7 @@ def finished_before(
     if not state.finished or folder is None:
         return None
     checkpoint = newest_checkpoint(folder, state.name, notify)
-    if checkpoint is None or checkpoint.manifest.round != placed.config.rounds:
+    if checkpoint is None or not checkpoint.manifest.is_last_of(placed.config.rounds):
         return None
     placed = as_checkpointed(placed, checkpoint)
     notify(f"{state.name}: finished before")

@@ -126,7 +126,7 @@ class Run:
     def _rounds(self, run: FederatedRun, since: Checkpoint | None) -> None:
         self._tell(RunListener.rounds_begin, run, since)
         try:
-            while run.next_round < run.config.rounds:
+            while run.next_round < run.rounds:
                 self._follow(run.next_round, run.round())
                 self._tell(RunListener.between_rounds, run)
             self._follow(run.next_round - 1, run.finish())

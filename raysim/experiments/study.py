@@ -15,8 +15,11 @@ from ray.exceptions import RayTaskError
 from raysim.config.loading import config_of
 from raysim.config.schema import Config
 from raysim.errors import ConfigError, OutOfDeviceMemory, Stopped
+from raysim.experiments.callbacks.callback import Callback
+from raysim.experiments.callbacks.making import make_callbacks
 from raysim.experiments.events import RunListener
 from raysim.experiments.launch import Launch, PlacedRun
+from raysim.experiments.listeners.callbacks import CallbackListener
 from raysim.experiments.listeners.checkpoints import CheckpointListener
 from raysim.experiments.listeners.mlflow import MLflowListener
 from raysim.experiments.listeners.models import ModelListener
@@ -49,12 +52,14 @@ class StudyRequest:
         folder: of checkpoints; None if there are none.
         home: where journals of runs with a remote folder are kept.
         code: where a user's own code is, and what of it was defined in a script or a notebook.
+        callbacks: those that were given as objects.
     """
 
     state: str
     folder: str | None
     home: str
     code: OwnCode
+    callbacks: tuple[Callback, ...] = ()
 
 
 class Study:
@@ -67,8 +72,9 @@ class Study:
 
     def __init__(self, request: StudyRequest, board: StatusBoard, stop: threading.Event) -> None:
         self._code, self._board, self._stop = request.code, board, stop
+        self._callbacks, self._home = request.callbacks, Path(request.home)
         state = StudyState.model_validate(json.loads(request.state))
-        self._saved = StudyJson(state, request.folder, Path(request.home), board.notify)
+        self._saved = StudyJson(state, request.folder, self._home, board.notify)
         self._results: dict[int, RunResult] = {}
         self._pools: list[ActorPool] = []
         board.update(phases=("waiting",) * len(state.runs))
@@ -204,7 +210,7 @@ class Study:
         folder = self._saved.folder_of(row)
         result = finished_before(placed, row, folder, self._board.notify)
         while result is None:
-            listeners = self._listeners(i, row, log, tags)
+            listeners = self._listeners(i, placed, row, log, tags)
             run = Run(placed, row, pool, folder, self._saved.resumed, listeners, self._board.notify)
             try:
                 result = run.execute()
@@ -220,13 +226,22 @@ class Study:
         self._results[i] = result
         self._board.enter(i, "finished")
 
-    def _listeners(self, i: int, row: RunState, log: StudyLog, tags: dict[str, str]) -> list[RunListener]:
+    def _listeners(
+        self, i: int, placed: PlacedRun, row: RunState, log: StudyLog, tags: dict[str, str]
+    ) -> list[RunListener]:
         """The listeners of a run, in calling order: MLflow gives the run its id, which later ones use."""
         saved, notify, outbox = self._saved, self._board.notify, log.outbox.for_run(row.name)
         folder = saved.folder_of(row)
+        made = make_callbacks(placed.config, self._callbacks)
+        callbacks = CallbackListener(made, log, outbox, notify, self._home)
+
+        def checkpoint_written(rounds: int) -> None:
+            saved.checkpoint_written()
+            callbacks.checkpoint_written(rounds)
+
         listeners: list[RunListener] = []
         if folder is not None:
-            listeners.append(CheckpointListener(folder, row.name, notify, saved.checkpoint_written))
+            listeners.append(CheckpointListener(folder, row.name, notify, checkpoint_written))
         return [
             *listeners,
             MLflowListener(log, outbox, folder.uri if folder is not None else None, saved.journal_of(row), tags),
@@ -234,4 +249,5 @@ class Study:
             ModelListener(log.store, outbox, notify),
             StudyJsonListener(saved, row, outbox),
             ProgressListener(self._board, i),
+            callbacks,
         ]

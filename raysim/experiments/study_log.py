@@ -46,6 +46,11 @@ class StudyLog:
         return self._state.git_commit
 
     @property
+    def experiment(self) -> str:
+        """The name of the MLflow experiment."""
+        return self._state.experiment
+
+    @property
     def parent(self) -> str | None:
         """The id of the parent run."""
         return self._state.parent

@@ -13,10 +13,15 @@ SENSITIVITY_PARAMETERS = 10_000_000  # shared ones, above which ``evaluate.sensi
 
 
 class EvaluationSchedule:
-    """``evaluate:`` of a configuration, applied to a round."""
+    """``evaluate:`` of a configuration, applied to a round.
+
+    Attributes:
+        rounds: of the run; fewer than configured if it ends early.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self.rounds = config.rounds
 
     def is_due(self, round: int) -> bool:
         """Whether clients are evaluated in the round."""
@@ -24,7 +29,7 @@ class EvaluationSchedule:
 
     @property
     def num_due(self) -> int:
-        """How many rounds of the run are evaluated."""
+        """How many rounds of the run are evaluated, at most."""
         return -(-self._config.rounds // self._config.evaluate.every)
 
     def measures_sensitivity(self, round: int, num_shared: int) -> bool:
@@ -38,7 +43,7 @@ class EvaluationSchedule:
 
     def is_last(self, round: int) -> bool:
         """Whether it is the last round, whose table has every client."""
-        return round + 1 == self._config.rounds
+        return round + 1 == self.rounds
 
     def reported(self, round: int) -> Ints:
         """The clients (E,) that the round's metrics are about."""

@@ -93,6 +93,7 @@ class FederatedRun:
         self._prepared = not self._algorithm.prepares
         self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
+        self._begun = 0
         self.timeline: pd.DataFrame | None = None
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -109,6 +110,7 @@ class FederatedRun:
             StatesLost: the node that had a client's state is gone; the run can't be used any more.
         """
         start, round = time.perf_counter(), self.next_round
+        self._begun = round + 1
         if not self._prepared:
             yield from self._prepare()
         cohort = sample_cohort(self.config, round)
@@ -117,7 +119,7 @@ class FederatedRun:
         sensitivity = self._schedule.measures_sensitivity(round, self._layout.num_shared)
         tasks = self._planner.train(round, cohort, messages, self._schedule.is_due(round), sensitivity)
         completed = yield from self._run_tasks(round, tasks + self._evaluations(round, cohort, len(tasks)))
-        if completed.results and round == max(0, self.config.rounds - 2):  # a typical round: the last evaluates more
+        if completed.results and round == max(0, self.rounds - 2):  # a typical round: the last evaluates more
             self.timeline = timeline(completed.results)
         trained = trained_in(completed.results)
         sums = combine(completed.sums, round, {task.index for task, _ in trained})
@@ -177,7 +179,7 @@ class FederatedRun:
 
     def _others(self, round: int, cohort: Ints) -> Ints:
         """The clients of a round's ``personalized/`` that do not train in it; a pooled model belongs to no client."""
-        if round == self.config.rounds or self._algorithm.pooled:
+        if round == self.rounds or self._algorithm.pooled:
             return np.empty(0, np.int64)
         return np.setdiff1d(self._schedule.evaluated(round), cohort)
 
@@ -212,10 +214,25 @@ class FederatedRun:
     def _restore(self, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
         self.next_round = manifest.round
+        self._begun = self.next_round
         self._prepared = self._prepared or self.next_round > 0
+        if manifest.ends_after is not None:
+            self._schedule.rounds = manifest.ends_after
         self._server.restore(checkpoint.shared, checkpoint.server_state)
         self.states.restore(checkpoint)
         self._pending.restore(checkpoint.records, manifest.open)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run has: as many as configured, unless ``end_after`` was called."""
+        return self._schedule.rounds
+
+    def end_after(self, rounds: int) -> None:
+        """End the run after so many rounds, or after the next one that begins if that is later.
+
+        The last round is evaluated as that of a run which was configured with as many.
+        """
+        self._schedule.rounds = min(self.rounds, max(rounds, self._begun + 1))
 
     @property
     def records(self) -> Records:
@@ -235,6 +252,7 @@ class FederatedRun:
             index.addresses.copy(),
             index.versions.copy(),
             len(records.accuracy),
+            self.rounds if self.rounds < self.config.rounds else None,
         )
 
     @property

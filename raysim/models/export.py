@@ -67,7 +67,7 @@ def client_model(run: SavedRun, client: int | None) -> ClientModel:
     broadcast, frozen = run.broadcast()
     predictor = None
     if client is not None:
-        after = run.config.rounds  # the round that would come next: what is evaluated after the last server step
+        after = run.rounds  # the round that would come next: what is evaluated after the last server step
         predictor = _engine(run).predictor(after, client, broadcast, run.state(client))
     theta = broadcast["shared"] if predictor is None else predictor.theta[0]
     values = run.layout.unflatten(theta) | frozen
@@ -162,7 +162,7 @@ def _readme(of: ClientModel, file: str, arguments: dict[str, Any], plugin: list[
     adapted = ", after its adaptation on its training samples" if config.algorithm.adapt_steps() else ""
     return f"""# {file}
 
-The model {whose} after round {config.rounds} of {config.name!r}: {config.model.name} trained by {config.algorithm.name} on
+The model {whose} after round {of.run.rounds} of {config.name!r}: {config.model.name} trained by {config.algorithm.name} on
 {config.data.name}. It has {parts}{adapted}.
 
 ```python

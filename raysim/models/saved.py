@@ -47,6 +47,8 @@ class About(BaseModel):
     in_channels: int
     data_digest: str
     """Of the run's samples, ..."""
+    rounds: int | None = None
+    """How many rounds the run has had; None in files from before this was kept: as many as configured."""
     partition_digest: str
     """... and of their division among clients: where a client adapts before it is evaluated, it needs the same again."""
 
@@ -70,13 +72,16 @@ def personal_file(clients: NDArray[np.int64], states: Mapping[str, NDArray[np.fl
     return bytes(save(tensors))
 
 
-def about_file(config: Config, class_names: tuple[str, ...], in_channels: int, digests: Mapping[str, str]) -> bytes:
-    """``digests`` has those of ``data`` and ``partition``."""
+def about_file(
+    config: Config, rounds: int, class_names: tuple[str, ...], in_channels: int, digests: Mapping[str, str]
+) -> bytes:
+    """``rounds`` that the run has had, which may have ended early; ``digests`` of ``data`` and ``partition``."""
     about = About(
         config=config.model_dump(mode="json"),
         class_names=list(class_names),
         in_channels=in_channels,
         data_digest=digests["data"],
+        rounds=rounds,
         partition_digest=digests["partition"],
     )
     return about.model_dump_json(indent=1).encode()
@@ -115,6 +120,11 @@ class SavedRun:
         plain = config.model.model_copy(update={"pretrained": False, "weights": None})  # its values are not needed
         model = build_model(plain, config.algorithm, len(about.class_names), about.in_channels, config.seed, new=False)
         return cls(folder, config, about, model, layout_of(model, config.algorithm))
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run has had."""
+        return self.about.rounds or self.config.rounds
 
     @property
     def clients(self) -> NDArray[np.int64]:

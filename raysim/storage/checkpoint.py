@@ -72,11 +72,17 @@ class Manifest(BaseModel):
     """What results depend on besides the configuration: digests of data, parameters and code; versions; kind of device."""
     num_clients: int = Field(ge=1)
     state_size: int = Field(ge=0)
+    ends_after: int | None = Field(None, ge=1)
+    """Rounds after which the run ends, if that is before ``rounds`` of its configuration."""
     open: PendingRoundEntry | None
     shared: FileEntry
     states: list[FileEntry]
     rounds: list[FileEntry]
     clients: list[FileEntry]
+
+    def is_last_of(self, rounds: int) -> bool:
+        """Whether a run that is configured with so many rounds has no round after it."""
+        return self.round == (self.ends_after or rounds)
 
     @property
     def files(self) -> list[FileEntry]:
@@ -100,6 +106,8 @@ class Snapshot:
     versions: Ints
     """(N,): raised with every new state of a client."""
     num_accuracy: int = 0
+    ends_after: int | None = None
+    """Rounds after which the run ends, if that is before ``rounds`` of its configuration."""
 
 
 @dataclass(frozen=True)

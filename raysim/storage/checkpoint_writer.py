@@ -187,6 +187,7 @@ class CheckpointWriter:
             facts=self._facts,
             num_clients=self._num_clients,
             state_size=self._state_size,
+            ends_after=snapshot.ends_after,
             open=snapshot.open,
             shared=put("shared", save_tensors({k: np.ascontiguousarray(v) for k, v in tensors.items()})),
             states=durable.states,

@@ -30,7 +30,7 @@ from raysim.storage.folder import Folder
 NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.
-FREE = re.compile(r"name|study|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
+FREE = re.compile(r"name|study|callbacks|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
 FIXED = re.compile(r"resources\.(device|clients_per_batch|batches_per_round|precision|compile)")
 
 
@@ -209,7 +209,7 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
 def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the keys that may change when its runs are continued."""
     kept = {key: value for key, value in config["resources"].items() if FIXED.fullmatch(f"resources.{key}")}
-    return {**config, "resources": kept, "checkpoint": None}
+    return {**config, "resources": kept, "checkpoint": None, "callbacks": None}
 
 
 def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None, more: bool = False) -> list[str]:

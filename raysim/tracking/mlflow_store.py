@@ -227,9 +227,9 @@ class MLflowStore:
         """Set a run to RUNNING again that was ended, or left open by a process that is gone."""
         self._client.update_run(run_id, status="RUNNING")
 
-    def rounds_logged(self, run_id: str) -> set[int]:
-        """The rounds that the run has metrics of."""
-        return {point.step for point in self._client.get_metric_history(run_id, "cohort/size")}
+    def rounds_logged(self, run_id: str, metric: str = "cohort/size") -> set[int]:
+        """The rounds that the run has a metric of."""
+        return {point.step for point in self._client.get_metric_history(run_id, metric)}
 
     def log_round(self, run_id: str, round: int, metrics: Mapping[str, float], millis: int | None = None) -> None:
         """All metrics of a round in one call. Repeated with the same time (milliseconds since 1970) it changes nothing."""

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from raysim.config.dotted import flatten
 from raysim.config.schema import Config
+from raysim.storage.records import RoundRecord
 from raysim.views import MODELS, ClientSet, Model, View, headline
 
 
-def describe_run(config: Config, commit: str | None, run_id: str, metrics: Mapping[str, float] | None = None) -> str:
-    """What is run, who has which classes, the last round's results once it is finished, and how to run it again."""
+def describe_run(config: Config, commit: str | None, run_id: str, last: RoundRecord | None = None) -> str:
+    """What is run, who has which classes, the results of its last round once it is finished, and how to run it again."""
     lines = [f"**{config.algorithm.name}**, seed {config.seed}: {what_is_run(config)}", ""]
     lines += [_picture("partition.png", run_id), ""]
-    if metrics is not None:
-        lines += [f"After round {config.rounds}:", "", _results(metrics), ""]
+    if last is not None:
+        lines += [f"After round {last.round + 1}:", "", _results(last.metrics), ""]
         lines += [
             "Artifacts: `accuracy.png` and `heat_map.png` (every client in every round), `partition.png` (who has which",
             "classes), `clients.csv`, `timeline.png` (what ran where, when), `model/` (for `raysim export` and `predict`).",

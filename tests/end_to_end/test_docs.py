@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from raysim.config.loading import children, config_of, load_config
+from raysim.experiments.callbacks.making import check_callbacks, make_callbacks
 from raysim.experiments.preparation import prepare
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.metrics.clients import ClientResults
@@ -61,10 +62,10 @@ def test_write_your_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", ["data", "partition", "model", "plugin", "augmentation", "optimizer", "cohort", "metrics"]
+    "page", ["data", "partition", "model", "plugin", "augmentation", "optimizer", "cohort", "metrics", "callbacks"]
 )
 def test_extend(page, tmp_path, monkeypatch):
-    (code,), (configuration,) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
+    (code,), (configuration, *_) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= (20 if page == "plugin" else 15)
     (tmp_path / "my_code.py").write_text(code)
@@ -85,6 +86,8 @@ def test_extend(page, tmp_path, monkeypatch):
     optimizer = make_optimizer(config.train.optimizer, 0.1)
     theta = torch.ones(3)
     assert not torch.equal(optimizer.step(theta, torch.ones(3), optimizer.init(theta))[0], theta)
+    check_callbacks(config)
+    assert [callback.patience for _, callback in make_callbacks(config, [])] == ([3] if page == "callbacks" else [])
     for name in config.evaluate.metrics:
         numbers = own_function(name, "evaluate.metrics")(results, np.zeros(16, np.int64))
         assert all(np.isfinite(value) for value in numbers.values())

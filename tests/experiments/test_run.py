@@ -47,7 +47,7 @@ class FakeRun:
 
     def __init__(self, setup, layout, pool, nodes, checkpoint):
         self.config, self.next_round, self.records, self.shared = setup.config, 0, Records(), torch.zeros(1)
-        self.pending = None
+        self.pending, self.rounds = None, ROUNDS
 
     def round(self):
         round_ = self.next_round

@@ -350,3 +350,55 @@ def test_a_client_that_is_lost_before_it_trains_is_missing_after_the_round_befor
     assert [record.not_evaluated for record in records] == [(0,), ()]
     assert [row["aggregated/not_evaluated"] for row in history(rounds)] == [1.0, 0.0]
     assert [row["personalized/not_evaluated"] for row in history(rounds)] == [0.0, 0.0]
+
+
+def to_its_end(rounds):
+    """The records of the rounds that are left, without what is measured by a clock."""
+    found = []
+    while rounds.next_round < rounds.rounds:
+        found += [event for event in rounds.round() if isinstance(event, RoundRecord)]
+    found += [event for event in rounds.finish() if isinstance(event, RoundRecord)]
+    return [(r.round, {k: v for k, v in r.metrics.items() if not k.startswith("system/")}) for r in found]
+
+
+@pytest.mark.parametrize("evaluate", [{"new_clients": 2}, {"every": 3, "sensitivity": 2}, {"clients": "cohort"}])
+def test_a_run_that_ends_early_has_the_bits_of_one_that_was_to_have_as_many_rounds(start, tmp_path, evaluate):
+    expected, _ = start(0, rounds=4, evaluate=evaluate)
+    records = to_its_end(expected)
+    rounds, _ = start(1, rounds=30, evaluate=evaluate)
+    list(rounds.round())
+    steps = iter(rounds.round())
+    next(steps)
+    rounds.end_after(4)
+    rounds.end_after(5)  # the earlier end counts
+    assert rounds.rounds == 4
+    list(steps)
+    folder = Folder(str(tmp_path))
+    writer = CheckpointWriter(folder, 2, {}, {}, rounds.states.read, 8, rounds.states.layout.size)
+    writer.write(rounds.snapshot())
+    writer.finished(wait=True)
+    checkpoint, _ = newest(folder)
+    assert checkpoint.manifest.ends_after == 4
+    again, _ = start(2, checkpoint, rounds=30, evaluate=evaluate)
+    for ended in (rounds, again):
+        left = to_its_end(ended)
+        assert left == records[-len(left) :]
+        assert left[-1][0] == 3
+        assert ended.checksums() == expected.checksums()
+        assert {k: v.tolist() for k, v in ended.records.final.items()} == {
+            k: v.tolist() for k, v in expected.records.final.items()
+        }
+    assert rounds.snapshot().ends_after == 4
+    assert expected.snapshot().ends_after is None
+
+
+def test_an_early_end_comes_with_the_next_round_at_the_earliest(start):
+    rounds, _ = start(0, rounds=30)
+    list(rounds.round())
+    steps = iter(rounds.round())
+    next(steps)
+    rounds.end_after(1)  # round 1 trains already, and its evaluations are not those of a last round
+    assert rounds.rounds == 3
+    list(steps)
+    rounds.end_after(1)
+    assert rounds.rounds == 3

@@ -48,7 +48,9 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     weights, epochs = {"samples": one, "uniform": one}, config.train.local_epochs
     trained = engine.train(LocalTraining(0, np.array([CLIENT]), weights, epochs, messages), broadcast, states)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "about.json").write_bytes(about_file(run.config, data.class_names, data.images.shape[3], run.digests))
+    (folder / "about.json").write_bytes(
+        about_file(run.config, run.config.rounds, data.class_names, data.images.shape[3], run.digests)
+    )
     (folder / "shared.safetensors").write_bytes(shared_file(broadcast, run.layout, run.frozen))
     unpack = engine.state_layout.unpack
     rows = {name: value.numpy() for name, value in unpack(torch.from_numpy(trained.states)).items()}

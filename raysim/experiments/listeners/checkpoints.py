@@ -23,7 +23,7 @@ class CheckpointListener(RunListener):
         folder: the folder of the run's checkpoints.
         name: the run's name, for messages.
         notify: tells the user when a checkpoint could not be written.
-        on_written: called when a checkpoint is complete.
+        on_written: called when a checkpoint is complete, with the number of rounds in it.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class CheckpointListener(RunListener):
         folder: Folder,
         name: str,
         notify: Callable[[str], None],
-        on_written: Callable[[], None] = lambda: None,
+        on_written: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._folder, self._notify, self._on_written = folder, notify, on_written
         self._where = f"{name}: a checkpoint can't be written to {folder.uri}"
@@ -63,7 +63,7 @@ class CheckpointListener(RunListener):
         every = run.config.checkpoint.every
         assert every is not None
         self._settle(run, wait=False)
-        due = run.next_round - self._last >= every and run.next_round < run.config.rounds
+        due = run.next_round - self._last >= every and run.next_round < run.rounds
         if due and not self._writer.pending:
             self._begin(run)
 
@@ -112,5 +112,5 @@ class CheckpointListener(RunListener):
             run.states.index.release()
         if done:
             self._told = None
-            self._on_written()
+            self._on_written(self._last)
         return done

@@ -103,7 +103,9 @@ class MLflowListener(RunListener):
         rejected = rejections(result.history)
         tags = checksum_tags(result.checksums) | {REJECTED_TAG: rejected[0] if rejected else ""}
         self._outbox.put(lambda: store.set_tags(run_id, tags))
-        last = run.records.rounds[-1].metrics
+        last = records.rounds[-1]
+        if run.rounds < config.rounds:  # it ended early
+            self._outbox.put(lambda: store.set_tags(run_id, {ROUNDS_TAG: str(run.rounds)}))
         self._describe(run_id, describe_run(config, self._log.commit, run_id, last))
 
     def ended(self, status: RunStatus, error: BaseException | None = None) -> None:

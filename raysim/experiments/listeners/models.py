@@ -43,7 +43,9 @@ class ModelListener(RunListener):
         size = 4 * len(states.trained) * states.layout.size
         with_states = asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES)
         files = {
-            "about.json": saved.about_file(run.config, placed.class_names, placed.setup.in_channels, placed.digests),
+            "about.json": saved.about_file(
+                run.config, run.rounds, placed.class_names, placed.setup.in_channels, placed.digests
+            ),
             "shared.safetensors": saved.shared_file(run.sent(), placed.layout, ray.get(placed.setup.frozen)),
         }
         if with_states:

@@ -29,7 +29,7 @@ def agrees(written: WrittenOut, general: Gradients, model: Any, layout: Paramete
     device = initial.device
     noise = torch.randn(K, len(initial), generator=generator).to(device)  # parameters that start at 0 must count, too
     height, width = model.patch_embed.img_size
-    images = torch.randn(K, B, model.in_chans, height, width, generator=generator).to(device)
+    images = torch.randn(K, B, model.patch_embed.proj.in_channels, height, width, generator=generator).to(device)
     labels, mask = torch.zeros(K, B, dtype=torch.int64, device=device), torch.ones(K, B, device=device)
     batch = (initial + 0.02 * noise, images, labels, mask)
     try:

@@ -21,7 +21,7 @@ class CountedRun:
 
     def __init__(self, every, rounds=10, keep=9):
         self.config = tiny(rounds=rounds, checkpoint={"every": every, "keep": keep})
-        self.next_round, self.held = 0, []
+        self.next_round, self.rounds, self.held = 0, rounds, []
         index = SimpleNamespace(hold=lambda: self.held.append(True), release=lambda: self.held.pop())
         layout = SimpleNamespace(size=3)
         self.states = SimpleNamespace(index=index, layout=layout, read=lambda a: np.zeros((len(a), 3), np.float32))
@@ -37,7 +37,7 @@ def listen(tmp_path):
     notes, written = [], []
 
     def make(run):
-        listener = CheckpointListener(Folder(str(tmp_path)), "mine", notes.append, lambda: written.append(1))
+        listener = CheckpointListener(Folder(str(tmp_path)), "mine", notes.append, written.append)
         listener.rounds_begin(run, None)
         return listener
 
