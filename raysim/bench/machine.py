@@ -34,15 +34,6 @@ def private_mb(pid: int) -> float:
     return float(psutil.Process(pid).memory_full_info().uss) / 1e6
 
 
-def object_store_bytes() -> int:
-    """Total bytes that any process has ever put into the cluster's object stores."""
-    # Not at the top: it is private to Ray, and nothing but this figure needs it.
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-    here = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
-    return int(get_memory_info_reply(get_state_from_address(here)).store_stats.cumulative_created_bytes)
-
-
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]

@@ -12,7 +12,7 @@ import psutil
 import ray
 import torch
 
-from raysim.bench.machine import Memory, machine, object_store_bytes
+from raysim.bench.machine import Memory, machine
 from raysim.bench.plain import PlainLoop, check_is_plain
 from raysim.bench.stepped_driver import driven
 from raysim.bench.workloads import Workload
@@ -20,6 +20,7 @@ from raysim.config.loading import config_of
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.workers.cluster import usable_cpus
+from raysim.workers.ray_private import object_store_bytes
 
 
 def against_plain_torch(

@@ -15,11 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 from numpy.typing import NDArray
 from ray import cloudpickle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raysim.bench.workloads import Workload
 from raysim.config.loading import config_of
@@ -41,6 +42,7 @@ from raysim.workers.cluster import connect, using_ray
 from raysim.workers.remote_states import StateNodes
 
 log = logging.getLogger(__name__)
+END_SECONDS = 30  # for a killed process to be gone
 
 
 @ray.remote(max_restarts=0)
@@ -56,8 +58,8 @@ class SteppedDriver:
         config = placed.config
         self._states = StateNodes(placed.state_size)
         self._pool.configure(placed.setup, self._states)
-        store, outbox = MLflowStore(uri, config.name), Outbox(log.warning, stop)
-        self._journal = RunJournal(store, outbox, store.start(config.name, {}, {}), None, resumed=False)
+        store, self._outbox = MLflowStore(uri, config.name), Outbox(log.warning, stop)
+        self._journal = RunJournal(store, self._outbox, store.start(config.name, {}, {}), None, resumed=False)
         self._run = FederatedRun(placed.setup, placed.layout, self._pool, self._states)
         self._checkpoints = RunListener()
         if config.checkpoint.every is not None:
@@ -84,9 +86,10 @@ class SteppedDriver:
         return [(record.round, record.metrics) for record in done]
 
     def close(self) -> None:
-        """Delete the temporary folders."""
+        """Delete the temporary folders, once MLflow has everything: its database lies in one of them."""
         self._checkpoints.rounds_end()
         self._states.close()
+        self._outbox.flush()
 
     def shared(self) -> NDArray[np.float32]:
         """(S,): the shared parameters after the rounds so far."""
@@ -128,7 +131,18 @@ def driven(workload: Workload, overrides: Sequence[str], rounds: int) -> Iterato
                     raise error.cause from error
                 raise
             finally:
-                ray.kill(actor)
+                _end(actor)
+
+
+def _end(actor: Any) -> None:
+    """Kill a driver and wait until its process is gone, which may still be writing to the store."""
+    try:
+        process = psutil.Process(ray.get(actor.pids.remote())[0])
+    except (RayError, psutil.NoSuchProcess):  # it did not start, or has ended
+        ray.kill(actor)
+        return
+    ray.kill(actor)
+    process.wait(timeout=END_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,9 @@ class Entry:
 def entries() -> list[Entry]:
     """Whatever is in the cache, the last used first."""
     found = []
-    for folder in cache_folder().glob("*/"):
+    for folder in cache_folder().glob("*"):
+        if not folder.is_dir():
+            continue  # a lock
         with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
             about = _about(folder)
             used = (folder / "about.json" if about is not None else folder).stat().st_mtime

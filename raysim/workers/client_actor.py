@@ -29,6 +29,7 @@ from raysim.training.engine import ClientEngine
 from raysim.training.evaluation import Evaluation
 from raysim.training.tasks import BEFORE, Evaluate, EvaluateGlobal, Task, TaskResult, Train, TrainingReport
 from raysim.workers.device import device_name, keep_freed_memory, make_cuda_deterministic
+from raysim.workers.ray_private import stderr_of_worker
 from raysim.workers.remote_states import States
 from raysim.workers.run_setup import Machine, RunSetup
 
@@ -72,7 +73,7 @@ class ClientActor:
             algorithm_digest(setup.config),
             context.get_node_id(),
             os.getpid(),
-            ray._private.worker.global_worker.get_err_file_path(),
+            stderr_of_worker(),
             ",".join(context.get_accelerator_ids().get("GPU", [])),
         )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import re
 import tempfile
@@ -12,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_get
 
 from raysim.config.schema import ResourcesConfig
 from raysim.errors import ConfigError
+from raysim.workers.ray_private import autoscaler_report, be_quiet_about_authentication, most_of_cluster
 
 MOST_SOCKET = 103  # letters of a socket's path, on macOS; Linux has room for 107
 SOCKET_LENGTH = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -58,8 +56,7 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     Returns whether a local cluster was started, and a warning if it was given more logical CPUs than there are, or another
     folder than usual.
     """
-    # This logger tells users how to switch a protection off, so it is silenced.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    be_quiet_about_authentication()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
         return False, None
@@ -102,11 +99,9 @@ def autoscales() -> bool:
     Ray has no public way to ask. Its newer autoscaler says what it could start; the older one names nodes by the types of its
     configuration, while a cluster without one has a type ``node_<id>`` for each node.
     """
-    if ray._private.state.state.get_max_resources_from_cluster_config():
+    if most_of_cluster():
         return True
-    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
-    report = status.get("autoscaler_report") or {}
-    return any(not STATIC_NODE.fullmatch(name) for name in report.get("active_nodes") or {})
+    return any(not STATIC_NODE.fullmatch(name) for name in autoscaler_report().get("active_nodes") or {})
 
 
 def room(resources: ResourcesConfig, device: str, share: float | str, actors_per_gpu: int) -> int:

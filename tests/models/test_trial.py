@@ -22,7 +22,7 @@ SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
     [
         ("vit_tiny_patch16_224", 222, {"depth": 1}, "12 % of images of 222 pixels .*; take 208 or 224"),
         ("vit_small_patch14_dinov2", 32, {"depth": 1}, "23 % of images of 32 pixels .*; take 28 or 42"),
-        ("swin_tiny_patch4_window7_224", 30, {}, "13 % of images of 30 pixels .*; take 28 or 32"),
+        ("swin_tiny_patch4_window7_224", 58, {}, "7 % of images of 58 pixels .*; take 56 or 60"),
         ("vit_tiny_patch16_224", 10, SMALL, "36 % of images of 10 pixels .*; take 8 or 12"),
         ("vit_tiny_patch16_224", 5, SMALL, "36 % of images of 5 pixels .*; take 4 or 8"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysim.experiments.callbacks.callback import Callback, LiveRun
 from raysim.storage.records import RoundRecord
@@ -10,6 +10,9 @@ from raysim.storage.records import RoundRecord
 if TYPE_CHECKING:
     from raysim.experiments.events import RunStatus
     from raysim.experiments.results import RunResult
+
+
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WandB(Callback):
@@ -21,7 +24,7 @@ class WandB(Callback):
         mode: ``offline`` writes files for ``wandb sync``. Default: WANDB_MODE, else online.
     """
 
-    def __init__(self, project: str | None = None, entity: str | None = None, mode: str | None = None) -> None:
+    def __init__(self, project: str | None = None, entity: str | None = None, mode: Mode | None = None) -> None:
         self._project, self._entity, self._mode = project, entity, mode
         self._run: Any = None
 
