@@ -50,6 +50,6 @@ def test_what_is_put_into_the_object_store_is_counted():
 
 def test_no_other_module_uses_private_parts_of_ray():
     root = Path(inspect.getfile(ray_private)).parents[1]
-    private = ("ray._", "ray.experimental", "_internal_kv")
+    private = ("ray._private", "ray.experimental", "_internal_kv")
     users = [path.name for path in root.rglob("*.py") if any(word in path.read_text() for word in private)]
     assert users == ["ray_private.py"]
