@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def show_runs(work: Callable[[Watch], Result]) -> None:
     """Call a command's ``work``, and show its progress, result and errors on the console."""
-    from raysim.cli.progress import ProgressView
+    from raysim.experiments.progress import ProgressView
     from raysim.experiments.watch_driver import RunFailed, RunKilled
 
     try:

@@ -24,6 +24,7 @@ from raysim.experiments.callbacks.callback import Callback
 from raysim.experiments.callbacks.making import check_objects
 from raysim.experiments.driver import NAMESPACE, Driver
 from raysim.experiments.finished import finished_results
+from raysim.experiments.notebook import shown
 from raysim.experiments.preparation import check
 from raysim.experiments.results import Result
 from raysim.experiments.study import StudyRequest
@@ -53,7 +54,8 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False, callbac
     continued: its finished runs are skipped, and the others go on from their checkpoints.
 
     Args:
-        watch: called about five times a second with the driver's status, the names of all runs, and their rounds.
+        watch: called about five times a second with the driver's status, the names of all runs, and their rounds. Default: in
+            a notebook a view of the progress, elsewhere nothing.
         fresh: start a study over, even if an earlier start of it is unfinished.
         callbacks: what to do when something happens to a run, beside those that the configuration names; every run has a
             copy of each.
@@ -221,7 +223,8 @@ def _watch_their_driver(folder: StudyFolder, stop: bool, watch: Watch | None) ->
             ) from error
         if stop:
             driver.stop.remote()
-        return results_of(driver, _read(folder), folder.uri, watch, ours=stop)
+        with shown(watch) as watch:
+            return results_of(driver, _read(folder), folder.uri, watch, ours=stop)
 
 
 def _actor_name(folder: str) -> str:
@@ -244,7 +247,7 @@ def _command(
     resources = ResourcesConfig.model_validate(state.config["resources"])
     runs = [child for _, child in children(config_of(state.config, [], "config"))]
     code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
-    with using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
+    with shown(watch) as watch, using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
         request = StudyRequest(state.model_dump_json(), folder, str(home()), code, tuple(callbacks))

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from raysim.cli.progress import ProgressView
+from raysim.experiments.progress import ProgressView
 from raysim.experiments.status import RoundCompleted, RoundProgress, Status
 from raysim.storage.records import RoundRecord
 

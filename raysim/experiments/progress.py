@@ -1,11 +1,12 @@
-"""What a person sees while runs are under way: a live view on a terminal, plain lines elsewhere."""
+"""What a person sees while runs are under way: a live view on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.spinner import Spinner
@@ -24,10 +25,17 @@ MARKS = {"running": ("▶", "cyan"), "failed": ("✗", "red"), "waiting": ("·",
 
 
 class ProgressView:
-    """Call it with every status; use it as a context manager."""
+    """Call it with every status; use it as a context manager.
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._live = console, Live(console=console, refresh_per_second=5, transient=True)
+    Args:
+        draw: shows the live view in another place than ``console``, which then gets messages only.
+    """
+
+    def __init__(self, console: Console, draw: Callable[[RenderableType], None] | None = None) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=5, transient=True)
+        self._in_console = draw is None and console.is_terminal
+        self._draw = draw if not self._in_console else self._live.update
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -45,13 +53,14 @@ class ProgressView:
         self._shown: set[tuple[int, int]] = set()
 
     def __enter__(self) -> ProgressView:
-        if self._console.is_terminal:
+        if self._in_console:
             self._live.start()
-            self._live.update(Spinner("dots", Text("starting Ray and its actors")))
+        if self._draw is not None:
+            self._draw(Spinner("dots", Text("starting Ray and its actors")))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
+        if self._in_console:
             self._live.stop()
 
     def __call__(self, status: Status, names: list[str], rounds: list[int]) -> None:
@@ -61,8 +70,8 @@ class ProgressView:
                 self._console.print(event, style="yellow", highlight=False, soft_wrap=True)
             else:
                 self._completed(event.run, event.record, names, rounds)
-        if self._console.is_terminal and any(phase != "waiting" for phase in status.phases):
-            self._live.update(self._view(status, names, rounds))
+        if self._draw is not None and any(phase != "waiting" for phase in status.phases):
+            self._draw(self._view(status, names, rounds))
 
     def _completed(self, run: int, record: RoundRecord, names: list[str], rounds: list[int]) -> None:
         """Show a round once only: rounds since a checkpoint may be repeated."""
@@ -75,7 +84,7 @@ class ProgressView:
             ids = ", ".join(map(str, record.rejected))
             line = f"{where}: rejected client {ids}: its parameters were not finite or out of range"
             self._console.print(line, style="yellow", highlight=False)
-        if not self._console.is_terminal:
+        if self._draw is None:
             passed = time.monotonic() - self._start
             self._console.print(f"[{passed:6.1f} s] {where}: {summary(record.metrics)}", highlight=False)
 
