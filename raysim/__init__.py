@@ -29,6 +29,7 @@ __all__ = [
     "load_config",
     "resume",
     "run",
+    "session",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from raysim.experiments.callbacks.callback import Callback
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
+    from raysim.experiments.session import session
     from raysim.experiments.watch_driver import RunFailed, RunKilled
     from raysim.functional.optimizers import Optimizer
     from raysim.plugins.registry import Plugin
@@ -57,6 +59,7 @@ _HOME = {
     "attach": "raysim.experiments.command",
     "resume": "raysim.experiments.command",
     "run": "raysim.experiments.command",
+    "session": "raysim.experiments.session",
 }
 
 

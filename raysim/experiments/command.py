@@ -16,6 +16,7 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysim.config.fingerprint import own_sources
 from raysim.config.loading import children, config_of
 from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
@@ -27,6 +28,7 @@ from raysim.experiments.finished import finished_results
 from raysim.experiments.notebook import shown
 from raysim.experiments.preparation import check
 from raysim.experiments.results import Result
+from raysim.experiments.session import current
 from raysim.experiments.study import StudyRequest
 from raysim.experiments.watch_driver import RunFailed, Watch, results_of
 from raysim.own_code import own_code
@@ -247,22 +249,38 @@ def _command(
     resources = ResourcesConfig.model_validate(state.config["resources"])
     runs = [child for _, child in children(config_of(state.config, [], "config"))]
     code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
-    with shown(watch) as watch, using_ray(partial(connect, resources)) as warning, ThreadPoolExecutor(1) as thread:
+    start, kept = partial(connect, resources), current()
+    if kept is not None:
+        kept.use_ray(start)
+    with shown(watch) as watch, using_ray(start) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
         request = StudyRequest(state.model_dump_json(), folder, str(home()), code, tuple(callbacks))
         actor_class: Any = Driver
-        name = _actor_name(folder) if folder is not None else None
+        options = driver_options()
+        if folder is None or kept is not None:
+            # Without checkpoints one that is restarted would have nothing to continue from; in a session it would do the
+            # first of its requests again.
+            options |= {"max_restarts": 0, "max_task_retries": 0}
+        if folder is not None and kept is None:
+            options["name"] = _actor_name(folder)
+        sources = {name: source for run in runs for name, source in own_sources(run).items()}
+        key = [resources.model_dump(), code.path, sources]
+
+        def new() -> Any:
+            return actor_class.options(**options).remote(request, kept is not None)
+
         try:
-            # Without checkpoints a restarted driver would have nothing to continue from.
-            lives = {} if folder is not None else {"max_restarts": 0, "max_task_retries": 0}
             with code.with_sources(), _by_value(callbacks):
-                driver = actor_class.options(**driver_options(), name=name, **lives).remote(request)
+                driver = kept.driver(key, request, new) if kept is not None else new()
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
         if is_new:  # while the driver starts, which will look for it and say what is wrong with it
             thread.submit(MLflowStore, state.tracking_uri, state.experiment)
-        return results_of(driver, state, folder, watch, ours=True)
+        result = results_of(driver, state, folder, watch, ours=True, keep=kept is not None)
+        if kept is not None:
+            kept.keep(driver, key)
+        return result
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import ray
 import torch
 
 from raysim.errors import ConfigError, Stopped
+from raysim.experiments.launch import KeptActors
 from raysim.experiments.results import RunResult, error_message
 from raysim.experiments.status import Status, StatusBoard
 from raysim.experiments.study import Study, StudyRequest
@@ -26,20 +27,37 @@ UNATTENDED_SECONDS = 60  # once its runs are over, the driver ends itself if nob
 # Calls that were under way when the process was killed are repeated; every method allows that.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)
 class Driver:
-    """Works on a request in a thread of its own; its methods answer at any time."""
+    """Works on a request in a thread of its own; its methods answer at any time.
 
-    def __init__(self, request: StudyRequest) -> None:
+    Args:
+        keep: whether it and its actors may get another request once this one is done.
+    """
+
+    def __init__(self, request: StudyRequest, keep: bool = False) -> None:
         request.code.install()
         torch.set_num_threads(1)  # as in the client actors: the server step is part of the result
         os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a bug is shown once, not once for every task in flight
         # The outbox repeats calls to MLflow itself.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        self._stop, self._board = threading.Event(), StatusBoard()
-        self._asked = time.monotonic()
+        self._keep = keep
         with warnings.catch_warnings():  # Ray's property warns about what it calls itself
             warnings.simplefilter("ignore")
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._study = Study(request, self._board, self._stop)
+        self._begin(request, restarted, None)
+        threading.Thread(target=self._end_unattended, name="unattended", daemon=True).start()
+
+    def take(self, request: StudyRequest) -> bool:
+        """Work on another request, with the actors of the last one; False if that is not done."""
+        self._thread.join(timeout=1.0)
+        if self._thread.is_alive():
+            return False
+        self._begin(request, False, self._study.kept)
+        return True
+
+    def _begin(self, request: StudyRequest, restarted: bool, kept: KeptActors | None) -> None:
+        self._asked = time.monotonic()
+        self._stop, self._board = threading.Event(), StatusBoard()
+        self._study = Study(request, self._board, self._stop, self._keep, kept)
         self._thread = threading.Thread(target=self._main, args=(restarted,), name="rounds", daemon=True)
         self._thread.start()
 
@@ -70,6 +88,8 @@ class Driver:
             self._board.update(state="failed", error=str(error), problems=error.problems)
         except Exception as error:
             self._board.update(state="failed", error=error_message(error))
-        while time.monotonic() - self._asked < UNATTENDED_SECONDS:
+
+    def _end_unattended(self) -> None:
+        while self._thread.is_alive() or time.monotonic() - self._asked < UNATTENDED_SECONDS:
             time.sleep(1.0)
         ray.kill(ray.get_runtime_context().current_actor)

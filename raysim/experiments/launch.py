@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from raysim.workers.auto_resources import (
 from raysim.workers.cluster import room
 from raysim.workers.gpu_trial import TrialActor
 from raysim.workers.run_setup import RunSetup
+from raysim.workers.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ class PlacedRun:
         return self.with_config(with_clients_per_batch(self.config, size)) if self.auto_batches else self
 
 
+@dataclass(frozen=True)
+class KeptActors:
+    """Actors that are left running for another launch.
+
+    Attributes:
+        options: Ray's, with which they were started.
+    """
+
+    workers: list[Worker]
+    options: dict[str, Any]
+
+
 class Launch:
     """Starts the actors of a configuration's runs, while the runs are prepared unless a GPU must be tried first.
 
@@ -82,6 +95,7 @@ class Launch:
         uri: of the MLflow store, written into the configurations.
         stop, notify: see ``ActorPool``.
         patient: wait for a cluster that does not have all that ``resources`` asks for.
+        kept: actors of an earlier launch, used if they are on CPUs and have the same options.
 
     Raises:
         ConfigError: the cluster can't give what ``resources`` asks for.
@@ -95,6 +109,7 @@ class Launch:
         stop: threading.Event,
         notify: Callable[[str], None],
         patient: bool = False,
+        kept: KeptActors | None = None,
     ) -> None:
         self._config, self._code, self._uri, self._stop, self._notify = config, code, uri, stop, notify
         self._patient = patient
@@ -105,12 +120,25 @@ class Launch:
         self._placement = resolve_resources(self._resources, most, patient=patient, runs=self._runs)
         self._concurrent_runs = 1
         self.pool: ActorPool | None = None
-        if self._placement.resources.device == "cpu":
-            self.pool = self._start_pool()
+        on_cpu = self._placement.resources.device == "cpu"
+        workers = kept.workers if kept is not None else []
+        if workers and not (on_cpu and kept is not None and kept.options == self._placement.actor_options):
+            for worker in workers:
+                ray.kill(worker.handle)
+            workers = []
+        if on_cpu:
+            self.pool = self._start_pool(workers)
 
-    def _start_pool(self) -> ActorPool:
+    def _start_pool(self, workers: Sequence[Worker] = ()) -> ActorPool:
         options = self._placement.actor_options
-        return ActorPool(self._num_actors, options, self._code, self._stop, self._notify)
+        return ActorPool(self._num_actors, options, self._code, self._stop, self._notify, workers)
+
+    def keep(self, pools: Sequence[ActorPool]) -> KeptActors:
+        """The actors of these pools, which have none from now on."""
+        workers = [worker for pool in pools for worker in pool.workers]
+        for pool in pools:
+            pool.workers = []
+        return KeptActors(workers, self._placement.actor_options)
 
     def _num_actors(self) -> int:
         """The size of a pool; called again when nodes join."""

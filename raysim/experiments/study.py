@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,7 +18,7 @@ from raysim.errors import ConfigError, OutOfDeviceMemory, Stopped
 from raysim.experiments.callbacks.callback import Callback
 from raysim.experiments.callbacks.making import make_callbacks
 from raysim.experiments.events import RunListener
-from raysim.experiments.launch import Launch, PlacedRun
+from raysim.experiments.launch import KeptActors, Launch, PlacedRun
 from raysim.experiments.listeners.callbacks import CallbackListener
 from raysim.experiments.listeners.checkpoints import CheckpointListener
 from raysim.experiments.listeners.mlflow import MLflowListener
@@ -68,15 +68,28 @@ class Study:
     Args:
         board: shows how far they are.
         stop: set when the runs are to end; ``Stopped`` is raised then.
+        keep: leave the actors running at the end, if all went well.
+        kept: actors of an earlier study.
+
+    Attributes:
+        kept: the actors that are left running.
     """
 
-    def __init__(self, request: StudyRequest, board: StatusBoard, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        request: StudyRequest,
+        board: StatusBoard,
+        stop: threading.Event,
+        keep: bool = False,
+        kept: KeptActors | None = None,
+    ) -> None:
         self._code, self._board, self._stop = request.code, board, stop
         self._callbacks, self._home = request.callbacks, Path(request.home)
         state = StudyState.model_validate(json.loads(request.state))
         self._saved = StudyJson(state, request.folder, self._home, board.notify)
         self._results: dict[int, RunResult] = {}
         self._pools: list[ActorPool] = []
+        self._keep, self.kept = keep, kept
         board.update(phases=("waiting",) * len(state.runs))
 
     @property
@@ -106,7 +119,8 @@ class Study:
         config = config_of(state.config, [], "study.json" if saved.resumed else "config")
         outbox = Outbox(notify, self._stop)
         try:
-            launch = Launch(config, self._code, state.tracking_uri, self._stop, notify, patient=saved.resumed)
+            launch = Launch(config, self._code, state.tracking_uri, self._stop, notify, saved.resumed, self.kept)
+            self.kept = None
             self._pools = [launch.pool] if launch.pool is not None else []
             prepared = prepare(config)
             for line in data_warnings(prepared):
@@ -123,6 +137,8 @@ class Study:
             outbox.check_all()
             state.finished = True
             saved.write()
+            if self._keep:
+                self.kept = launch.keep(self._pools)
         finally:
             for pool in self._pools:
                 pool.close()
@@ -182,7 +198,8 @@ class Study:
             waiting.put(item)
 
         def work(pool: ActorPool) -> None:
-            with closing(pool):  # as soon as no run waits for it: others may use the cluster
+            # As soon as no run waits for it: others may use the cluster.
+            with nullcontext() if self._keep else closing(pool):
                 for i, run in iter(waiting.get, None):
                     if self._stop.is_set():
                         raise Stopped

@@ -35,8 +35,12 @@ class RunKilled(RuntimeError):
     """A run was stopped before its end; it is closed as KILLED in MLflow."""
 
 
-def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool) -> Result:
+def results_of(
+    driver: Any, state: StudyState, folder: str | None, watch: Watch | None, ours: bool, keep: bool = False
+) -> Result:
     """Watch a driver to its end and return its results. If it is ``ours``, it is stopped whenever this process ends.
+
+    ``keep``: do not end it if its runs have finished.
 
     Raises:
         ConfigError: something is wrong with the configuration, the data or the resources.
@@ -59,7 +63,8 @@ def results_of(driver: Any, state: StudyState, folder: str | None, watch: Watch 
             _stop(driver)
             ray.kill(driver)
         raise
-    ray.kill(driver)
+    if status.state != "finished" or not keep:
+        ray.kill(driver)
     if status.problems is not None:
         raise ConfigError(*status.problems)
     way = "Without the YAML file" if state.config["study"] else "To continue from the last checkpoint"

@@ -25,6 +25,8 @@ from raysim.views import FAMILIES, MODELS, Model
 
 VIEW = "raysim"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+MOST_LETTERS = 5000
+"""Of a view: MLflow refuses a longer tag of an experiment."""
 START_SECONDS = 60
 LINE = {
     "range": {},
@@ -51,7 +53,7 @@ def saved_view(parent: str, name: str, differing: Sequence[str], model: Model) -
     Args:
         parent: run id of the study.
         name: of the view, in MLflow's menu of views.
-        differing: parameters in which the study's runs differ.
+        differing: parameters in which the study's runs differ; as many of them are shown as there is room for.
         model: that the headline is about.
     """
     charts, accuracy = _charts(model), f"{model}/accuracy_mean"
@@ -92,7 +94,8 @@ def saved_view(parent: str, name: str, differing: Sequence[str], model: Model) -
         "isAccordionReordered": True,  # else the sections are sorted by name, MLflow's own among them
         "hideEmptyCharts": True,
     }
-    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+    view = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+    return view if len(view) <= MOST_LETTERS or not differing else saved_view(parent, name, differing[:-1], model)
 
 
 _SECTIONS = {"rounds": "over rounds", "end": "after the last round"}

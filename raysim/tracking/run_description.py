@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from raysim.config.dotted import flatten
 from raysim.config.schema import Config
 from raysim.storage.records import RoundRecord
 from raysim.views import MODELS, ClientSet, Model, View, headline
+
+MOST_LETTERS = 6000
+"""Of the table of results: MLflow refuses a description of more than 8,000."""
 
 
 def describe_run(config: Config, commit: str | None, run_id: str, last: RoundRecord | None = None) -> str:
@@ -75,7 +80,10 @@ def _results(metrics: Mapping[str, float]) -> str:
         if key.startswith(("personalized/", "aggregated/", "difference/", "global/", "new_clients/"))
     }
     rows = [f"| {key} | {value:.4f} |" for key, value in sorted(shown.items())]
-    return "\n".join(["| metric | value |", "| --- | ---: |", *rows])
+    ends = np.cumsum([len(row) + 1 for row in rows])
+    fit = int((ends <= MOST_LETTERS).sum())
+    more = [f"| and {len(rows) - fit} more |  |"] if fit < len(rows) else []
+    return "\n".join(["| metric | value |", "| --- | ---: |", *rows[:fit], *more])
 
 
 def headline_of(runs: Sequence[Config]) -> Model:

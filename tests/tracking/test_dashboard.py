@@ -100,3 +100,12 @@ def test_a_person_compares_the_runs_of_a_study(quickstart):
         shown = "return [...document.images].some(i => i.src.includes('partition.png') && i.naturalWidth > 99)"
         page.until(lambda: driver.execute_script(shown), "the picture of the partition in the description")
         page.see("digits")  # the data set, as MLflow's input
+
+
+def test_a_view_of_many_parameters_keeps_within_what_mlflow_takes():
+    many = [f"train.optimizer.options.a_long_name_of_parameter_{i}" for i in range(60)]
+    value = saved_view("p", "name", many, "personalized")
+    assert 4500 < len(value) <= 5000
+    columns = json.loads(json.loads(value)["state"])["selectedColumns"]
+    assert f"params.`{many[0]}`" in columns
+    assert f"params.`{many[-1]}`" not in columns
