@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import raysim
 from raysim.config.loading import children, config_of, load_config
 from raysim.experiments.callbacks.making import check_callbacks, make_callbacks
 from raysim.experiments.preparation import prepare
@@ -185,3 +186,10 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_python_has_all_that_is_public():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^::: raysim\.(\w+)$", page, re.MULTILINE))
+    assert listed == set(raysim.__all__) - {"__version__"}
+    assert all(hasattr(raysim, name) for name in raysim.__all__)
