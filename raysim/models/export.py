@@ -43,6 +43,13 @@ class ClientModel:
     model: nn.Module
     predictor: Predictor | None
 
+    def example(self) -> NDArray[np.float32]:
+        """(2, C, H, W): two grey images as the model takes them."""
+        size = self.run.config.model.image_size
+        grey = torch.full((2, size, size, self.run.about.in_channels), 128, dtype=torch.uint8)
+        inputs: NDArray[np.float32] = ModelInput.of(self.run.config)(grey).numpy()
+        return inputs
+
     @torch.no_grad()
     def scores(self, images: NDArray[np.uint8]) -> Tensor:
         """Images (B, H, W, C) uint8, of any size, to scores (B, classes), whose softmax are the probabilities."""
@@ -100,17 +107,24 @@ def _engine(run: SavedRun) -> ClientEngine:
     return ClientEngine(config, run.model, torch.zeros(run.layout.num_parameters), images, labels, partition, "cpu")
 
 
-def export(of: ClientModel, to: Path) -> Path:
-    """Write a client's model as an ordinary timm state dict, and beside it a README on how to load it; returns that.
-
-    Raises:
-        ConfigError: it can't be written, or timm has no place for what the algorithm added to the model.
-    """
+def check_whole(of: ClientModel) -> None:
+    """Raises a ConfigError if the client predicts with more than its model."""
     if of.run.config.algorithm.has_own("predict"):
         raise ConfigError(
             f"{of.run.config.algorithm.name!r} predicts with more than the model (see its file), which a state dict of timm "
             "can't hold; raysim predict does it"
         )
+
+
+def export(of: ClientModel, to: Path, logged: tuple[str, str] | None = None) -> Path:
+    """Write a client's model as an ordinary timm state dict, and beside it a README on how to load it; returns that.
+
+    ``logged``: the MLflow store, and the address of the same model in it, for the README.
+
+    Raises:
+        ConfigError: it can't be written, or timm has no place for what the algorithm added to the model.
+    """
+    check_whole(of)
     tensors = {
         name: tensor.detach().clone()
         for name, tensor in of.model.state_dict().items()
@@ -130,10 +144,26 @@ def export(of: ClientModel, to: Path) -> Path:
     try:
         data = save({n: t.contiguous() for n, t in tensors.items()}, {"class_names": json.dumps(about.class_names)})
         to.write_bytes(data)
-        readme.write_text(_readme(of, to.name, arguments, code), encoding="utf-8")
+        readme.write_text(_readme(of, to.name, arguments, code) + _of_mlflow(logged), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--to {to}: can't be written: {error}") from error
     return readme
+
+
+def _of_mlflow(logged: tuple[str, str] | None) -> str:
+    if logged is None:
+        return ""
+    uri, address = logged
+    return f"""
+The same model is in MLflow, as a graph that needs torch alone, neither raysim nor timm:
+
+```python
+import mlflow
+
+mlflow.set_tracking_uri({uri!r})
+model = mlflow.pytorch.load_model({address!r})
+```
+"""
 
 
 def _readme(of: ClientModel, file: str, arguments: dict[str, Any], plugin: list[str]) -> str:
