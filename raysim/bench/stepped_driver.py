@@ -83,7 +83,7 @@ class SteppedDriver:
         for record in done:
             self._journal.add(record)
         self._checkpoints.between_rounds(self._run)
-        return [(record.round, record.metrics) for record in done]
+        return [(record.round, dict(record.metrics)) for record in done]
 
     def close(self) -> None:
         """Delete the temporary folders, once MLflow has everything: its database lies in one of them."""

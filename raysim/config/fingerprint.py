@@ -53,16 +53,6 @@ def algorithm_digest(config: Config) -> str:
     return sha.hexdigest()
 
 
-def own_sources(config: Config) -> dict[str, bytes]:
-    """Whatever is a user's own, as it is now: files by the names of modules, and what a script or a notebook defines."""
-    found: dict[str, bytes] = {}
-    for key, name in config.own_names:
-        for module, source in _sources_of(own_code.imported(name, key), name.partition(":")[0]).items():
-            file = None if module.startswith(f"{MAIN}:") else inspect.getsourcefile(sys.modules[module])
-            found[module] = Path(file).read_bytes() if file is not None else source
-    return found
-
-
 def _sources_of(found: Any, module: str) -> dict[str, bytes]:
     if module == MAIN:
         return {own_code.name_of(found): main_source(found).encode()}

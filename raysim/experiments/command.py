@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,7 +17,6 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysim.config.fingerprint import own_sources
 from raysim.config.loading import children, config_of
 from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
 from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
@@ -28,7 +28,7 @@ from raysim.experiments.finished import finished_results
 from raysim.experiments.notebook import shown
 from raysim.experiments.preparation import check
 from raysim.experiments.results import Result
-from raysim.experiments.session import current
+from raysim.experiments.session import Reusable, current
 from raysim.experiments.study import StudyRequest
 from raysim.experiments.watch_driver import RunFailed, Watch, results_of
 from raysim.own_code import own_code
@@ -45,7 +45,7 @@ from raysim.storage.study_folder import (
 from raysim.tracking.mlflow_reader import checkpoint_of
 from raysim.tracking.mlflow_store import MLflowStore, check_address
 from raysim.tracking.tags import git_commit
-from raysim.workers.cluster import connect, using_ray
+from raysim.workers.cluster import connect, logical_cpus, using_ray
 
 
 def run(config: Config, watch: Watch | None = None, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
@@ -250,8 +250,8 @@ def _command(
     runs = [child for _, child in children(config_of(state.config, [], "config"))]
     code = own_code((own for run in runs for own in run.own_names), cloudpickle.dumps)
     start, kept = partial(connect, resources), current()
-    if kept is not None:
-        kept.use_ray(start)
+    if kept is not None and (told := kept.use_ray(start, logical_cpus(resources))):
+        print(told, file=sys.stderr)
     with shown(watch) as watch, using_ray(start) as warning, ThreadPoolExecutor(1) as thread:
         if warning:
             print(warning, file=sys.stderr)
@@ -264,8 +264,8 @@ def _command(
             options |= {"max_restarts": 0, "max_task_retries": 0}
         if folder is not None and kept is None:
             options["name"] = _actor_name(folder)
-        sources = {name: source for run in runs for name, source in own_sources(run).items()}
-        key = [resources.model_dump(), code.path, sources]
+        own = any(run.own_names for run in runs) or bool(callbacks)
+        key = Reusable(resources.model_dump_json(), code.path, state.tracking_uri) if not own else None
 
         def new() -> Any:
             return actor_class.options(**options).remote(request, kept is not None)
@@ -273,6 +273,8 @@ def _command(
         try:
             with code.with_sources(), _by_value(callbacks):
                 driver = kept.driver(key, request, new) if kept is not None else new()
+        except ConfigError:
+            raise
         except ValueError as error:  # the name is taken
             raise ConfigError(f"{folder}: these runs are under way; `raysim attach {folder}` shows them") from error
         if is_new:  # while the driver starts, which will look for it and say what is wrong with it
@@ -283,6 +285,9 @@ def _command(
         return result
 
 
+_travelling = threading.Lock()
+
+
 @contextmanager
 def _by_value(callbacks: Sequence[Callback]) -> Iterator[None]:
     """While they travel: with their classes, since the driver reads them before it knows where a user's modules are.
@@ -291,19 +296,24 @@ def _by_value(callbacks: Sequence[Callback]) -> Iterator[None]:
         ConfigError: one can't travel.
     """
     names = {cls.__module__ for item in callbacks for cls in type(item).__mro__}
-    modules = [sys.modules[name] for name in names if name.partition(".")[0] not in ("raysim", "builtins", "__main__")]
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        for item in callbacks:
-            try:
-                cloudpickle.dumps(item)
-            except Exception as error:  # whatever the pickling of what it holds raises
-                raise ConfigError(f"callbacks: {type(item).__name__} can't travel to the driver: {error}") from error
-        yield
-    finally:
+    found = [sys.modules[name] for name in names & sys.modules.keys()]
+    modules = [
+        module for module in found if module.__name__.partition(".")[0] not in ("raysim", "builtins", "__main__")
+    ]
+    with _travelling:  # what is registered is so for all threads
         for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            for item in callbacks:
+                try:
+                    cloudpickle.dumps(item)
+                except Exception as error:  # whatever the pickling of what it holds raises
+                    name = type(item).__name__
+                    raise ConfigError(f"callbacks: {name} can't travel to the driver: {error}") from error
+            yield
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def driver_options() -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Driver:
             self._board.update(state="killed")
         except ConfigError as error:
             self._board.update(state="failed", error=str(error), problems=error.problems)
-        except Exception as error:
+        except BaseException as error:  # also what ends threads: the command would wait for ever
             self._board.update(state="failed", error=error_message(error))
 
     def _end_unattended(self) -> None:

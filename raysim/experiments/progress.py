@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -130,14 +130,14 @@ class ProgressView:
         return status.progress[run].round if run in status.progress else 0
 
 
-def _accuracy(metrics: dict[str, float]) -> str:
+def _accuracy(metrics: Mapping[str, float]) -> str:
     """The accuracies of a round, each with the model that it is about; empty if nobody was evaluated."""
     known = {model: metrics.get(f"{model}/accuracy_mean") for model in FAMILIES}
     parts = [f"{100 * value:.1f} % {MODELS[model]}" for model, value in known.items() if value is not None]
     return f"accuracy {', '.join(parts)}" if parts else ""
 
 
-def summary(metrics: dict[str, float]) -> str:
+def summary(metrics: Mapping[str, float]) -> str:
     """One line about a round."""
     parts = [text] if (text := _accuracy(metrics)) else []
     if "train/loss" in metrics:

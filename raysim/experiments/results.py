@@ -111,7 +111,7 @@ def in_a_line(error: Exception) -> str:
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
-def error_message(error: Exception) -> str:
+def error_message(error: BaseException) -> str:
     """What a user needs to know about an error: its message, or the traceback if it is a bug."""
     if isinstance(error, RayTaskError):
         # Raised in an actor: its cause says what happened, Ray's own text would repeat it.

@@ -88,7 +88,11 @@ class Run:
         if self._folder is not None:
             checkpoint = newest_checkpoint(self._folder, self._state.name, self._notify)
         if checkpoint is not None:
-            self._notify(f"{self._state.name}: goes on after round {checkpoint.manifest.round}")
+            asked, ends = self._placed.config.rounds, checkpoint.manifest.ends_early(self._placed.config.rounds)
+            until = (
+                f", to end after round {checkpoint.manifest.ends_after} of {asked} as a callback asked" if ends else ""
+            )
+            self._notify(f"{self._state.name}: goes on after round {checkpoint.manifest.round}{until}")
             self._placed = as_checkpointed(self._placed, checkpoint)
         elif self._state.facts and not self._is_open:
             self._again_from_the_start(self._state.facts)

@@ -108,7 +108,8 @@ class StudyLog:
         self._describe(describe_study(config, len(runs), self.commit, parent))
         name, model = f"latest study: {config.name}", headline_of(list(runs))
         view = saved_view(parent, name, differing(list(runs)), model)
-        self.outbox.put(lambda: self.store.set_view(view))
+        means = saved_view(parent, f"{name}, means over seeds", differing(list(runs)), model, means=True)
+        self.outbox.put(lambda: self.store.set_view(view, means))
 
     def log_comparison(self, config: Config, results: Sequence[RunResult]) -> None:
         """The comparison of the runs that are finished, as a table and as pictures."""

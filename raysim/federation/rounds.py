@@ -216,7 +216,8 @@ class FederatedRun:
         self.next_round = manifest.round
         self._begun = self.next_round
         self._prepared = self._prepared or self.next_round > 0
-        if manifest.ends_after is not None:
+        if manifest.ends_early(self.config.rounds):
+            assert manifest.ends_after is not None
             self._schedule.rounds = manifest.ends_after
         self._server.restore(checkpoint.shared, checkpoint.server_state)
         self.states.restore(checkpoint)

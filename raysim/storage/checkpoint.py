@@ -82,7 +82,11 @@ class Manifest(BaseModel):
 
     def is_last_of(self, rounds: int) -> bool:
         """Whether a run that is configured with so many rounds has no round after it."""
-        return self.round == (self.ends_after or rounds)
+        return self.round == (self.ends_after if self.ends_early(rounds) else rounds)
+
+    def ends_early(self, rounds: int) -> bool:
+        """Whether a run ends early that is configured with so many rounds; not if they are more than before."""
+        return self.ends_after is not None and rounds <= int(self.config["rounds"])
 
     @property
     def files(self) -> list[FileEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ class RoundRecord:
     round: int
     time: int
     """Milliseconds since 1970, when it was complete."""
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     rejected: tuple[int, ...] = ()
     """Clients whose result was not finite or out of range."""
     dropped: tuple[int, ...] = ()

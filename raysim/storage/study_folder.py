@@ -209,7 +209,8 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
 def _results_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the keys that may change when its runs are continued."""
     kept = {key: value for key, value in config["resources"].items() if FIXED.fullmatch(f"resources.{key}")}
-    return {**config, "resources": kept, "checkpoint": None, "callbacks": None}
+    study = [{**entry, "callbacks": None} for entry in config["study"] or ()]
+    return {**config, "resources": kept, "checkpoint": None, "callbacks": None, "study": study}
 
 
 def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | None, more: bool = False) -> list[str]:
@@ -232,7 +233,9 @@ def check_checkpoints(folder: StudyFolder, state: StudyState, from_round: int | 
         intact, problems = newest(place)
         if problems:
             raise ConfigError(_damaged(folder, place, problems, intact.manifest.round if intact else 0))
-        lines.append(f"{run.name}: goes on with round {intact.manifest.round + 1 if intact else 1}")
+        ended = intact is not None and intact.manifest.ends_after == intact.manifest.round and not more
+        after = intact.manifest.round if intact else 0
+        lines.append(f"{run.name}: {f'has ended after round {after}' if ended else f'goes on with round {after + 1}'}")
     return lines
 
 

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from raysim.errors import ConfigError
+from raysim.tracking.tags import ENTRY_TAG
 from raysim.views import FAMILIES, MODELS, Model
 
 VIEW = "raysim"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+MEANS_TAG = f"{VIEW_TAG}-means"
+"""The same view with a line for the mean over the seeds of an entry, and a band from the least to the most."""
 MOST_LETTERS = 5000
 """Of a view: MLflow refuses a longer tag of an experiment."""
 START_SECONDS = 60
@@ -47,8 +50,8 @@ def _charts(model: Model) -> dict[str, str]:
     return charts | {f"{model}/auc_mean": f"AUC {MODELS[model]}, mean over clients", "train/loss": "training loss"}
 
 
-def saved_view(parent: str, name: str, differing: Sequence[str], model: Model) -> str:
-    """The value of ``VIEW_TAG`` for a study: JSON as MLflow's page writes it.
+def saved_view(parent: str, name: str, differing: Sequence[str], model: Model, means: bool = False) -> str:
+    """The value of ``VIEW_TAG`` for a study, or of ``MEANS_TAG``: JSON as MLflow's page writes it.
 
     Args:
         parent: run id of the study.
@@ -94,8 +97,12 @@ def saved_view(parent: str, name: str, differing: Sequence[str], model: Model) -
         "isAccordionReordered": True,  # else the sections are sorted by name, MLflow's own among them
         "hideEmptyCharts": True,
     }
+    if means:  # in colours that MLflow chooses for groups
+        groups = [{"mode": "tag", "groupByData": ENTRY_TAG}]
+        state |= {"groupBy": {"aggregateFunction": "average", "groupByKeys": groups}, "useGroupedValuesInCharts": True}
     view = json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
-    return view if len(view) <= MOST_LETTERS or not differing else saved_view(parent, name, differing[:-1], model)
+    fits = len(view) <= MOST_LETTERS or not differing
+    return view if fits else saved_view(parent, name, differing[:-1], model, means)
 
 
 _SECTIONS = {"rounds": "over rounds", "end": "after the last round"}

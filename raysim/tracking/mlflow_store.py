@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
-from raysim.tracking.dashboard import VIEW_TAG
+from raysim.tracking.dashboard import MEANS_TAG, VIEW_TAG
 from raysim.tracking.tags import CHECKPOINT_TAG
 
 MAX_PARAMETER = 6000  # MLflow's limit on the length of a parameter
@@ -250,9 +250,10 @@ class MLflowStore:
         dataset = Dataset(name, digest, "local", json.dumps(source), profile=json.dumps(profile))
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def set_view(self, value: str) -> None:
-        """The saved view of the experiment's latest study."""
+    def set_view(self, value: str, means: str) -> None:
+        """The saved views of the experiment's latest study: of its runs, and of the means over seeds."""
         self._client.set_experiment_tag(self.experiment_id, VIEW_TAG, value)
+        self._client.set_experiment_tag(self.experiment_id, MEANS_TAG, means)
 
     def has_view(self) -> bool:
         return VIEW_TAG in self._client.get_experiment(self.experiment_id).tags

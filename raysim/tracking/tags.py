@@ -18,6 +18,8 @@ from raysim.version import __version__
 
 CHECKPOINT_TAG = "raysim.checkpoint"
 """The folder of a run's checkpoints, by which ``raysim resume`` finds it."""
+ENTRY_TAG = "raysim.entry"
+"""The name of the run's entry in its study, the same for all seeds."""
 FAILURE_TAG = "raysim.failure"
 """Why a run failed, in one line; empty once it goes on."""
 REJECTED_TAG = "raysim.rejected"
@@ -52,7 +54,7 @@ def run_tags(
         "raysim.algorithm": config.algorithm.name,
         "raysim.device": device,
         "raysim.device_name": device_name,
-        "raysim.entry": entry,
+        ENTRY_TAG: entry,
         "raysim.dataset_digest": digests["data"],
         **{f"raysim.{name}_digest": digest for name, digest in digests.items() if name != "data"},
         COLOUR_TAG: colour,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -50,6 +51,12 @@ def using_ray(start: Callable[[], tuple[bool, str | None]]) -> Iterator[str | No
                 ray.shutdown()
 
 
+def logical_cpus(resources: ResourcesConfig) -> int:
+    """How many CPUs a local cluster is given: as many as there are, or as the actors ask for if that is more."""
+    actors = 1 if resources.num_actors == "auto" else resources.num_actors
+    return max(usable_cpus(), math.ceil(actors * resources.num_cpus_per_actor))
+
+
 def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
     """Connect to the cluster that RAY_ADDRESS names, or start a local one.
 
@@ -62,8 +69,7 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
         return False, None
     cpus, warnings = usable_cpus(), []
     actors = 1 if resources.num_actors == "auto" else resources.num_actors
-    asked = actors * resources.num_cpus_per_actor
-    if asked > cpus:
+    if actors * resources.num_cpus_per_actor > cpus:
         warnings.append(
             f"resources: {actors} actors with {resources.num_cpus_per_actor:g} CPUs each on a machine with {cpus}; "
             "they will take turns"
@@ -73,7 +79,7 @@ def connect(resources: ResourcesConfig) -> tuple[bool, str | None]:
         warnings.append(f"TMPDIR is too long for the names of Ray's sockets; Ray's files are in {folder}")
     ray.init(
         address="local",
-        num_cpus=max(cpus, -int(-asked // 1)),
+        num_cpus=logical_cpus(resources),
         include_dashboard=False,
         configure_logging=False,
         log_to_driver=True,

@@ -379,6 +379,8 @@ def test_a_run_that_ends_early_has_the_bits_of_one_that_was_to_have_as_many_roun
     writer.finished(wait=True)
     checkpoint, _ = newest(folder)
     assert checkpoint.manifest.ends_after == 4
+    checkpoint.manifest.config["rounds"] = 30  # which the writer of a run has
+    assert start(2, checkpoint, rounds=31, evaluate=evaluate)[0].rounds == 31  # more rounds were asked for since
     again, _ = start(2, checkpoint, rounds=30, evaluate=evaluate)
     for ended in (rounds, again):
         left = to_its_end(ended)

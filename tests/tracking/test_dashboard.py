@@ -39,6 +39,8 @@ def test_the_view_names_charts_and_parameters():
     assert "params.`train.optimizer.lr`" in state["selectedColumns"]
     same = json.loads(json.loads(saved_view("p", "name", [], "personalized"))["state"])
     assert not any(c["type"] == "PARALLEL" for c in same["compareRunCharts"])
+    means = json.loads(json.loads(saved_view("p", "name", [], "personalized", means=True))["state"])
+    assert means["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "raysim.entry"}]
     assert page_of("7", view=False) == "#/experiments/7/runs"
 
 
@@ -89,6 +91,12 @@ def test_a_person_compares_the_runs_of_a_study(quickstart):
             lambda: page.lines_of_chart("personalized/accuracy_mean") == 9, "a chart of accuracy with nine lines"
         )
 
+        page.open(address.replace("viewStateShareKey=raysim", "viewStateShareKey=raysim-means"))
+        page.see("latest study: quickstart, means over seeds", "Group: fedperfix", "Group: local")
+        page.until(lambda: page.lines_of_chart("personalized/accuracy_mean") == 3, "a chart with a line per method")
+
+        page.open(address)
+        page.see(*NAMES)
         page.click(".ag-header .ag-checkbox-input-wrapper")
         page.click("button", "Compare")
         page.see("Comparing 9 Runs from 1 Experiment", *NAMES)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from raysim.errors import ClientError
 from raysim.storage.records import RoundRecord
+from raysim.views import FAMILIES
 
 if TYPE_CHECKING:  # a user's module of callbacks is imported before Ray starts
     from raysim.experiments.events import ActiveRun, RunStatus
@@ -20,8 +24,19 @@ if TYPE_CHECKING:  # a user's module of callbacks is imported before Ray starts
 ROUNDS_AHEAD = 3  # a round's metrics are complete while the one after next trains, and one more round is the last
 
 
+OURS = (*FAMILIES, "difference", "global", "new_clients", "train", "cohort", "communication", "sensitivity", "system")
+"""How the names of raysim's own metrics begin, before the slash."""
+
+
 class CallbackError(ClientError):
     """A callback raised; the message has its traceback."""
+
+    @classmethod
+    def of(cls, name: str, where: str, error: BaseException) -> CallbackError:
+        """What ``name`` raised, where."""
+        what = "called exit(), where run.stop() ends a run," if isinstance(error, SystemExit) else f"raised {error!r}"
+        trace = "".join(traceback.format_exception(error))
+        return cls(f"callbacks: {name} {what} {where}\n{trace}")
 
 
 class LiveRun:
@@ -33,7 +48,6 @@ class LiveRun:
         run_id, experiment, tracking_uri: where it is logged in MLflow.
         home: the folder of the command, or RAYSIM_HOME, for files.
         since: how many rounds the checkpoint has that the run goes on from; 0 if it starts.
-        history: the rounds so far, in order.
     """
 
     def __init__(self, run: ActiveRun, log: StudyLog, outbox: Outbox, home: Path) -> None:
@@ -41,7 +55,7 @@ class LiveRun:
         self.run_id, self.tracking_uri, self.home = str(run.state.run_id), run.placed.config.tracking.uri, home
         self.experiment = log.experiment
         self.since = run.checkpoint.manifest.round if run.checkpoint is not None else 0
-        self.history: list[RoundRecord] = []
+        self._history: list[RoundRecord] = []
         self._store, self._outbox, self._again = log.store, outbox, run.resumed
         self._in_mlflow: dict[str, set[int]] = {}
         self._stopped: tuple[int, str] | None = None
@@ -52,7 +66,18 @@ class LiveRun:
         It is then finished as if it had been configured with so many rounds: the last one is evaluated for every client.
         """
         if self._stopped is None:
-            self._stopped = len(self.history) + ROUNDS_AHEAD, reason
+            self._stopped = len(self._history) + ROUNDS_AHEAD, reason
+
+    @property
+    def history(self) -> tuple[RoundRecord, ...]:
+        """The rounds so far, in order."""
+        return tuple(self._history)
+
+    def add(self, record: RoundRecord) -> RoundRecord:
+        """A round is complete; returns it as callbacks get it, so that they can't change what raysim goes on with."""
+        kept = replace(record, metrics=MappingProxyType(dict(record.metrics)))
+        self._history.append(kept)
+        return kept
 
     @property
     def stopped(self) -> tuple[int, str] | None:
@@ -63,12 +88,13 @@ class LiveRun:
         """Log numbers of your own to MLflow, beside those of a round; in a run that was resumed, only once.
 
         Raises:
-            ValueError: raysim logs a number of that name itself.
+            ValueError: a name begins as those of raysim's own metrics do.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        taken = {name for record in self.history for name in record.metrics} & values.keys()
-        if taken:
-            raise ValueError(f"{min(taken)!r} is a metric of raysim's own: log another name")
+        if taken := [name for name in values if name.partition("/")[0] in OURS and "/" in name]:
+            raise ValueError(
+                f"{taken[0]!r} could be a metric of raysim's own, as all of {taken[0].partition('/')[0]}/: log another name"
+            )
         self._outbox.put(partial(self._send, values, round, int(time.time() * 1000)))
 
     def log_files(self, files: Mapping[str, bytes]) -> None:

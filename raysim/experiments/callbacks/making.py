@@ -10,7 +10,7 @@ from typing import Any
 
 from raysim.config.schema import CallbackConfig, Config
 from raysim.errors import ConfigError
-from raysim.experiments.callbacks.callback import Callback
+from raysim.experiments.callbacks.callback import Callback, CallbackError
 from raysim.experiments.callbacks.tensorboard import TensorBoard
 from raysim.experiments.callbacks.wandb import WandB
 from raysim.own_code import checked_options, own_function
@@ -50,7 +50,14 @@ def make_callbacks(config: Config, objects: Sequence[Callback]) -> list[tuple[st
     Raises:
         ConfigError: one can't be made, or is no ``Callback``.
     """
-    made = [(of.name, _found(of)(**of.options)) for of in config.callbacks]
+    made = []
+    for of in config.callbacks:
+        try:
+            made.append((of.name, _found(of)(**of.options)))
+        except ConfigError:
+            raise
+        except BaseException as error:
+            raise CallbackError.of(of.name, "when it was made", error) from error
     for name, callback in made:
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks: {name!r} gives a {type(callback).__name__}, no raysim.Callback")

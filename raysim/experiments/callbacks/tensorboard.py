@@ -27,7 +27,7 @@ class TensorBoard(Callback):
     def started(self, run: LiveRun) -> None:
         from torch.utils.tensorboard import SummaryWriter  # the extra `tensorboard` has it
 
-        folder = run.home / Path(self._dir).expanduser() / f"{run.name}-{run.run_id[:8]}".replace("/", "-")
+        folder = run.home / Path(self._dir).expanduser() / f"{run.name[:100]}-{run.run_id[:8]}".replace("/", "-")
         # All rounds of a resumed run are told again: what an earlier process wrote counts no more.
         self._writer = SummaryWriter(str(folder), purge_step=0)
         self._writer.add_text("config", f"```\n{run.config.model_dump_json(indent=1)}\n```", 0)

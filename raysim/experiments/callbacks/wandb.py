@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysim.experiments.callbacks.callback import Callback, LiveRun
@@ -32,7 +33,7 @@ class WandB(Callback):
         import wandb  # the extra `wandb` has it
 
         self._run = wandb.init(
-            project=self._project or run.experiment,
+            project=self._project or re.sub(r"[/\\#?%:]", "-", run.experiment)[:128],  # which W&B refuses
             entity=self._entity,
             mode=self._mode,
             dir=str(run.home),

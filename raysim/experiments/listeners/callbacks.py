@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class CallbackListener(RunListener):
         notify: Callable[[str], None],
         home: Path,
     ) -> None:
-        self._untold = list(callbacks)
+        self._untold: list[tuple[str, Callback]] = []  # of the end: those that were told of the start
         self._callbacks, self._log, self._outbox = callbacks, log, outbox
         self._notify, self._home = notify, home
         self._live: LiveRun | None = None
@@ -48,6 +47,7 @@ class CallbackListener(RunListener):
         self._live = LiveRun(run, self._log, self._outbox, self._home)
         for name, callback in self._callbacks:
             self._call(name, callback.started)
+            self._untold.append((name, callback))
 
     def rounds_begin(self, run: FederatedRun, since: Checkpoint | None) -> None:
         self._run = run
@@ -59,9 +59,9 @@ class CallbackListener(RunListener):
         assert self._live is not None
         if record.round < len(self._live.history):
             return  # since a checkpoint, repeated with equal results
-        self._live.history.append(record)
+        told = self._live.add(record)
         for name, callback in self._callbacks:
-            self._call(name, callback.round_completed, record)
+            self._call(name, callback.round_completed, told)
         self._end_early()
 
     def checkpoint_written(self, rounds: int) -> None:
@@ -93,12 +93,8 @@ class CallbackListener(RunListener):
             method(live, *args)
         except Stopped:
             raise
-        except (Exception, SystemExit) as error:
-            what = (
-                "called exit(), where run.stop() ends a run" if isinstance(error, SystemExit) else f"raised {error!r}"
-            )
-            trace = "".join(traceback.format_exception(error))
-            raise CallbackError(f"callbacks: {name} {what} in {method.__name__}\n{trace}") from error
+        except BaseException as error:  # also what would end this thread
+            raise CallbackError.of(name, f"in {method.__name__}", error) from error
         if before is None and live.stopped is not None:
             self._asked_by = name
 

@@ -29,6 +29,8 @@ class Diary(raysim.Callback):
 
     def round_completed(self, run, record):
         assert run.history[-1] is record
+        with pytest.raises(TypeError):
+            record.metrics["mine"] = 1.0  # what raysim goes on with can't be changed
         self._write(record.round)
         if record.round == self.stop_at:
             run.stop("enough")
@@ -151,10 +153,10 @@ def test_one_that_raises_ends_its_run_with_its_name_and_traceback(where):
 def test_one_that_raises_at_the_end_fails_a_run_with_results_and_is_only_told_of_a_failed_one():
     class Last(raysim.Callback):
         def ended(self, run, status, result, error):
-            raise SystemExit(1)
+            raise SystemExit(1)  # or a KeyboardInterrupt: whatever would end the thread
 
     listener, _, notes = listening(Last(), diary := Diary())
-    with pytest.raises(CallbackError, match=r"called exit\(\), where run.stop\(\) ends a run in ended"):
+    with pytest.raises(CallbackError, match=r"called exit\(\), where run.stop\(\) ends a run, in ended"):
         listener.finished(Counted(), "result")
     listener.ended("FAILED", OSError("late"))
     assert [event[0] for event in diary.told[1:]] == ["FAILED"]
@@ -176,8 +178,9 @@ def test_numbers_and_files_of_ones_own_go_to_mlflow_once():
             listener.completed(record)
         assert store.rounds == [(i, {"mine": float(i)}) for i in expected]
         assert store.files == {"mine.txt": b"text"}
-    with pytest.raises(ValueError, match="'train/loss' is a metric of raysim's own"):
-        listener._live.log({"train/loss": 1.0}, 2)
+    for name in ("train/loss", "new_clients/mine", "difference/x"):
+        with pytest.raises(ValueError, match=f"'{name}' could be a metric of raysim's own"):
+            listener._live.log({name: 1.0}, 2)
 
 
 def test_each_run_has_callbacks_of_its_own():
