@@ -207,6 +207,15 @@ class OwnCode:
                 delattr(item, SOURCE)
 
 
+def check_travels(found: Any, name: str, key: str) -> None:
+    """Raises a ConfigError if something was defined in a script or a notebook, and is neither a class nor a function."""
+    if name.startswith(f"{MAIN}:") and not (inspect.isclass(found) or isinstance(found, FunctionType)):
+        raise ConfigError(
+            f"{key}: {name!r} is a {type(found).__name__}, which can't travel out of a script or a notebook as classes and "
+            "functions do: put it into a module"
+        )
+
+
 def own_code(named: Iterable[tuple[str, str]], dumps: Callable[[Any], bytes]) -> OwnCode:
     """What a configuration names, for other processes.
 
@@ -222,11 +231,7 @@ def own_code(named: Iterable[tuple[str, str]], dumps: Callable[[Any], bytes]) ->
         if not name.startswith(f"{MAIN}:"):
             continue
         found = imported(name, key)
-        if not (inspect.isclass(found) or isinstance(found, FunctionType)):
-            raise ConfigError(
-                f"{key}: {name!r} is a {type(found).__name__}, which can't travel out of a script or a notebook as classes "
-                "and functions do: put it into a module"
-            )
+        check_travels(found, name, key)
         name_of(found)
         main_source(found)
         try:

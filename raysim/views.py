@@ -26,6 +26,12 @@ server step and the client's personal ones. ``global``: these shared parameters 
 ``unadapted`` and ``adapted``: clients that never took part, with what they are given, and after local training."""
 FAMILIES: tuple[Model, Model] = ("personalized", "aggregated")
 """Those that every evaluated round has."""
+OF_CLIENTS = (
+    *(f"accuracy_{what}" for what in ("mean", "std", "weighted", "worst_decile")),
+    *(f"auc_{what}" for what in ("mean", "weighted", "micro")),
+    "not_evaluated",
+)
+"""The metrics of a family that raysim computes; all others are a user's own."""
 HEADLINE: dict[str, Model] = {"paper": "personalized", "aggregated": "aggregated"}
 """By ``evaluate.protocol``."""
 Kind = Literal["all", "cohort", "sample", "new"]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from raysim.analysis.divergence import rejected_share
 from raysim.errors import ConfigError
-from raysim.views import FAMILIES, MODELS, ClientSet, Model, View
+from raysim.views import FAMILIES, MODELS, OF_CLIENTS, ClientSet, Model, View
 
 Last = int | Literal["best"]
 """How many of the last evaluated rounds are averaged, or ``best``: the best round of each run."""
@@ -39,9 +39,11 @@ def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 
 
     Columns: ``by``, ``seeds`` (``runs``, if not grouped by name), each metric of ``columns`` as ``62.1 ± 0.8`` percent
     (sample standard deviation over the group's seeds or runs), ``rejected``, the share of updates that were not finite (if
-    there are any), ``MB/round``, what a federation would send up and down per round, and ``s/round``, the median.
+    there are any), metrics of a user's own by their names as ``0.123 ± 0.004``, ``MB/round``, what a federation would send up
+    and down per round, and ``s/round``, the median.
     """
     rows, count, shown = [], "seeds" if by == "name" else "runs", columns(model)
+    own = own_metrics(history, model)
     rejects = rejected_share(history) > 0
     if last != 1:
         shown = {metric: column for metric, column in shown.items() if not metric.startswith("new_clients/")}
@@ -53,13 +55,23 @@ def compare(history: pd.DataFrame, model: Model, by: str = "name", last: Last = 
                 row[column] = str(Cell.of(final[metric]))
         if rejects:
             row["rejected"] = f"{100 * rejected_share(runs):.0f} %"
+        row |= {column: Cell.of(final[metric]).as_is() for metric, column in own.items() if final[metric].notna().any()}
         sent = runs["communication/down_bytes"] + runs["communication/up_bytes"]
         row["MB/round"] = f"{sent.mean() / 1e6:.2f}"
         row["s/round"] = f"{runs['system/round_seconds'].median():.2f}"
         rows.append(row)
     table = pd.DataFrame(rows)
-    fixed = [by, count, *(c for c in (*shown.values(), "rejected") if c in table), "MB/round", "s/round"]
+    named = (*shown.values(), "rejected", *own.values())
+    fixed = [by, count, *(c for c in named if c in table), "MB/round", "s/round"]
     return table[fixed].fillna("–")
+
+
+def own_metrics(history: pd.DataFrame, model: Model) -> dict[str, str]:
+    """The metrics of ``model`` that are a user's own (``evaluate.metrics``), with their names as headings."""
+    taken = {"name", "seeds", "runs", "rejected", "MB/round", "s/round", *columns(model).values()}
+    names = [key.removeprefix(f"{model}/") for key in history.columns if key.startswith(f"{model}/")]
+    own = [name for name in names if name not in OF_CLIENTS]
+    return {f"{model}/{name}": f"{name} (own)" if name in taken else name for name in own}
 
 
 def view_of(history: pd.DataFrame, model: Model, clients: ClientSet, last: Last = 1) -> View:
@@ -93,7 +105,8 @@ def caption(experiment: str, history: pd.DataFrame, view: View, by: str = "name"
     """One line that says what the numbers of ``compare`` are."""
     spread = f", mean ± standard deviation over {'seeds' if by == 'name' else 'runs'}"
     several = (history.groupby(by)["seed" if by == "name" else "run_id"].nunique() > 1).any()
-    return f"{experiment}: {view}, percent{spread if several else ''}"
+    but = f" but for {', '.join(own)}" if (own := own_metrics(history, view.model).values()) else ""
+    return f"{experiment}: {view}, percent{but}{spread if several else ''}"
 
 
 def evaluated_rounds(runs: pd.DataFrame, model: Model) -> pd.DataFrame:
@@ -153,6 +166,10 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f}" + (f" ± {100 * self.std:.1f}" if self.std is not None else "")
+
+    def as_is(self) -> str:
+        """The numbers themselves, not percent."""
+        return f"{self.mean:.3g}" + (f" ± {self.std:.2g}" if self.std is not None else "")
 
 
 def to_target(history: pd.DataFrame, model: Model, target: float, by: str = "name") -> pd.DataFrame:

@@ -24,16 +24,19 @@ from raysim.errors import ConfigError
 MOST_PROBLEMS = 50  # of a file that are listed
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | Config, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or an example that comes with raysim by its name, apply overrides, and check everything.
 
-    Overrides are such as ``"train.optimizer.lr=0.1"``, values in YAML.
+    Overrides are such as ``"train.optimizer.lr=0.1"``, values in YAML. In place of a file it may be a configuration, of which
+    this makes another.
 
     All children of a study are checked too.
 
     Raises:
         ConfigError: the file can't be read, or a key, type or value is wrong; every problem is named with its path.
     """
+    if isinstance(path, Config):
+        return config_of(path.model_dump(mode="json"), overrides, "config")
     where = str(path)
     if not Path(path).exists():
         path = example(where) or path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,14 @@ def own_dataset(config: DataConfig) -> Dataset:
     made = own_loader(config)(config, **(config.options or {}))
     if not isinstance(made, Dataset):
         raise ConfigError(f"data.name: {config.name} returned {type(made).__name__}, not a raysim.Dataset")
+    made = replace(made, class_names=_as_tuple(made.class_names), domain_names=_as_tuple(made.domain_names))
     for problem in _problems(made):
         raise ConfigError(f"data.name: {config.name} returned {problem}")
     return made
+
+
+def _as_tuple(names: Any) -> Any:
+    return tuple(names) if isinstance(names, list) else names
 
 
 def _problems(made: Dataset) -> list[str]:

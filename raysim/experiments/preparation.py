@@ -23,7 +23,7 @@ from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.experiments.callbacks.making import check_callbacks
 from raysim.functional.parameters import ParameterLayout, pretrained_cfg
-from raysim.own_code import imported, is_own, own_function
+from raysim.own_code import check_travels, imported, is_own, own_function
 from raysim.training.engine import layout_of, make_optimizer
 from raysim.training.transforms import check_augmentation
 from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
@@ -165,7 +165,7 @@ def _check_own_code(config: Config) -> None:
     """That all that is a user's own can be imported, and is of the kind that it should be."""
     for key, name in config.own_names:
         if key in ("algorithm.name", "algorithm.plugin", "callbacks"):  # see check_callbacks
-            imported(name, key)
+            check_travels(imported(name, key), name, key)
         else:
             own_function(name, key)
     make_optimizer(config.train.optimizer, config.train.optimizer.lr)

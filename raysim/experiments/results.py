@@ -31,8 +31,8 @@ class RunResult:
     run_id: str
     history: pd.DataFrame
     clients: pd.DataFrame
-    """A row per client after the last round: accuracy and AUC as trained and after aggregation, samples, label entropy,
-    domain."""
+    """A row per client after the last round: ``client``, ``personalized_accuracy``, ``aggregated_accuracy``, ``..._auc``,
+    ``rounds`` after which that was, ``train_samples``, ``test_samples``, ``label_entropy``, ``domain``."""
     new_clients: pd.DataFrame | None
     """A row per client that never took part: accuracy ``before`` and ``after`` it adapted; None if there are none."""
     shared: NDArray[np.float32]
@@ -56,13 +56,14 @@ class RunResult:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A finished run, or all runs of a study.
 
     Attributes:
         runs: each with its history, table of clients, final shared parameters and checksums.
-        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round``, then every metric as in MLflow.
+        history: a row per run and round: ``name``, ``seed``, ``run_id``, ``round`` (from 0), then every metric as in MLflow,
+            but for what callbacks log.
         tracking_uri, experiment, parent_run_id: where it is logged; the parent run is None without a study.
         has_models: whether trained models are among the artifacts (``tracking.models``).
         view: what the accuracies in ``table`` are about: those of the last round.
@@ -87,6 +88,9 @@ class Result:
 
         title = f"{self.experiment}\n{MODELS[self.view.model]}, {self.view.clients}"
         return plot_comparison(self.history, self.view.metric("accuracy_mean"), title)
+
+    def __repr__(self) -> str:
+        return f"{caption(self.experiment, self.history, self.view)}\n\n{self.table.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         """The comparison with what it is about, for notebooks."""

@@ -100,7 +100,8 @@ class Run:
         try:
             machine = self._pool.configure(self._placed.setup, nodes)
             self._open(machine, checkpoint)
-            run = FederatedRun(self._placed.setup, self._placed.layout, self._pool, nodes, checkpoint)
+            placed = self._placed
+            run = FederatedRun(placed.setup, placed.layout, self._pool, nodes, checkpoint, placed.domains)
             self._rounds(run, checkpoint)
             result = RunResult.of(self._placed, self._state, run.records, run.shared.numpy())
             self._tell(RunListener.finished, run, result)

@@ -15,6 +15,7 @@ from raysim.config.loading import children, config_of
 from raysim.errors import ConfigError
 from raysim.experiments.results import Result, RunResult
 from raysim.experiments.status import Status
+from raysim.script_source import MAIN
 from raysim.storage.study_folder import StudyState
 from raysim.tracking.run_description import clients_of, headline_of
 
@@ -69,6 +70,8 @@ def results_of(
         raise ConfigError(*status.problems)
     way = "Without the YAML file" if state.config["study"] else "To continue from the last checkpoint"
     hint = f"\n{way}: raysim resume {folder}" if folder is not None else ""
+    if any(name.startswith(f"{MAIN}:") for run in runs for _, name in run.own_names):  # no other process has its code
+        hint = f"\nTo continue here: raysim.resume({folder!r})" if folder is not None else ""
     if status.state == "failed":
         raise RunFailed(f"{status.error}{hint}")
     if status.state == "killed":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class RoundMetrics:
     Args:
         labels: (n,) of the whole data set.
         one_model: all clients are evaluated with the shared parameters as they are: ``aggregated/`` is ``global/``.
+        domains: (N,) names of the clients' domains.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class RoundMetrics:
         partition: Partition,
         schedule: EvaluationSchedule,
         one_model: bool,
+        domains: NDArray[np.str_],
     ) -> None:
+        self._domains = domains
         self._algorithm, self._local_epochs = config.algorithm, config.train.local_epochs
         self._layout, self._labels, self._partition, self._schedule = layout, labels, partition, schedule
         self._one_model, self._new = one_model, config.evaluate.new_clients
@@ -145,6 +149,7 @@ class RoundMetrics:
         records.accuracy.add(AccuracyRow(family, round, those.clients, those.accuracy))
         metrics = those.metrics(family, self._labels, self._partition, missing=expected - len(those.clients))
         labels = self._labels[self._partition.tests(those.clients)]
+        those = replace(those, domains=self._domains[those.clients])
         return metrics | those.own_metrics(family, self._own, labels, metrics)
 
     def _new_clients(

@@ -57,6 +57,7 @@ class FederatedRun:
         pool: actors that are configured for this run.
         nodes: where the personal states of the run go, all slots still free.
         checkpoint: to go on from.
+        domains: (N,) names of the clients' domains, for metrics of a user's own; None: they have none.
 
     Attributes:
         next_round: the round that ``round`` takes next.
@@ -73,6 +74,7 @@ class FederatedRun:
         pool: ActorPool,
         nodes: StateNodes,
         checkpoint: Checkpoint | None = None,
+        domains: NDArray[np.str_] | None = None,
     ) -> None:
         config = self.config = setup.config
         self._algorithm, self._layout, self._pool = config.algorithm, layout, pool
@@ -88,7 +90,8 @@ class FederatedRun:
         check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size, accuracies)
         self._planner = BatchPlanner(config, partition, self.states.index)
         one_model = evaluates_one_model(self._algorithm, layout.num_personal)
-        self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model)
+        domains = np.zeros(partition.num_clients, "U1") if domains is None else domains
+        self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model, domains)
         self._evaluates_shared = not one_model and not layout.num_personal
         self._prepared = not self._algorithm.prepares
         self._pending = PendingRounds(config, self._metrics, self._schedule)

@@ -17,9 +17,9 @@ MOST_BANDS = 5  # with more groups, bands would hide the lines
 def plot_comparison(history: pd.DataFrame, metric: str, title: str, by: str = "name") -> Figure:
     """A metric over rounds, over megabytes sent and over time, a line per group: means over its runs.
 
-    The band over rounds is the range over runs (of a few groups). ``metric`` is an accuracy, such as
-    ``personalized/accuracy_mean``; ``history`` has a row per run and round, as ``Result.history``. A group that sends nothing
-    is a horizontal line over megabytes, at its last accuracy.
+    The band over rounds is the range over runs (of a few groups). Where runs of a group have ended early, its line ends
+    with the first of them. ``metric`` is an accuracy, such as ``personalized/accuracy_mean``; ``history`` has a row per run
+    and round, as ``Result.history``. A group that sends nothing is a horizontal line over megabytes, at its last accuracy.
     """
     figure = new_figure(13, 4.2)
     panels = figure.subplots(1, 3, sharey=True)
@@ -34,9 +34,12 @@ def plot_comparison(history: pd.DataFrame, metric: str, title: str, by: str = "n
         rows = table[table[by] == group]
         if rows.empty:
             continue
+        ends = rows.groupby("run_id")["round"].max()
+        rows = rows[rows["round"] <= ends.min()]
         runs, per_round = rows["run_id"].nunique(), rows.groupby("round")
         mean = per_round[metric].mean()
-        label = f"{group} ({runs} {'seeds' if by == 'name' else 'runs'})" if runs > 1 else str(group)
+        until = f", to round {ends.min() + 1} of {ends.max() + 1}" if ends.nunique() > 1 else ""
+        label = f"{group} ({runs} {'seeds' if by == 'name' else 'runs'}{until})" if runs > 1 else str(group)
         panels[0].plot(mean.index + 1, mean, linewidth=1.8, label=label, **line(i))
         if runs > 1 and len(names) <= MOST_BANDS:
             low, high = (getattr(per_round[metric], end)() for end in ("min", "max"))

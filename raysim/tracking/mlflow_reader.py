@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
-from raysim.tracking.tags import CHECKPOINT_TAG, FAILURE_TAG, ROUNDS_TAG
+from raysim.tracking.tags import CHECKPOINT_TAG, ENDED_EARLY_TAG, FAILURE_TAG, ROUNDS_TAG
 from raysim.views import MODELS, Model
 
 
@@ -98,6 +98,11 @@ def table(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
         raise ConfigError(f"{run_id}: no such run in {uri}, or its artifacts can't be had: {error}") from error
 
 
+def _ended_early(run: Any) -> bool:
+    """Whether it was to have more rounds than it has: that its seeds have others is no difference of settings."""
+    return ENDED_EARLY_TAG in run.data.tags
+
+
 class FinishedRuns(MLflowStore):
     """The finished runs of an experiment's latest study, unless others are chosen.
 
@@ -152,7 +157,11 @@ class FinishedRuns(MLflowStore):
         return {
             run.info.run_id: {
                 **run.data.params,
-                **({"rounds": run.data.tags[ROUNDS_TAG]} if ROUNDS_TAG in run.data.tags else {}),
+                **(
+                    {"rounds": run.data.tags[ROUNDS_TAG]}
+                    if ROUNDS_TAG in run.data.tags and not _ended_early(run)
+                    else {}
+                ),
                 **{key: run.data.tags.get(f"raysim.{name}_digest", "") for key, name in digests.items()},
             }
             for run in self._latest_runs()

@@ -3,7 +3,7 @@ import pytest
 
 from raysim.analysis.comparison import Cell, caption, compare, to_target, view_of
 from raysim.errors import ConfigError
-from raysim.views import ClientSet
+from raysim.views import ClientSet, View
 
 from histories import small_history
 
@@ -93,3 +93,17 @@ def test_a_run_without_the_asked_family_is_refused():
         view_of(history, "aggregated", ClientSet("all", 4))
     with pytest.raises(ConfigError, match="earlier version"):
         view_of(history.drop(columns="aggregated/accuracy_mean"), "aggregated", ClientSet("all", 4))
+
+
+def test_metrics_of_ones_own_are_columns_as_they_are():
+    rows = [(name, seed, 0.5, 0.0123 * (seed + 1)) for name in ("a", "b") for seed in (0, 1)]
+    history = pd.DataFrame(rows, columns=["name", "seed", "personalized/accuracy_mean", "personalized/ece"])
+    history = history.assign(run_id=[str(i) for i in range(4)], round=0, **{"system/round_seconds": 1.0})
+    history = history.assign(**{"communication/down_bytes": 0.0, "communication/up_bytes": 0.0})
+    history = history.assign(**{"personalized/accuracy": 0.25, "personalized/accuracy_std": 0.1, "aggregated/ece": 1.0})
+    table = compare(history, "personalized")
+    assert table["ece"].tolist() == 2 * ["0.0185 ± 0.0087"]
+    assert table["accuracy (own)"].tolist() == 2 * ["0.25 ± 0"]
+    assert table["accuracy"].tolist() == 2 * ["50.0 ± 0.0"]
+    view = View("personalized", ClientSet.asked("all", [3]), (0,))
+    assert "percent but for ece, accuracy (own), mean ±" in caption("mine", history, view)

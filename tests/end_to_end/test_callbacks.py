@@ -14,6 +14,9 @@ pytestmark = pytest.mark.usefixtures("cluster")
 MODULE = """
 import raysim
 
+def places(results, labels):
+    return {"places": len(set(results.domains.tolist()))}
+
 class Fails(raysim.Callback):
     def round_completed(self, run, record):
         if record.round == 1:
@@ -49,7 +52,9 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSIM_HOME", str(tmp_path))
 
     def make(callbacks, **changes):
-        given = {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, "evaluate": {"new_clients": 2}}
+        given = {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+        given["evaluate"] = {"new_clients": 2, "metrics": ["watching:places"]}
+        given["data"] = {"rotated_domains": True, "partition": {"name": "by_domain", "min_samples": 4}}
         study = [{"name": name, "callbacks": found} for name, found in callbacks.items()]
         return tiny(**given, **changes, study=study)
 
@@ -100,6 +105,7 @@ def test_a_run_that_ended_early_has_the_bits_of_a_shorter_one_and_stays_finished
     short = raysim.run(config({"a": []}, rounds=4))
     assert ended.runs[0].checksums == short.runs[0].checksums
     assert ended.runs[0].clients.equals(short.runs[0].clients)
+    assert set(ended.table["places"]) == {str(ended.runs[0].clients["domain"].nunique())} != {"1"}
     assert ended.table.drop(columns="s/round").equals(short.table.drop(columns="s/round"))
     (folder,) = [
         path for path in (tmp_path / "checkpoints").iterdir() if '"rounds": 30' in (path / "study.json").read_text()

@@ -66,7 +66,7 @@ def test_write_your_own(tmp_path):
     "page", ["data", "partition", "model", "plugin", "augmentation", "optimizer", "cohort", "metrics", "callbacks"]
 )
 def test_extend(page, tmp_path, monkeypatch):
-    (code,), (configuration, *_) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
+    (code, *_), (configuration, *_) = (blocks(f"docs/extend/{page}.md", kind) for kind in ("python", "yaml"))
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= (20 if page == "plugin" else 15)
     (tmp_path / "my_code.py").write_text(code)

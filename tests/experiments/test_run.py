@@ -45,7 +45,7 @@ class FakeRun:
 
     lost: tuple[int, ...] = ()
 
-    def __init__(self, setup, layout, pool, nodes, checkpoint):
+    def __init__(self, setup, layout, pool, nodes, checkpoint, domains):
         self.config, self.next_round, self.records, self.shared = setup.config, 0, Records(), torch.zeros(1)
         self.pending, self.rounds = None, ROUNDS
 
@@ -76,7 +76,7 @@ def execute(monkeypatch):
         result = SimpleNamespace(of=lambda placed, state, records, shared: ("result", dict(state.checksums)))
         monkeypatch.setattr(module, "RunResult", result)
         config = SimpleNamespace(rounds=ROUNDS)
-        placed = SimpleNamespace(state_size=0, setup=SimpleNamespace(config=config), layout=None)
+        placed = SimpleNamespace(state_size=0, setup=SimpleNamespace(config=config), layout=None, domains=None)
         pool = SimpleNamespace(configure=lambda setup, nodes: Machine("cpu", "AVX2", "digest", "node", 0, "log"))
         notes = []
         state = RunState(entry="a", name="a · seed 0", folder="00-a")

@@ -141,3 +141,15 @@ def test_a_dollar_in_a_name_is_a_dollar():
     assert not any(label.get_parse_math() for label in figure.axes[0].get_yticklabels())
     # A logarithmic axis has formulas, of which nothing may be left in the picture.
     assert all(label.get_parse_math() for label in figure.axes[1].get_xticklabels() if "$" in label.get_text())
+
+
+def test_the_line_of_runs_that_ended_early_ends_with_the_first_of_them():
+    table = small_history()
+    name = table["name"].iloc[0]
+    runs = table.loc[table["name"] == name, "run_id"].unique()
+    last = table["round"].max()
+    table = table[(table["run_id"] != runs[0]) | (table["round"] < last)]
+    figure = plot_comparison(table, "personalized/accuracy_mean", "title")
+    line = figure.axes[0].lines[0]
+    assert max(line.get_xdata()) == last
+    assert line.get_label() == f"{name} ({len(runs)} seeds, to round {last} of {last + 1})"

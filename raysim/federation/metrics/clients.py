@@ -29,6 +29,8 @@ class ClientResults:
     num_test: Ints
     probabilities: NDArray[np.float32]
     """(sum of num_test, classes), client after client."""
+    domains: NDArray[np.str_] | None = None
+    """(E,): as in the table of clients, empty texts without domains; only for metrics of a user's own."""
 
     @classmethod
     def merge(cls, parts: Sequence[Evaluation | ClientResults]) -> ClientResults:
