@@ -15,8 +15,9 @@ def test_an_installed_wheel_runs_an_example(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     sources = tmp_path / "sources"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(sources)], check=True)  # without what lies around here
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(sources)], check=True)
-    (wheel,) = tmp_path.glob("raysim-*.whl")
+    # The wheel is made from the sdist, which so has all that is needed, too.
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(sources)], check=True)
+    (wheel,), (_,) = tmp_path.glob("raysim-*.whl"), tmp_path.glob("raysim-*.tar.gz")
     site, folder = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     folder.mkdir()
