@@ -15,7 +15,7 @@ from rich.console import Console
 from raysim.analysis.comparison import Last, evaluated_rounds, shown_rounds, view_of
 from raysim.analysis.paired_tests import gains
 from raysim.config.locations import resolve_uri
-from raysim.config.schema import TrackingConfig
+from raysim.config.sections.running import TrackingConfig
 from raysim.errors import ConfigError
 from raysim.plots.style import Theme
 from raysim.tracking.mlflow_reader import FinishedRuns

@@ -18,7 +18,7 @@ from raysim.cli.base import console, main
 def dashboard(experiment: str | None, uri: str | None, port: int | None, host: str, no_browser: bool) -> None:
     """Serve MLflow's own pages on this machine until Ctrl-C, and open them in the browser."""
     from raysim.config.locations import resolve_uri
-    from raysim.config.schema import TrackingConfig
+    from raysim.config.sections.running import TrackingConfig
     from raysim.tracking.dashboard import open_dashboard, page_of
     from raysim.tracking.mlflow_store import MLflowStore, check_store
 

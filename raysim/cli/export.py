@@ -20,7 +20,7 @@ def model_of(run: str, client: int | None, uri: str | None) -> ClientModel:
     from tempfile import TemporaryDirectory
 
     from raysim.config.locations import resolve_uri
-    from raysim.config.schema import TrackingConfig
+    from raysim.config.sections.running import TrackingConfig
     from raysim.models.export import client_model
     from raysim.models.saved import FOLDER, SavedRun
     from raysim.tracking.mlflow_reader import artifacts
@@ -44,7 +44,7 @@ def export(run: str, client: int | None, to: Path, log: bool, uri: str | None) -
     has the lines of code that add them to timm's model. With --log, `mlflow.pytorch.load_model` loads it without timm, too.
     """
     from raysim.config.locations import resolve_uri
-    from raysim.config.schema import TrackingConfig
+    from raysim.config.sections.running import TrackingConfig
     from raysim.models.export import check_whole
     from raysim.models.export import export as write
     from raysim.tracking.logged_model import log_model

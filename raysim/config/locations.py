@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from raysim.config.schema import CheckpointConfig, TrackingConfig
+from raysim.config.sections.running import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
 
 CACHE = "~/.cache/raysim"  # downloads and decoded images

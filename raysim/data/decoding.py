@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import image_cache
 from raysim.data.images import TooDeep, image_size, read_image, resized
 from raysim.data.npz_files import check_memory

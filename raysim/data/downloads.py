@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raysim.config.locations import CACHE, local_path
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset, class_labels
 from raysim.data.legacy_pickle import read_pickle
 from raysim.data.npz_files import check_memory, read_npz

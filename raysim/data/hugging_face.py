@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.decoding import ImageFile, LoadedImages, load_images
 from raysim.data.image_cache import FORMAT

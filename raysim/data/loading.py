@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.config.schema import Config, DataConfig
+from raysim.config.schema import Config
+from raysim.config.sections.data import DataConfig
 from raysim.data import image_cache
 from raysim.data.dataset import Dataset
 from raysim.data.partition import Partition

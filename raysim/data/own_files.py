@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raysim.config.locations import local_path
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import image_cache
 from raysim.data.dataset import Dataset, class_labels, numbers_as_names
 from raysim.data.decoding import ImageFile, LoadedImages, load_images

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.errors import ConfigError
 from raysim.own_code import checked_options, own_function

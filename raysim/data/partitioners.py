@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raysim import seeds
 from raysim.config.locations import local_path
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.data.npz_files import read_npz
 from raysim.data.own_source import own_partition

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import downloads, hugging_face, own_files
 from raysim.data.dataset import Dataset
 from raysim.data.own_source import own_dataset

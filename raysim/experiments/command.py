@@ -19,7 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysim.config.loading import children, config_of
 from raysim.config.locations import checkpoint_root, home, in_ray_job, resolve_uri
-from raysim.config.schema import Config, ResourcesConfig, TrackingConfig
+from raysim.config.schema import Config
+from raysim.config.sections.running import ResourcesConfig, TrackingConfig
 from raysim.errors import ConfigError
 from raysim.experiments.callbacks.callback import Callback
 from raysim.experiments.callbacks.making import check_objects

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from raysim.config.locations import checkpoint_root, resolve_uri
-from raysim.config.schema import CheckpointConfig, Config, TrackingConfig
+from raysim.config.schema import Config
+from raysim.config.sections.running import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import check_writes
 from raysim.workers.cluster import usable_cpus

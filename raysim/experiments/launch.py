@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.config.loading import children
-from raysim.config.schema import Config, ResourcesConfig
+from raysim.config.schema import Config
+from raysim.config.sections.running import ResourcesConfig
 from raysim.errors import Stopped
 from raysim.experiments.preparation import PreparedRun
 from raysim.functional.parameters import ParameterLayout

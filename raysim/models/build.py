@@ -12,7 +12,7 @@ from torch import nn
 from raysim import seeds
 from raysim.algorithms.base import FederatedAlgorithm
 from raysim.config.locations import local_path
-from raysim.config.schema import ModelConfig
+from raysim.config.sections.training import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.trial import try_out
 from raysim.models.weights import load_weights

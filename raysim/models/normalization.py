@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysim.config.schema import Config, NormalizeConfig
+from raysim.config.schema import Config
+from raysim.config.sections.data import NormalizeConfig
 from raysim.errors import ConfigError
 
 

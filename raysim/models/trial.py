@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raysim.config.schema import ModelConfig
+from raysim.config.sections.training import ModelConfig
 from raysim.errors import ConfigError
 from raysim.functional.model_parts import Representation, classifier_of
 from raysim.functional.parameters import classifier_names, pretrained_cfg

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raysim.algorithms import FederatedAlgorithm
-from raysim.config.schema import Config, OptimizerConfig
+from raysim.config.schema import Config
+from raysim.config.sections.training import OptimizerConfig
 from raysim.data.partition import Partition
 from raysim.errors import ConfigError
 from raysim.functional.context import ClientContext

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysim.config.schema import Config, ResourcesConfig
+from raysim.config.schema import Config
+from raysim.config.sections.running import ResourcesConfig
 from raysim.errors import ConfigError
 from raysim.training.step_memory import MOST_ACTORS_PER_GPU
 from raysim.workers.cluster import autoscales, check_gpus, check_room, nodes, room

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import ray
 
-from raysim.config.schema import ResourcesConfig
+from raysim.config.sections.running import ResourcesConfig
 from raysim.errors import ConfigError
 from raysim.workers.ray_private import autoscaler_report, be_quiet_about_authentication, most_of_cluster
 

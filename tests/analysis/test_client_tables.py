@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raysim.analysis.client_tables import client_table, partition_table
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 

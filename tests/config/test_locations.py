@@ -1,7 +1,7 @@
 import pytest
 
 from raysim.config.locations import checkpoint_root, resolve_uri
-from raysim.config.schema import CheckpointConfig, TrackingConfig
+from raysim.config.sections.running import CheckpointConfig, TrackingConfig
 from raysim.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.federated_npz import as_uint8
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset

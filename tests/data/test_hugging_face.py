@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import hugging_face
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset

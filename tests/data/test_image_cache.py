@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import raysim
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import decoding, image_cache
 from raysim.data.loading import mapped_images
 from raysim.data.sources import load_dataset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.image_tree import described, read_tree
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError

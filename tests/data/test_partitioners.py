@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import Normalize
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data.pixel_range import KNOWN, looks_like, range_of
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save
 from torchvision.datasets import CIFAR10
 
-from raysim.config.schema import DataConfig
+from raysim.config.sections.data import DataConfig
 from raysim.data import downloads
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset

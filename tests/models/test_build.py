@@ -3,7 +3,7 @@ import safetensors.torch
 import torch
 
 from raysim.algorithms import ALGORITHMS
-from raysim.config.schema import ModelConfig
+from raysim.config.sections.training import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model, tokens_per_image
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raysim.algorithms import ALGORITHMS
-from raysim.config.schema import ModelConfig
+from raysim.config.sections.training import ModelConfig
 from raysim.errors import ConfigError
 from raysim.models.build import build_model
 from raysim.plugins.registry import PLUGINS

@@ -1,6 +1,6 @@
 import pytest
 
-from raysim.config.schema import ResourcesConfig
+from raysim.config.sections.running import ResourcesConfig
 from raysim.errors import ConfigError
 from raysim.workers.auto_resources import batches_on_gpus, clients_per_batch, resolve_resources, same_resources
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from raysim.config.schema import ResourcesConfig
+from raysim.config.sections.running import ResourcesConfig
 from raysim.workers.cluster import connect, using_ray
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from raysim.config.schema import CallbackConfig, Config
+from raysim.config.schema import Config
+from raysim.config.sections.running import CallbackConfig
 from raysim.errors import ConfigError
 from raysim.experiments.callbacks.callback import Callback, CallbackError
 from raysim.experiments.callbacks.tensorboard import TensorBoard
