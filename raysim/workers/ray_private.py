@@ -19,7 +19,7 @@ def be_quiet_about_authentication() -> None:
 
 
 def most_of_cluster() -> Any:
-    """What the newer autoscaler could start; nothing if there is none. Since Ray 2.47."""
+    """What the newer autoscaler could start; nothing if there is none. Since Ray 2.46."""
     return ray._private.state.state.get_max_resources_from_cluster_config()
 
 

@@ -1,6 +1,6 @@
 """Ray's private parts, each for itself: the test that fails names the one that another version of Ray has changed.
 
-With Ray 2.44 ``most_of_cluster`` failed: its function came with 2.47. All work with 2.47 to 2.60.
+With Ray 2.45 and before, ``most_of_cluster`` fails: its function came with 2.46. All were tried with 2.47 and 2.60.
 """
 
 import inspect
