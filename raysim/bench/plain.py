@@ -59,13 +59,13 @@ def check_is_plain(config: Config) -> None:
             "algorithm: the plain loop trains shared and personal parameters together, as fedavg, fedper and fedperfix "
             f"do; {algorithm.name} has {', '.join(own) or 'adaptation'} of its own"
         )
-    plain = config.data.augment == "none" and config.train.schedule == "constant"
+    plain = config.data.augment == "none" and config.train.schedule == "constant" and not config.train.warmup_rounds
     evaluate = config.evaluate
     as_usual = evaluate.clients == "cohort" and evaluate.every == 1 and evaluate.protocol == "paper"
     if not plain or config.train.optimizer.clip_norm is not None or not as_usual or config.cohort.size is None:
         raise ConfigError(
-            "the plain loop has no augmentation, schedule or gradient clipping and evaluates the cohort in "
-            "every round: leave data.augment, train.schedule, clip_norm, evaluate.* and cohort.size as they are"
+            "the plain loop has no augmentation, schedule, warm-up or gradient clipping and evaluates the cohort in every "
+            "round: leave data.augment, train.schedule, warmup_rounds, clip_norm, evaluate.* and cohort.size as they are"
         )
 
 

@@ -117,6 +117,8 @@ class Config(Section):
             raise ValueError(
                 f"resources.compile: only cross entropy is compiled; {self.algorithm.name!r} has a loss of its own"
             )
+        if self.train.warmup_rounds >= self.rounds:
+            raise ValueError(f"train.warmup_rounds is {self.train.warmup_rounds}, but rounds is {self.rounds}")
         if cohort.size is not None and cohort.size > clients:
             raise ValueError(f"cohort.size is {cohort.size}, but data.num_clients is {clients}")
         if cohort.schedule is not None:

@@ -178,7 +178,7 @@ def _has_more_rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if new["rounds"] <= old["rounds"]:
         return False
     runs = [run for _, run in children(Config.model_validate(new))]
-    return not any(run.train.schedule != "constant" or run.algorithm.depends_on_rounds for run in runs)
+    return not any(run.train.schedule == "cosine" or run.algorithm.depends_on_rounds for run in runs)
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from raysim.functional.state_layout import StateLayout
 from raysim.own_code import checked_options, imported, is_own
 from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
 from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
+from raysim.training.learning_rate import rate_factor
 from raysim.training.local_training import LocalTrainer, LocalTraining
 from raysim.training.sample_batches import ClientSamples, to_device
 from raysim.training.sensitivity import (
@@ -229,9 +230,8 @@ class ClientEngine:
 
     def _context(self, round: int, broadcast: Tensors, full_rate: bool = False) -> ClientContext:
         train, settings = self.config.train, self.config.train.optimizer
-        decays = train.schedule == "cosine" and not full_rate
-        decay = 0.5 * (1 + np.cos(np.pi * round / self.config.rounds)) if decays else 1.0
-        optimizer = make_optimizer(settings, settings.lr * float(decay), self._statistics)
+        factor = 1.0 if full_rate else rate_factor(train, self.config.rounds, round)
+        optimizer = make_optimizer(settings, settings.lr * factor, self._statistics)
         return ClientContext(
             self._model,
             self.layout,

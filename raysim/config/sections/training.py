@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raysim.config.sections.section import Options, Positive, Section
+from raysim.config.sections.section import Options, Positive, Section, allow_only
 from raysim.own_code import OWN, is_own, is_own_model
 
 
@@ -72,5 +72,20 @@ class TrainConfig(Section):
     batch_size: Positive = 32
     """Samples per local step."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over rounds: constant, or cosine from ``lr`` towards 0."""
+    schedule: Literal["constant", "cosine", "step", "exponential"] = "constant"
+    """Learning rate over rounds: constant; cosine from ``lr`` towards 0; step: times ``gamma`` after every ``step_rounds``
+    rounds; exponential: times ``gamma`` after every round."""
+    gamma: float | None = Field(None, gt=0, le=1)
+    """step, exponential: the factor."""
+    step_rounds: Positive | None = None
+    """step: rounds from one factor to the next."""
+    warmup_rounds: int = Field(0, ge=0)
+    """The first rounds, in which the learning rate rises linearly to ``lr``, with which ``schedule`` begins after them."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_schedule(self) -> TrainConfig:
+        needed = {"step": {"gamma", "step_rounds"}, "exponential": {"gamma"}}.get(self.schedule, set())
+        allow_only(self, f"schedule {self.schedule!r}", needed, {"gamma", "step_rounds"})
+        if missing := sorted(key for key in needed if getattr(self, key) is None):
+            raise ValueError(f"schedule {self.schedule!r} needs {missing[0]!r}")
+        return self
