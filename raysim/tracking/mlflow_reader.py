@@ -100,7 +100,7 @@ def table(uri: str, run_id: str, name: str) -> pd.DataFrame | None:
 
 def _ended_early(run: Any) -> bool:
     """Whether it was to have more rounds than it has: that its seeds have others is no difference of settings."""
-    return ENDED_EARLY_TAG in run.data.tags
+    return bool(run.data.tags.get(ENDED_EARLY_TAG))
 
 
 class FinishedRuns(MLflowStore):

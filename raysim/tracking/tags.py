@@ -27,7 +27,7 @@ REJECTED_TAG = "raysim.rejected"
 ROUNDS_TAG = "raysim.rounds"
 """Of a run that was resumed or has ended early: its rounds, if the parameter differs (MLflow's never change)."""
 ENDED_EARLY_TAG = "raysim.ended_early"
-"""Of a run that a callback has ended: after which round, which callback, and why."""
+"""Of a run that a callback has ended: after which round, which callback, and why; empty once it goes on."""
 COLOUR_TAG = "mlflow.runColor"
 DESCRIPTION_TAG = "mlflow.note.content"
 

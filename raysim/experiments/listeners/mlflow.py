@@ -20,7 +20,15 @@ from raysim.storage.study_folder import RunState
 from raysim.tracking.outbox import Outbox
 from raysim.tracking.round_journal import RunJournal
 from raysim.tracking.run_description import clients_of, describe_run
-from raysim.tracking.tags import DESCRIPTION_TAG, FAILURE_TAG, REJECTED_TAG, ROUNDS_TAG, checksum_tags, run_tags
+from raysim.tracking.tags import (
+    DESCRIPTION_TAG,
+    ENDED_EARLY_TAG,
+    FAILURE_TAG,
+    REJECTED_TAG,
+    ROUNDS_TAG,
+    checksum_tags,
+    run_tags,
+)
 
 
 class MLflowListener(RunListener):
@@ -71,6 +79,8 @@ class MLflowListener(RunListener):
         if run.state.run_id is not None:  # it goes on: whatever ended it before is over
             self._set_failure(run_id, "")
             self._outbox.put(lambda: store.set_tags(run_id, {ROUNDS_TAG: str(config.rounds)}))
+            if run.checkpoint is None or not run.checkpoint.manifest.ends_early(config.rounds):
+                self._outbox.put(lambda: store.set_tags(run_id, {ENDED_EARLY_TAG: ""}))
         self._run_id = run.state.run_id = run_id
         before = run.checkpoint.records.rounds if run.checkpoint is not None else ()
         self._journal = RunJournal(store, self._outbox, run_id, self._file, run.resumed, before, log.notify)
