@@ -38,6 +38,7 @@ class APFL(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2003.13461"
     whole_model_kept = "its clients keep a whole model of their own"
+    trains_own_model = True
 
     alpha: float = Field(0.25, ge=0, le=1)
     """Initial weight of the personal model; 0.25 in the FedPerfix paper's experiments. From 1 it hardly moves, so that
@@ -61,11 +62,13 @@ class APFL(FederatedAlgorithm):
         own_gradient, own_loss = ctx.gradient(at, batch)
         new_shared, shared_optimizer = ctx.optimizer.step(shared, shared_gradient, carry["shared_optimizer"])
         if self.mixture == "round":
-            new_own, own_optimizer = ctx.optimizer.step(own, own_gradient, carry["own_optimizer"])
+            new_own, own_optimizer = ctx.optimizer.of_own_model().step(own, own_gradient, carry["own_optimizer"])
             mixed_gradient = alpha * own_gradient + (1 - alpha) * shared_gradient
             slope = ctx.dot(new_own - new_shared, mixed_gradient) + 0.02 * alpha
         else:
-            new_own, own_optimizer = ctx.optimizer.step(own, alpha * own_gradient, carry["own_optimizer"])
+            new_own, own_optimizer = ctx.optimizer.of_own_model().step(
+                own, alpha * own_gradient, carry["own_optimizer"]
+            )
             slope = ctx.dot(own - shared, own_gradient)
         alpha = (alpha - ctx.optimizer.lr * slope).clamp(0, 1)
         optimizers = {"shared_optimizer": shared_optimizer, "own_optimizer": own_optimizer}

@@ -86,6 +86,7 @@ class FederatedAlgorithm(ModelOptions):
         paper: a link, shown by ``raysim algorithms``.
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
         local_optimizers: which ``train.optimizer.name`` its arithmetic allows.
+        trains_own_model: its clients train a whole model of their own, by ``ctx.optimizer.of_own_model()``.
         whole_phases: phases of ``epochs`` that are no training: stragglers go through all of them, and they are no steps.
         uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         second_derivatives: it differentiates a gradient of the model, which then goes through autograd, at half the speed.
@@ -100,7 +101,8 @@ class FederatedAlgorithm(ModelOptions):
 
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
-    local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+    local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
+    trains_own_model: ClassVar[bool] = False
     whole_phases: ClassVar[tuple[str, ...]] = ()
     uses_features: ClassVar[bool] = False
     second_derivatives: ClassVar[bool] = False

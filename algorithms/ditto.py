@@ -22,6 +22,7 @@ class Ditto(OwnModel):
     """A personal model beside the shared one, drawn to it."""
 
     paper = "https://arxiv.org/abs/2012.04221"
+    trains_own_model = True
 
     lamda: float = Field(1.0, gt=0)
     """The paper's lambda, the strength of the pull; the authors choose from {0.1, 1, 2}."""
@@ -35,5 +36,5 @@ class Ditto(OwnModel):
         carry, metrics = super().client_step(carry, batch, ctx)
         gradient, loss = ctx.gradient(carry["own"], batch)
         gradient = gradient + self.lamda * ctx.drift(carry["own"])
-        own, optimizer = ctx.optimizer.step(carry["own"], gradient, carry["own_optimizer"])
+        own, optimizer = ctx.optimizer.of_own_model().step(carry["own"], gradient, carry["own_optimizer"])
         return {**carry, "own": own, "own_optimizer": optimizer}, {**metrics, "personal_loss": loss}

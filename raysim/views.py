@@ -34,6 +34,8 @@ OF_CLIENTS = (
 """The metrics of a family that raysim computes; all others are a user's own."""
 HEADLINE: dict[str, Model] = {"paper": "personalized", "aggregated": "aggregated"}
 """By ``evaluate.protocol``."""
+VALIDATION = "validation"
+"""The family of the headline's metrics on validation samples, in runs that have them."""
 Kind = Literal["all", "cohort", "sample", "new"]
 
 
@@ -44,6 +46,11 @@ def headline(protocols: Iterable[str]) -> Model:
     """
     asked = set(protocols)
     return HEADLINE[asked.pop()] if len(asked) == 1 else "aggregated"
+
+
+def validation_names(model: Model, headline: bool) -> list[str]:
+    """The families of a model's metrics on validation samples: of the headline's model there are two."""
+    return [f"{VALIDATION}/{model}", *([VALIDATION] if headline else [])]
 
 
 @dataclass(frozen=True)

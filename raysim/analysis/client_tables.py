@@ -19,6 +19,7 @@ def partition_table(partition: Partition, dataset: Dataset, most: int = 40) -> p
     """A row per client (of the first ``most``, and a row for the rest): samples, classes, domain."""
     counts = partition.class_counts(dataset.labels, dataset.num_classes)
     domains = partition.client_domains(dataset.domains, dataset.domain_names)
+    splits = split_sizes(partition)
     rows = []
     for client in range(min(most, partition.num_clients)):
         present = np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]
@@ -26,21 +27,18 @@ def partition_table(partition: Partition, dataset: Dataset, most: int = 40) -> p
         rows.append(
             {
                 "client": str(client),
-                "train": str(partition.num_train[client]),
-                "test": str(partition.num_test[client]),
+                **{split: str(sizes[client]) for split, sizes in splits.items()},
                 "classes": str(len(present)),
                 "most frequent": top,
                 "domain": domains[client],
             }
         )
     if (more := partition.num_clients - most) > 0:
-        mean = f"{partition.num_train[most:].mean():.1f}", f"{partition.num_test[most:].mean():.1f}"
         classes = f"{(counts[most:] > 0).sum(axis=1).mean():.1f}"
         rows.append(
             {
                 "client": f"{more} more, mean",
-                "train": mean[0],
-                "test": mean[1],
+                **{split: f"{sizes[most:].mean():.1f}" for split, sizes in splits.items()},
                 "classes": classes,
                 "most frequent": "",
                 "domain": "",
@@ -48,6 +46,12 @@ def partition_table(partition: Partition, dataset: Dataset, most: int = 40) -> p
         )
     table = pd.DataFrame(rows)
     return table if dataset.domains is not None else table.drop(columns="domain")
+
+
+def split_sizes(partition: Partition) -> dict[str, Ints]:
+    """How many samples (N,) clients have in each split: ``train``, ``validation`` if there is one, ``test``."""
+    validation = {} if partition.num_validation is None else {"validation": partition.num_validation}
+    return {"train": partition.num_train, **validation, "test": partition.num_test}
 
 
 def client_table(
@@ -69,8 +73,7 @@ def client_table(
     shares = class_counts[ids] / class_counts[ids].sum(axis=1, keepdims=True)
     return measured.assign(
         rounds=rounds,
-        train_samples=partition.num_train[ids],
-        test_samples=partition.num_test[ids],
+        **{f"{split}_samples": sizes[ids] for split, sizes in split_sizes(partition).items()},
         label_entropy=-(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1),
         domain=domains[ids],
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from raysim.analysis.divergence import rejected_share
 from raysim.errors import ConfigError
-from raysim.views import FAMILIES, MODELS, OF_CLIENTS, ClientSet, Model, View
+from raysim.views import FAMILIES, MODELS, OF_CLIENTS, VALIDATION, ClientSet, Model, View
 
 Last = int | Literal["best"]
 """How many of the last evaluated rounds are averaged, or ``best``: the best round of each run."""
@@ -88,7 +88,13 @@ def view_of(history: pd.DataFrame, model: Model, clients: ClientSet, last: Last 
             "raysim, which evaluated only one of as trained and after aggregation; run it again"
         )
     if last == "best":
-        return View(model, clients, "best round of each run, chosen on the test samples: optimistic")
+        judged = {_judged_by(run, model).startswith(VALIDATION) for _, run in evaluated.groupby("run_id", sort=False)}
+        chosen = {
+            (True,): ", chosen on its validation samples",
+            (False,): ", chosen on the test samples: optimistic",
+            (False, True): ", chosen on validation samples where a run has them, else on the test samples: optimistic",
+        }[tuple(sorted(judged))]
+        return View(model, clients, f"best round of each run{chosen}")
     of_runs = {tuple(shown_rounds(run, model, last)) for _, run in evaluated.groupby("run_id", sort=False)}
     if len(of_runs) == 1:
         rounds = of_runs.pop()
@@ -129,13 +135,22 @@ def samples(runs: pd.DataFrame, model: Model, by: str, last: Last) -> pd.DataFra
 
 
 def shown_rounds(run: pd.DataFrame, model: Model, last: Last) -> list[int]:
-    """The rounds of one run that are shown: its ``last`` evaluated ones, or the one with the best mean over clients."""
+    """The rounds of one run that are shown: its ``last`` evaluated ones, or the one with the best mean over clients.
+
+    That is the best on the validation samples, if the run has them, and else on the test samples.
+    """
     evaluated = evaluated_rounds(run, model)
     if last == "best":
-        evaluated = evaluated.nlargest(1, f"{model}/accuracy_mean")
+        evaluated = evaluated.nlargest(1, _judged_by(evaluated, model))
         last = 1
     rounds: list[int] = evaluated["round"].astype(int).tail(last).tolist()
     return rounds
+
+
+def _judged_by(evaluated: pd.DataFrame, model: Model) -> str:
+    """The metric by which the best of one run's evaluated rounds is chosen."""
+    metric = f"{VALIDATION}/{model}/accuracy_mean"
+    return metric if metric in evaluated and evaluated[metric].notna().any() else f"{model}/accuracy_mean"
 
 
 def last_rounds(runs: pd.DataFrame, model: Model, last: Last) -> pd.DataFrame:

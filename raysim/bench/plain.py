@@ -220,11 +220,13 @@ def _train(
     model.train()
     settings = config.train.optimizer
     optimizer: torch.optim.Optimizer
-    if settings.name == "adamw":
-        optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+    if settings.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        optimizer = kind(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
     else:
+        decay, nesterov = settings.weight_decay, settings.nesterov
         optimizer = torch.optim.SGD(
-            model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+            model.parameters(), settings.lr, settings.momentum, weight_decay=decay, nesterov=nesterov
         )
     for index in epochs:
         for batch in index.split(config.train.batch_size):

@@ -21,7 +21,11 @@ from raysim.cli.base import console, main
     type=click.Choice(["paper", "aggregated"]),
     help="Clients as trained (paper) or after aggregation; default: what the runs' evaluate.protocol asks for.",
 )
-@click.option("--best", is_flag=True, help="Best round of each run: optimistic, as it is chosen on the test samples.")
+@click.option(
+    "--best",
+    is_flag=True,
+    help="Best round of each run, by its validation samples; optimistic without them: by its test samples.",
+)
 @click.option(
     "--format",
     "form",

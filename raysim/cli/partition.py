@@ -13,11 +13,15 @@ from raysim.cli.base import OVERRIDES, console, load, main
 @click.argument("file", type=click.Path(dir_okay=False))
 @OVERRIDES
 @click.option("--plot", type=click.Path(dir_okay=False, writable=True), help="Draw the classes of every client.")
-def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
+@click.option(
+    "--save", type=click.Path(dir_okay=False, writable=True), help="Write it as an npz for the partition `file`."
+)
+def partition(file: str, overrides: tuple[str, ...], plot: str | None, save: str | None) -> None:
     """Show how FILE divides its data over clients, and what of its model is shared."""
     config = load(file, overrides)
-    from raysim.analysis.client_tables import partition_table
+    from raysim.analysis.client_tables import partition_table, split_sizes
     from raysim.analysis.table_formats import as_rich
+    from raysim.data.partition_file import save_partition
     from raysim.experiments.preparation import data_warnings, prepare
     from raysim.plots.partition import plot_partition
     from raysim.plots.style import check_picture
@@ -39,6 +43,12 @@ def partition(file: str, overrides: tuple[str, ...], plot: str | None) -> None:
         click.echo(f"warning: {line}", err=True)
     if plot:
         counts = first.partition.class_counts(first.dataset.labels, first.dataset.num_classes)
-        name = f"{data.name}, {data.partition.name}: samples per client and class"
+        sizes = split_sizes(first.partition)
+        total = sum(int(counts_of.sum()) for counts_of in sizes.values())
+        shares = ", ".join(f"{100 * counts_of.sum() / total:.0f} % {split}" for split, counts_of in sizes.items())
+        name = f"{data.name}, {data.partition.name}: samples per client and class ({shares})"
         plot_partition(counts, first.dataset.class_names, name).savefig(plot)
         console.print(f"picture: {plot}")
+    if save:
+        save_partition(first.partition, Path(save))
+        console.print(f"split: {save}")

@@ -66,6 +66,6 @@ def _source_key(data: DataConfig, image_size: int) -> str:
         image_size if data.name in ("image_folder", "huggingface") else None
     )  # only there may it change what is stored
     clients = data.num_clients if data.name == "federated_npz" else None
-    division = {"num_clients", "test_fraction", "partition"}
+    division = {"num_clients", "test_fraction", "validation_fraction", "partition"}
     later = {"augment", "normalize"}  # on the way to the model
     return f"{data.model_dump_json(exclude=division | later)} {size} {clients}"

@@ -17,20 +17,23 @@ class Partition:
     """Sample indices of N clients: client i has ``indices[offsets[i]:offsets[i + 1]]``, ``num_train[i]`` of them to train.
 
     Attributes:
-        indices: (sum of samples,) int64, client after client, training samples first.
+        indices: (sum of samples,) int64, client after client: of each its training, validation, and test samples.
         offsets: (N + 1,) int64.
         num_train: (N,) int64.
+        num_validation: (N,) int64; None, if there is no validation split.
     """
 
     indices: Ints
     offsets: Ints
     num_train: Ints
+    num_validation: Ints | None = None
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the three arrays."""
+        """The first 16 hex digits of the SHA-256 of the arrays."""
         sha = hashlib.sha256()
-        for array in (self.indices, self.offsets, self.num_train):
+        validation = [] if self.num_validation is None else [self.num_validation]
+        for array in (self.indices, self.offsets, self.num_train, *validation):
             sha.update(np.ascontiguousarray(array, np.int64).data)
         return sha.hexdigest()[:16]
 
@@ -39,9 +42,14 @@ class Partition:
         return len(self.num_train)
 
     @property
+    def num_held_out(self) -> Ints:
+        """(N,): validation and test samples together."""
+        return np.diff(self.offsets) - self.num_train
+
+    @property
     def num_test(self) -> Ints:
         """(N,)"""
-        return np.diff(self.offsets) - self.num_train
+        return self.num_held_out if self.num_validation is None else self.num_held_out - self.num_validation
 
     @property
     def all_train(self) -> Ints:
@@ -59,10 +67,11 @@ class Partition:
         sizes, num_clients = np.diff(self.offsets), self.num_clients
         trained = np.zeros(int(self.indices.max()) + 1, bool)
         trained[self.all_train] = True
-        tests = self.tests(np.arange(num_clients))
+        everyone = np.arange(num_clients)
         found = []
-        if leaked := int(trained[tests].sum()):
-            found.append(f"{leaked:,} of {len(tests):,} test samples are training samples of another client")
+        for kind, held_out in (("test", self.tests(everyone)), ("validation", self.validations(everyone))):
+            if leaked := int(trained[held_out].sum()):
+                found.append(f"{leaked:,} of {len(held_out):,} {kind} samples are training samples of another client")
         owner = np.repeat(np.arange(num_clients), sizes)
         order = np.lexsort((self.indices, owner))
         owner, index = owner[order], self.indices[order]
@@ -79,21 +88,33 @@ class Partition:
         start = self.offsets[client]
         return self.indices[start : start + self.num_train[client]]
 
-    def test(self, client: int) -> Ints:
+    def held_out(self, client: int) -> Ints:
+        """The client's validation samples, then its test samples."""
         return self.indices[self.offsets[client] + self.num_train[client] : self.offsets[client + 1]]
+
+    def test(self, client: int) -> Ints:
+        return self.indices[self.offsets[client + 1] - self.num_test[client] : self.offsets[client + 1]]
 
     def tests(self, clients: Ints) -> Ints:
         """The test samples of clients (E,), client after client."""
-        return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_test[clients])]
+        counts = self.num_test[clients]
+        return self.indices[ranges(self.offsets[clients + 1] - counts, counts)]
+
+    def validations(self, clients: Ints) -> Ints:
+        """The validation samples of clients (E,), client after client; none without such a split."""
+        if self.num_validation is None:
+            return np.empty(0, np.int64)
+        return self.indices[ranges(self.offsets[clients] + self.num_train[clients], self.num_validation[clients])]
 
     def reordered(self, clients: Ints) -> Partition:
         """The same clients under new ids: client i is what ``clients[i]`` was, for a permutation (N,)."""
         sizes = np.diff(self.offsets)[clients]
         indices = self.indices[ranges(self.offsets[clients], sizes)]
-        return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]), self.num_train[clients])
+        validation = None if self.num_validation is None else self.num_validation[clients]
+        return Partition(indices, np.concatenate([[0], np.cumsum(sizes)]), self.num_train[clients], validation)
 
     def class_counts(self, labels: Ints, num_classes: int) -> Ints:
-        """(N, classes): how many samples of each class a client has, training and test together."""
+        """(N, classes): how many samples of each class a client has, in all its splits together."""
         owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
         flat = np.bincount(owner * num_classes + labels[self.indices], minlength=self.num_clients * num_classes)
         return flat.reshape(self.num_clients, num_classes)

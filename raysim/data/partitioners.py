@@ -1,8 +1,6 @@
-"""How samples are divided among clients, and each client's train/test split; deterministic in the seed."""
+"""How samples are divided among clients, and each client's train/validation/test split; deterministic in the seed."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +9,6 @@ from raysim import seeds
 from raysim.config.locations import local_path
 from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset
-from raysim.data.npz_files import read_npz
 from raysim.data.own_source import own_partition
 from raysim.data.partition import Partition
 from raysim.data.partition_draws import (
@@ -23,6 +20,7 @@ from raysim.data.partition_draws import (
     quantity,
     shards,
 )
+from raysim.data.partition_file import partition_from_file
 from raysim.errors import ConfigError
 from raysim.own_code import is_own
 
@@ -38,9 +36,21 @@ def make_partition(config: DataConfig, dataset: Dataset, seed: int, new_clients:
         ConfigError: the data set can't be divided that way; the message says what would work.
     """
     config = config.model_copy(update={"num_clients": config.num_clients + new_clients})
+    partition = _train_and_test(config, dataset, seed, new_clients)
+    if not config.validation_fraction:
+        return partition
+    if partition.num_validation is not None:
+        raise ConfigError(
+            f"data.validation_fraction: {config.partition.path} has a validation split of its own; set it to 0, or leave "
+            "validation_<i> out of the file"
+        )
+    return with_validation(partition, config.validation_fraction, seeds.stream(seed, "validation"))
+
+
+def _train_and_test(config: DataConfig, dataset: Dataset, seed: int, new_clients: int) -> Partition:
     if config.partition.name == "file":
         path = local_path(config.partition.path or "", "data.partition.path")
-        return _from_file(path, config.num_clients, len(dataset.labels))
+        return partition_from_file(path, config.num_clients, len(dataset.labels))
     if config.partition.name == "own":
         assert dataset.split is not None
         return dataset.split
@@ -115,42 +125,26 @@ def _split(owner: Ints, num_clients: int, test_fraction: float, rng: np.random.G
     return Partition(indices, np.concatenate([[0], np.cumsum(counts)]), num_train)
 
 
-def _from_file(path: Path, num_clients: int, num_samples: int) -> Partition:
-    """``train_<i>`` and ``test_<i>`` of every client i from an npz."""
-    where = f"data.partition.path: {path}"
-    if not path.is_file():
+def with_validation(partition: Partition, fraction: float, rng: np.random.Generator) -> Partition:
+    """Take ``fraction`` of every client's training samples, rounded up, as its validation split; the rest stays in order.
+
+    Raises:
+        ConfigError: a client would keep no training sample.
+    """
+    sizes, num_train = np.diff(partition.offsets), partition.num_train
+    num_validation = np.ceil(fraction * num_train - 1e-9).astype(np.int64)
+    if len(bad := np.flatnonzero(num_validation >= num_train)):
         raise ConfigError(
-            f"{where}: there is no such file; it should be an npz with train_<i> and test_<i> of every client"
+            f"data.validation_fraction: client {bad[0]} has {num_train[bad[0]]} training samples and keeps none of them at a "
+            f"validation_fraction of {fraction:g} ({len(bad)} such clients). Lower it, raise data.partition.min_samples, or "
+            "take fewer clients"
         )
-    try:
-        arrays = read_npz(path, lambda name: name.startswith(("train_", "test_")))
-    except Exception as error:  # numpy and zipfile raise many kinds on damaged files
-        raise ConfigError(f"{where}: is damaged or not an npz of plain arrays: {error}") from error
-    names = [f"{kind}_{i}" for i in range(num_clients) for kind in ("train", "test")]
-    if missing := next((name for name in names if name not in arrays), None):
-        raise ConfigError(f"{where}: has no {missing}, but data.num_clients is {num_clients}")
-    if beyond := sorted(arrays.keys() - set(names)):
-        raise ConfigError(
-            f"{where}: has {len(beyond)} arrays of other clients than 0 to {num_clients - 1} ({', '.join(beyond[:4])}); "
-            "set data.num_clients to the number of all, or leave them out of the file"
-        )
-    parts = [(arrays[f"train_{i}"], arrays[f"test_{i}"]) for i in range(num_clients)]
-    for client, (train, test) in enumerate(parts):
-        for kind, part in (("train", train), ("test", test)):
-            if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):
-                raise ConfigError(f"{where}: {kind}_{client} is {part.dtype} {part.shape}, not integers (n,)")
-            if len(part) == 0:
-                raise ConfigError(f"{where}: client {client} is left without {kind} samples")
-            if part.min() < 0 or part.max() >= num_samples:
-                raise ConfigError(
-                    f"{where}: {kind}_{client} has index {part.max() if part.min() >= 0 else part.min()}, but the data set "
-                    f"has samples 0 to {num_samples - 1}"
-                )
-        if len(both := np.intersect1d(train, test)):
-            raise ConfigError(f"{where}: client {client} has sample {both[0]} in both its train and its test split")
-    counts = [len(train) + len(test) for train, test in parts]
-    return Partition(
-        np.concatenate([index for pair in parts for index in pair]).astype(np.int64),
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        np.array([len(train) for train, _ in parts], np.int64),
-    )
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    position = np.arange(len(owner)) - partition.offsets[owner]
+    drawn = rng.random(len(owner))
+    drawn[position >= num_train[owner]] = np.inf  # test samples stay where they are, behind all others
+    rank = np.empty(len(owner), np.int64)
+    rank[np.lexsort((drawn, owner))] = position
+    split = np.select([position >= num_train[owner], rank < num_validation[owner]], [2, 1], 0)
+    order = np.lexsort((position, split, owner))
+    return Partition(partition.indices[order], partition.offsets, num_train - num_validation, num_validation)

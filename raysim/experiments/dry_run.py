@@ -86,7 +86,7 @@ class Estimate:
             seconds.append(time.perf_counter() - start)
             most = max(most, process.memory_info().rss - before)
         samples = min(config.train.batch_size * config.algorithm.batches_per_step, int(sizes[largest].max()))
-        tested = int(run.partition.num_test[largest].sum()) / 3  # an evaluation costs a third of a step of training
+        tested = int(run.partition.num_held_out[largest].sum()) / 3  # an evaluation costs a third of a step of training
         per_sample = min(seconds) / (len(largest) * samples + tested)
         epochs = len(config.algorithm.epochs(config.train.local_epochs))
         typical = np.argsort(sizes, kind="stable")[:: max(1, len(sizes) // config.cohort_size)][: config.cohort_size]

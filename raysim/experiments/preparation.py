@@ -135,11 +135,18 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     from raysim.models.normalization import with_normalization
 
     _check_own_code(config)
+    _check_validation(config, partition)
     model = build_model(config.model, config.algorithm, dataset.num_classes, dataset.images.shape[3], config.seed)
     layout, tensors = layout_of(model, config.algorithm), model.state_dict()
     if not layout.num_shared and not config.algorithm.shares_nothing:
         raise ConfigError(
             f"algorithm.personal: {config.algorithm.name} would share nothing; that is the method 'local'"
+        )
+    if config.train.optimizer.personal_lr is not None and not (
+        layout.num_personal or config.algorithm.trains_own_model
+    ):
+        raise ConfigError(
+            f"train.optimizer.personal_lr: {config.algorithm.name} has no personal parameters that train.optimizer trains"
         )
     theta = layout.flatten(tensors)
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
@@ -170,6 +177,13 @@ def _check_own_code(config: Config) -> None:
             own_function(name, key)
     make_optimizer(config.train.optimizer, config.train.optimizer.lr)
     algorithm_digest(config)
+
+
+def _check_validation(config: Config, partition: Partition) -> None:
+    if config.train.patience is not None and partition.num_validation is None:
+        raise ConfigError(
+            "train.patience: goes by validation samples, and there are none: set data.validation_fraction, such as 0.2"
+        )
 
 
 def _check_batch_norm(config: Config, partition: Partition) -> None:

@@ -128,7 +128,7 @@ class BatchPlanner:
     def _evaluation(
         self, kind: type[Evaluate] | type[EvaluateGlobal], round: int, clients: Ints, first: int
     ) -> list[Task]:
-        sizes = self._partition.num_test
+        sizes = self._partition.num_held_out
         return [
             kind(
                 round=round,

@@ -43,7 +43,7 @@ from raysim.training.tasks import (
     TrainingReport,
     evaluations_of,
 )
-from raysim.views import Model
+from raysim.views import HEADLINE, Model, validation_names
 
 Ints = NDArray[np.int64]
 
@@ -68,6 +68,7 @@ class RoundMetrics:
         domains: NDArray[np.str_],
     ) -> None:
         self._domains = domains
+        self._headline = HEADLINE[config.evaluate.protocol]
         self._algorithm, self._local_epochs = config.algorithm, config.train.local_epochs
         self._layout, self._labels, self._partition, self._schedule = layout, labels, partition, schedule
         self._one_model, self._new = one_model, config.evaluate.new_clients
@@ -134,23 +135,35 @@ class RoundMetrics:
     def _of_family(
         self, family: Model, round: int, parts: Sequence[Evaluation | ClientResults], records: Records
     ) -> dict[str, float]:
-        """The metrics of a family, from the evaluations of at least the clients that they are about, if none is lost."""
-        about = self._schedule.reported(round)
+        """The metrics of a family, from the evaluations of at least the clients that they are about, if none is lost.
+
+        With those on validation samples, which are the headline's under a shorter name, too.
+        """
+        about, headline = self._schedule.reported(round), family == self._headline
         if not len(about):
             return {}
         everyone = ClientResults.merge(parts) if parts else NOBODY
         if self._schedule.is_last(round):
-            auc = everyone.client_auc(self._labels, self._partition) if parts else np.empty(0)
+            auc = everyone.client_auc(self._labels[self._partition.tests(everyone.clients)])
             columns = {"clients": everyone.clients, "accuracy": everyone.accuracy, "auc": auc}
             records.final |= {f"{family}.{name}": values for name, values in columns.items()}
         those, expected = everyone.only(about), len(about)
+        validates = self._partition.num_validation is not None
+        names = [family, *validation_names(family, headline)] if validates else [family]
         if not len(those.clients):
-            return {f"{family}/not_evaluated": float(expected)}
+            return {f"{name}/not_evaluated": float(expected) for name in names}
         records.accuracy.add(AccuracyRow(family, round, those.clients, those.accuracy))
-        metrics = those.metrics(family, self._labels, self._partition, missing=expected - len(those.clients))
-        labels = self._labels[self._partition.tests(those.clients)]
-        those = replace(those, domains=self._domains[those.clients])
-        return metrics | those.own_metrics(family, self._own, labels, metrics)
+        metrics = self._measured(family, those, self._partition.tests(those.clients), expected)
+        if those.validation is not None:
+            found = self._measured("", those.validation, self._partition.validations(those.clients), expected)
+            metrics |= {f"{name}{key}": value for name in names[1:] for key, value in found.items()}
+        return metrics
+
+    def _measured(self, family: str, results: ClientResults, samples: Ints, expected: int) -> dict[str, float]:
+        labels = self._labels[samples]
+        metrics = results.metrics(family, labels, missing=expected - len(results.clients))
+        results = replace(results, validation=None, domains=self._domains[results.clients])
+        return metrics | results.own_metrics(family, self._own, labels, metrics)
 
     def _new_clients(
         self, before: Sequence[Evaluation], after: Sequence[Evaluation], records: Records

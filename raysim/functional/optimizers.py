@@ -1,11 +1,11 @@
-"""SGD and AdamW as pure functions on the flat vector of a client's parameters; the arithmetic is that of ``torch.optim``.
+"""SGD, Adam and AdamW as pure functions on the flat vector of a client's parameters, with ``torch.optim``'s arithmetic.
 
 A vectorised batch has K times P numbers, more than a cache holds: what counts is how often they are read and written.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ class Optimizer:
         clip_norm: a gradient whose norm over all parameters is larger is scaled down to this; None: no clipping.
         statistics: a boolean vector (P,) of the entries that are running statistics of BatchNorm, or None. Their
             "gradient" is the change that the batch made, which is applied as it is.
+        nesterov: sgd: the step is taken along the gradient and ``momentum`` times the new momentum.
+        personal: a boolean vector (P,) of the personal parameters, if their learning rate is another, or None.
+        personal_factor: that learning rate, in units of ``lr``. It scales the step, whatever the optimiser makes of it.
     """
 
     name: str
@@ -34,10 +37,17 @@ class Optimizer:
     statistics: Tensor | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    nesterov: bool = False
+    personal: Tensor | None = None
+    personal_factor: float = 1.0
+
+    def of_own_model(self) -> Optimizer:
+        """The same for a whole model that a client keeps, all of it at the learning rate of personal parameters."""
+        return replace(self, lr=self.lr * self.personal_factor, personal=None, personal_factor=1.0)
 
     def init(self, theta: Tensor) -> Tensors:
         """The state before the first step, for parameters (P,)."""
-        if self.name == "adamw":
+        if self.name in ("adam", "adamw"):
             return {"m": torch.zeros_like(theta), "v": torch.zeros_like(theta), "step": theta.new_zeros(())}
         return {"momentum": torch.zeros_like(theta)} if self.momentum else {}
 
@@ -46,21 +56,28 @@ class Optimizer:
         if self.clip_norm is not None:
             gradient = self._clipped(gradient, self.clip_norm)
         new, state = self.update(theta, gradient, state)
+        if self.personal is not None:
+            new = torch.where(self.personal, theta + self.personal_factor * (new - theta), new)
         return new if self.statistics is None else torch.where(self.statistics, theta - gradient, new), state
 
     def update(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """``step`` without what all optimisers have in common: clipping, and running statistics."""
-        return (self._adamw if self.name == "adamw" else self._sgd)(theta, gradient, state)
+        if self.name == "adam" and self.weight_decay:
+            gradient = torch.add(gradient, theta, alpha=self.weight_decay)
+        return (self._adam if self.name in ("adam", "adamw") else self._sgd)(theta, gradient, state)
 
     def total_weight(self, steps: Tensor) -> Tensor:
         """With which weight all gradients of ``steps`` steps (float) enter the parameters together, in units of lr.
 
         Without momentum that is the number of steps; with momentum m, a gradient counts (1 - m^k) / (1 - m) where k steps
-        are left. Only of SGD.
+        are left; with Nesterov's, 1 + m (1 - m^k) / (1 - m). Only of SGD.
         """
-        assert self.name == "sgd", "a step of AdamW is no multiple of the gradient"
+        assert self.name == "sgd", "a step of Adam is no multiple of the gradient"
         m = self.momentum
-        return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m) if m else steps
+        if not m:
+            return steps
+        total = (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
+        return steps + m * total if self.nesterov else total
 
     def _clipped(self, gradient: Tensor, limit: float) -> Tensor:
         """As ``torch.nn.utils.clip_grad_norm_``; running statistics are no part of it."""
@@ -73,22 +90,23 @@ class Optimizer:
         if self.weight_decay:
             gradient = torch.add(gradient, theta, alpha=self.weight_decay)
         if self.momentum:
-            gradient = torch.add(gradient, state["momentum"], alpha=self.momentum)
-            state = {"momentum": gradient}
+            momentum = torch.add(gradient, state["momentum"], alpha=self.momentum)
+            state = {"momentum": momentum}
+            gradient = torch.add(gradient, momentum, alpha=self.momentum) if self.nesterov else momentum
         return torch.add(theta, gradient, alpha=-self.lr), state
 
-    def _adamw(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def _adam(self, theta: Tensor, gradient: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         step = state["step"] + 1
-        theta, m, v = _AdamW.apply(theta, gradient, state["m"], state["v"], step, self)
+        theta, m, v = _Adam.apply(theta, gradient, state["m"], state["v"], step, self)
         return theta, {"m": m, "v": v, "step": step}
 
 
-class _AdamW(torch.autograd.Function):
-    """A step of AdamW in half the time of its plain formulas, by operations that ``vmap`` has no rules for."""
+class _Adam(torch.autograd.Function):
+    """A step of Adam or AdamW in half the time of its plain formulas, by operations that ``vmap`` has no rules for."""
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _adamw(*args)
+        return _adam(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -100,10 +118,10 @@ class _AdamW(torch.autograd.Function):
             t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
             for t, d in zip(args[:-1], in_dims, strict=False)
         )
-        return _adamw(theta, gradient, m, v, step, args[-1]), (0, 0, 0)
+        return _adam(theta, gradient, m, v, step, args[-1]), (0, 0, 0)
 
 
-def _adamw(theta: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: Tensor, o: Optimizer) -> tuple[Tensor, ...]:
+def _adam(theta: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: Tensor, o: Optimizer) -> tuple[Tensor, ...]:
     """Vectors (..., P) and steps taken (...) to the next parameters, m and v."""
     beta1, beta2 = o.betas
     m = torch.lerp(m, gradient, 1 - beta1)
@@ -111,4 +129,5 @@ def _adamw(theta: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: Tensor, 
     # lr * m_hat / (sqrt(v_hat) + eps), with the factors that are one number per client taken out of the vectors
     rate = (o.lr / (1 - beta1**step))[..., None]
     denominator = v.sqrt().mul_((1 - beta2**step).rsqrt()[..., None] / rate).add_(o.eps / rate)
-    return (theta * (1 - o.lr * o.weight_decay)).addcdiv_(m, denominator, value=-1), m, v
+    decay = o.lr * o.weight_decay if o.name == "adamw" else 0.0
+    return (theta * (1 - decay)).addcdiv_(m, denominator, value=-1), m, v

@@ -59,8 +59,13 @@ class Trained:
     evaluation: Evaluation | None
 
 
-def make_optimizer(settings: OptimizerConfig, lr: float, statistics: Tensor | None = None) -> Optimizer:
+def make_optimizer(
+    settings: OptimizerConfig, lr: float, statistics: Tensor | None = None, personal: Tensor | None = None
+) -> Optimizer:
     """The local optimiser that ``train.optimizer`` names, at this learning rate.
+
+    Args:
+        statistics, personal: boolean vectors (P,), or None if there are none.
 
     Raises:
         ConfigError: there is no such class of the user's, it is no ``Optimizer``, or it has no such fields.
@@ -73,7 +78,12 @@ def make_optimizer(settings: OptimizerConfig, lr: float, statistics: Tensor | No
         given = [field.name for field in fields(Optimizer)]
         checked_options(cls, settings.options or {}, settings.name, "train.optimizer.options", given)
     common = (settings.name, lr, settings.momentum, settings.weight_decay, settings.clip_norm, statistics)
-    return cls(*common, **(settings.options or {}))
+    optimizer = cls(*common, **(settings.options or {}))
+    if settings.nesterov:
+        optimizer = replace(optimizer, nesterov=True)
+    if settings.personal_lr in (None, settings.lr):
+        return optimizer
+    return replace(optimizer, personal=personal, personal_factor=settings.personal_lr / settings.lr)
 
 
 def layout_of(model: nn.Module, algorithm: FederatedAlgorithm) -> ParameterLayout:
@@ -115,6 +125,8 @@ class ClientEngine:
         model = model.to(self.device).requires_grad_(False)
         resources, statistics = config.resources, self.layout.statistics
         self._statistics = self.layout.mask(statistics).to(self.device) if statistics else None
+        is_personal = torch.arange(self.layout.num_parameters, device=self.device) >= self.layout.num_shared
+        self._personal = is_personal if self.layout.num_personal else None
         twice = self.algorithm.second_derivatives
         self._model = FunctionalModel(model, self.layout, resources.precision, resources.compile, twice)
         num_classes = int(getattr(model, "num_classes", labels.max() + 1))
@@ -231,7 +243,7 @@ class ClientEngine:
     def _context(self, round: int, broadcast: Tensors, full_rate: bool = False) -> ClientContext:
         train, settings = self.config.train, self.config.train.optimizer
         factor = 1.0 if full_rate else rate_factor(train, self.config.rounds, round)
-        optimizer = make_optimizer(settings, settings.lr * factor, self._statistics)
+        optimizer = make_optimizer(settings, settings.lr * factor, self._statistics, self._personal)
         return ClientContext(
             self._model,
             self.layout,

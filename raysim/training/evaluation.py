@@ -1,4 +1,4 @@
-"""Evaluate a client batch: each client's own model on its own test samples, or one model on those of all."""
+"""Evaluate a client batch: each client's own model on the samples held out from it, or one model on those of all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raysim import seeds
 from raysim.algorithms import FederatedAlgorithm
+from raysim.data.partition import Partition, ranges
 from raysim.functional.context import ClientContext
 from raysim.functional.functional_model import FunctionalModel
 from raysim.functional.optimizers import Tensors
@@ -25,13 +26,36 @@ EVALUATION_SAMPLES = 512
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them."""
+    """Per client of a batch: how many test samples were classified correctly, and the probabilities of all of them.
+
+    Attributes:
+        clients, correct, num_samples: (K,)
+        probabilities: (sum of num_samples, classes), client after client.
+        validation: the same of the validation samples, where there is such a split.
+    """
 
     clients: Ints
     correct: Ints
-    num_test: Ints
+    num_samples: Ints
     probabilities: NDArray[np.float32]
-    """(sum of num_test, classes), client after client."""
+    validation: Evaluation | None = None
+
+    @classmethod
+    def of(
+        cls, clients: Ints, probabilities: NDArray[np.float32], hits: NDArray[np.bool_], data: Partition
+    ) -> Evaluation:
+        """From all samples that are held out from clients (K,), client after client: probabilities, and which were hit."""
+        held_out, num_test = data.num_held_out[clients], data.num_test[clients]
+        starts = np.cumsum(held_out) - held_out
+        if data.num_validation is None:
+            return cls(clients, np.add.reduceat(hits, starts, dtype=np.int64), num_test, probabilities)
+        parts = []
+        for start, counts in ((starts, held_out - num_test), (starts + held_out - num_test, num_test)):
+            rows = ranges(start, counts)
+            correct = np.add.reduceat(hits[rows], np.cumsum(counts) - counts, dtype=np.int64)
+            parts.append(cls(clients, correct, counts, probabilities[rows]))
+        validation, test = parts
+        return replace(test, validation=validation)
 
 
 def evaluates_one_model(algorithm: FederatedAlgorithm, num_personal: int, adapt: bool = True) -> bool:
@@ -90,14 +114,14 @@ class Evaluator:
     ) -> Evaluation:
         """Clients (K,) with shared parameters (K, S) and states (each (K, n)), adapted if the algorithm does that."""
         predictor = self.predictor(clients, shared, state, context, adapt)
-        pool = self._samples.test(clients)
+        pool = self._samples.held_out(clients)
         images = pool.images.split(_chunk(clients), dim=1)
         with self._model.mode(training=False, vectorised=len(clients) > 1):
             scores = torch.cat([predictor.scores(self._samples.model_input(part)) for part in images], dim=1)
         probabilities, hits = _classified(scores, pool.labels)
         own = to_device(torch.from_numpy(np.arange(pool.labels.shape[1]) < pool.counts[:, None]), self._device)
-        correct = (hits & own).sum(dim=1)
-        return Evaluation(clients, correct.cpu().numpy(), pool.counts, probabilities[own].cpu().numpy())
+        rows, hit = (part[own].cpu().numpy() for part in (probabilities, hits))
+        return Evaluation.of(clients, rows, hit, self._samples.partition)
 
     def predictor(
         self, clients: Ints, shared: Tensor, state: Tensors, context: ClientContext, adapt: bool = True
@@ -147,18 +171,18 @@ class Evaluator:
         return {**found, "remembered": torch.cat([batch.mask for batch in batches], dim=1)}
 
     def one_model(self, clients: Ints, theta: Tensor) -> Evaluation:
-        """One model (P,) on the test samples of all clients, in plain batches."""
+        """One model (P,) on the held out samples of all clients, in plain batches."""
         partition = self._samples.partition
-        index = partition.tests(clients)
+        index = partition.indices[
+            ranges((partition.offsets[:-1] + partition.num_train)[clients], partition.num_held_out[clients])
+        ]
         parts = []
         with self._model.mode(training=False, vectorised=False):
             for start in range(0, len(index), EVALUATION_SAMPLES):
                 images, labels = self._samples.data.at(index[start : start + EVALUATION_SAMPLES])
                 parts.append(_classified(self._model.logits(theta, self._samples.model_input(images)), labels))
-        probabilities, hits = (torch.cat(column) for column in zip(*parts, strict=True))
-        counts = partition.num_test[clients]
-        correct = np.add.reduceat(hits.long().cpu().numpy(), np.cumsum(counts) - counts)
-        return Evaluation(clients, correct, counts, probabilities.cpu().numpy())
+        probabilities, hits = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        return Evaluation.of(clients, probabilities, hits, partition)
 
 
 def _chunk(clients: Ints) -> int:

@@ -141,9 +141,9 @@ class ClientSamples:
         drawn = (np.array(counts), per_class.reshape(-1, classes), np.zeros(len(indices)))
         return ClientData(*(to_device(torch.from_numpy(a.astype(np.float32)), self._device) for a in drawn))
 
-    def test(self, clients: Ints) -> Pool:
-        """The test samples of clients (K,)."""
-        return Pool.gather(self.data, [self.partition.test(c) for c in clients.tolist()])
+    def held_out(self, clients: Ints) -> Pool:
+        """The validation and test samples of clients (K,)."""
+        return Pool.gather(self.data, [self.partition.held_out(c) for c in clients.tolist()])
 
     def order(self, purpose: str, round: int, clients: Ints, pool: Pool, epochs: int) -> Order:
         """A shuffled order of every epoch; ``purpose`` names the random stream."""

@@ -139,5 +139,5 @@ def test_clients_that_never_took_part_are_evaluated_before_and_after_they_adapt(
     assert after.accepted.all()
     for evaluation in (before, after.evaluation):
         np.testing.assert_allclose(evaluation.probabilities.sum(axis=1), 1, atol=1e-5)
-        assert evaluation.num_test.sum() == len(evaluation.probabilities)
+        assert evaluation.num_samples.sum() == len(evaluation.probabilities)
     assert not np.array_equal(before.probabilities, after.evaluation.probabilities)

@@ -20,6 +20,19 @@ def test_what_many_clients_have_is_found_at_once():
     assert partition.tests(np.arange(3)).tolist() == np.concatenate(each).tolist()
 
 
+def test_a_validation_split_lies_between_training_and_test_samples():
+    partition = Partition(np.arange(9), np.array([0, 4, 9]), np.array([2, 1]), np.array([1, 2]))
+    assert [partition.train(c).tolist() for c in (0, 1)] == [[0, 1], [4]]
+    assert partition.validations(np.array([1, 0])).tolist() == [5, 6, 2]
+    assert [partition.test(c).tolist() for c in (0, 1)] == [[3], [7, 8]]
+    assert partition.tests(np.array([1, 0])).tolist() == [7, 8, 3]
+    assert partition.held_out(1).tolist() == [5, 6, 7, 8]
+    assert (partition.num_held_out.tolist(), partition.num_test.tolist()) == ([2, 4], [1, 2])
+    assert partition.all_train.tolist() == [0, 1, 4]
+    assert partition.reordered(np.array([1, 0])).num_validation.tolist() == [2, 1]
+    assert partition.digest != Partition(partition.indices, partition.offsets, partition.num_train).digest
+
+
 def test_reordered_clients_keep_their_samples():
     partition = Partition(np.array([5, 6, 1, 2, 3, 9]), np.array([0, 2, 5, 6]), np.array([1, 2, 1]))
     other = partition.reordered(np.array([2, 0, 1]))

@@ -3,6 +3,7 @@ import pytest
 
 from raysim.config.sections.data import DataConfig
 from raysim.data.dataset import Dataset
+from raysim.data.partition_file import save_partition
 from raysim.data.partitioners import make_partition
 from raysim.data.sources import load_dataset
 from raysim.errors import ConfigError
@@ -13,8 +14,9 @@ def digits():
     return load_dataset(DataConfig(name="digits", rotated_domains=True), 8)
 
 
-def divide(dataset, seed=0, num_clients=10, test_fraction=0.25, **partition):
+def divide(dataset, seed=0, num_clients=10, test_fraction=0.25, validation_fraction=0.0, **partition):
     keys = {"name": "digits", "num_clients": num_clients, "test_fraction": test_fraction, "partition": partition}
+    keys["validation_fraction"] = validation_fraction
     return make_partition(DataConfig.model_validate(keys), dataset, seed)
 
 
@@ -42,6 +44,43 @@ def test_every_sample_belongs_to_one_client_and_the_seed_decides(digits, keys):
     for client in (0, 9):
         assert len(first.train(client)) == first.num_train[client]
         assert len(first.train(client)) + len(first.test(client)) == sizes[client]
+
+
+@pytest.mark.parametrize("keys", ALL, ids=lambda k: k["name"])
+def test_a_validation_split_is_drawn_from_the_training_samples_alone(digits, keys):
+    plain, partition = divide(digits, **keys), divide(digits, validation_fraction=0.3, **keys)
+    assert np.array_equal(partition.num_validation, np.ceil(0.3 * plain.num_train))
+    assert np.array_equal(partition.offsets, plain.offsets)
+    for client in range(10):
+        assert partition.test(client).tolist() == plain.test(client).tolist()
+        train, validation = partition.train(client).tolist(), partition.validations(np.array([client])).tolist()
+        before = plain.train(client).tolist()
+        assert sorted(train + validation) == sorted(before)
+        assert [s for s in before if s in set(train)] == train  # in the order in which they were
+    again, other = (
+        divide(digits, validation_fraction=0.3, **keys),
+        divide(digits, seed=1, validation_fraction=0.3, **keys),
+    )
+    assert np.array_equal(partition.indices, again.indices)
+    assert not np.array_equal(partition.validations(np.array([0])), other.validations(np.array([0])))
+
+
+def test_every_training_sample_has_the_same_chance_to_be_validated(toy):
+    times = np.zeros(8)
+    for seed in range(400):
+        found = divide(toy, seed=seed, num_clients=2, name="iid", validation_fraction=0.5)
+        times[found.validations(np.arange(2))] += 1
+    assert abs(times / 400 - 4 / 8).max() < 0.1  # of 4 samples one is tested, and two of the other three are validated
+
+
+def test_a_validation_split_leaves_training_samples(digits):
+    with pytest.raises(
+        ConfigError, match=r"data\.validation_fraction: client \d has \d+ training samples and keeps none"
+    ):
+        divide(digits, name="iid", validation_fraction=0.9999)
+    small = DataConfig(name="digits", num_clients=800, validation_fraction=0.01, partition={"name": "iid"})
+    with pytest.raises(ConfigError, match=r"has 1 training samples and keeps none of them .* \(\d+ such clients\)"):
+        make_partition(small, digits, 0)
 
 
 def test_a_tiny_test_fraction_still_leaves_a_test_sample(digits):
@@ -205,9 +244,28 @@ def test_a_split_from_a_file(tmp_path, toy):
     assert partition.class_counts(toy.labels, 2).tolist() == [[2, 2], [2, 2]]
 
 
+def test_a_split_with_validation_from_a_file_and_back(tmp_path, toy):
+    given = {"train_0": [0, 1], "validation_0": [2], "validation_1": [7], "test_1": [6]}
+    partition = from_file(tmp_path, toy, **given)
+    assert partition.num_validation.tolist() == [1, 1]
+    assert [partition.train(c).tolist() for c in (0, 1)] == [[0, 1], [4, 5]]
+    assert partition.validations(np.arange(2)).tolist() == [2, 7]
+    assert partition.tests(np.arange(2)).tolist() == [3, 6]
+    save_partition(partition, tmp_path / "again.npz")
+    again = divide(toy, num_clients=2, name="file", path=str(tmp_path / "again.npz"))
+    assert again.digest == partition.digest
+    with pytest.raises(ConfigError, match=r"data\.validation_fraction: .*split.npz has a validation split of its own"):
+        divide(toy, num_clients=2, name="file", path=str(tmp_path / "split.npz"), validation_fraction=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"validation_0": [2], "train_0": [0, 1]}, "has no validation_1"),
+        (
+            {"validation_0": [2], "validation_1": [5]},
+            "client 0 has sample 2 in both its train and its validation split",
+        ),
         ({"test_1": None}, "has no test_1, but data.num_clients is 2"),
         ({"train_2": [1]}, r"has 1 arrays of other clients than 0 to 1 \(train_2\)"),
         ({"test_7": [1], "train_x": [1]}, r"has 2 arrays of other clients than 0 to 1 \(test_7, train_x\)"),

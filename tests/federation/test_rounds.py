@@ -15,6 +15,7 @@ from raysim.storage.records import RoundRecord
 from raysim.training.aggregation import PartialSum, Weights
 from raysim.training.local_training import LocalTraining
 from raysim.training.tasks import Evaluate, TaskResult, Train, TrainingReport
+from raysim.views import OF_CLIENTS
 from raysim.workers.dispatch import Completed, Progress
 from raysim.workers.remote_states import StateNodes
 from raysim.workers.run_setup import RunSetup
@@ -216,7 +217,7 @@ def test_both_families_are_what_an_evaluation_of_each_client_gives(run, name, cl
         # The batches of the run: sorted by size, one by one.
         trained = simulation.round(round_, [[c] for c in sorted(cohort, key=lambda c: -engine.partition.num_train[c])])
         for one in trained:
-            expected[one.clients] = one.evaluation.correct / one.evaluation.num_test
+            expected[one.clients] = one.evaluation.correct / one.evaluation.num_samples
         after = accuracy(round_ + 1, everyone, simulation.shared)
         about = EvaluationSchedule(config).reported(round_)
         row = records[round_].metrics
@@ -231,6 +232,40 @@ def test_both_families_are_what_an_evaluation_of_each_client_gives(run, name, cl
     for family, values in (("personalized", expected), ("aggregated", after)):
         assert final[f"{family}.clients"].tolist() == list(range(8))
         np.testing.assert_allclose(final[f"{family}.accuracy"], values)
+
+
+@pytest.mark.parametrize("changes", [{"algorithm": {"name": "fedperfix"}}, {"algorithm": {"name": "fedavg"}}, BY_ONE])
+def test_validation_metrics_are_those_of_a_run_that_tests_on_the_validation_samples(run, tmp_path, changes):
+    changes = {
+        "rounds": 2,
+        "evaluate": {"new_clients": 1},
+        **({"resources": changes} if changes is BY_ONE else changes),
+    }
+    changes["cohort"] = {"size": 4, "fraction": None}
+    data = {"validation_fraction": 0.3}
+    rounds, _, pool, records = run(0, data=data, **changes)
+    partition, found = pool.engine.partition, {"test": [], "validation": []}
+    for kind in found:
+        arrays = {f"train_{i}": partition.train(i) for i in range(9)}
+        of = partition.tests if kind == "test" else partition.validations
+        np.savez(tmp_path / kind, **arrays, **{f"test_{i}": of(np.array([i])) for i in range(9)})
+        split = {
+            "name": "file",
+            "path": str(tmp_path / f"{kind}.npz"),
+            **dict.fromkeys(("alpha", "min_samples", "cap")),
+        }
+        found[kind] = history(run(1, data={"partition": split}, **changes)[0])
+    for row, test, validation in zip(history(rounds), *found.values(), strict=True):
+        for name in ("personalized", "aggregated"):
+            for metric in OF_CLIENTS:
+                key = f"{name}/{metric}"
+                assert row[key] == pytest.approx(test[key], abs=1e-7)
+                assert row[f"validation/{key}"] == pytest.approx(validation[key], abs=1e-7)
+                if name == "personalized":
+                    assert row[f"validation/{metric}"] == row[f"validation/{key}"]
+        assert row["validation/accuracy_mean"] != row["personalized/accuracy_mean"]
+        assert row.get("new_clients/accuracy_after_mean") == test.get("new_clients/accuracy_after_mean")
+    assert [key for key in records[0].metrics if key.startswith("validation/global")] == []
 
 
 def test_a_client_that_does_not_train_is_evaluated_once_for_both_rounds(run):
@@ -264,8 +299,8 @@ def test_new_clients_never_take_part_and_adapt_to_the_final_shared_parameters(ru
     after = engine.train(LocalTraining(4, ids, ones, 2), broadcast, initial).evaluation
     found = rounds.records.new
     assert found["clients"].tolist() == [8, 9, 10]
-    assert found["before"].tolist() == (before.correct / before.num_test).tolist()
-    assert found["after"].tolist() == (after.correct / after.num_test).tolist()
+    assert found["before"].tolist() == (before.correct / before.num_samples).tolist()
+    assert found["after"].tolist() == (after.correct / after.num_samples).tolist()
     assert after.correct.tolist() != one_epoch.correct.tolist()
     last = history(rounds)[-1]
     assert last["new_clients/accuracy_after_mean"] == pytest.approx(found["after"].mean())

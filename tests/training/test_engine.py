@@ -190,7 +190,7 @@ def test_evaluation_of_equal_models_in_one_pass_equals_client_by_client():
         one_by_one = simulation.engine._evaluator.clients(clients, shared, state, context)
     assert at_once.correct.tolist() == one_by_one.correct.tolist()
     np.testing.assert_allclose(at_once.probabilities, one_by_one.probabilities, atol=1e-5)
-    assert at_once.num_test.tolist() == simulation.engine.partition.num_test.tolist()
+    assert at_once.num_samples.tolist() == simulation.engine.partition.num_test.tolist()
 
 
 @pytest.mark.parametrize("rate", ["proj_drop_rate", "attn_drop_rate", "drop_path_rate"])

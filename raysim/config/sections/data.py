@@ -66,7 +66,7 @@ class PartitionConfig(Section):
     shards_per_client: int | None = Field(None, ge=1)
     """shards: how many each client gets. Default 2."""
     path: str | None = None
-    """file: an npz with index arrays ``train_<i>`` and ``test_<i>`` for every client i."""
+    """file: an npz with index arrays ``train_<i>`` and ``test_<i>`` for every client i, maybe ``validation_<i>``, too."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +137,10 @@ class DataConfig(Section):
     """N, the number of clients."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
     """Share of each client's samples in its test split, rounded up (not used by the partitions ``file`` and ``own``)."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of each client's other samples that nobody trains on, rounded up: its validation split, on which
+    ``validation/...`` is measured, by which a round is chosen and ``raysim tune`` compares trials. 0: there is none, unless
+    the partition ``file`` has one."""
     subset: int | None = Field(None, ge=1)
     """Use about this many samples, the same share of every class, evenly spaced through it. null: all."""
     augment: Literal["none", "flip", "crop_flip"] | Annotated[str, Field(pattern=OWN)] = "none"

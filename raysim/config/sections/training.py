@@ -42,25 +42,32 @@ class ModelConfig(Section):
 class OptimizerConfig(Section):
     """The clients' optimiser; fresh in every round."""
 
-    name: Literal["sgd", "adamw"] | Annotated[str, Field(pattern=OWN)] = "sgd"
-    """``sgd``, ``adamw``, or your own, ``module:Class``, derived from ``raysim.Optimizer``."""
+    name: Literal["sgd", "adam", "adamw"] | Annotated[str, Field(pattern=OWN)] = "sgd"
+    """``sgd``, ``adam``, ``adamw``, or your own, ``module:Class``, derived from ``raysim.Optimizer``."""
     lr: float = Field(0.01, gt=0)
     """Learning rate."""
+    personal_lr: float | None = Field(None, gt=0)
+    """Learning rate of personal parameters, and of a model that clients keep beside the shared one (Ditto, APFL); it
+    follows ``train.schedule``, too. null: ``lr``."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """sgd: momentum; 0 is none."""
+    nesterov: bool = False
+    """sgd: Nesterov's momentum."""
     weight_decay: float = Field(0.0, ge=0)
-    """sgd: L2 term in the gradient. adamw: decoupled decay."""
+    """sgd, adam: L2 term in the gradient. adamw: decoupled decay."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale a client's gradient down to this norm if it is larger, taken over all parameters. null: never."""
     options: Options | None = None
     """Your own optimiser: its other fields."""
 
     @model_validator(mode="after")
-    def _momentum_is_for_sgd(self) -> OptimizerConfig:
+    def _keys_of_the_optimizer(self) -> OptimizerConfig:
         if self.options and not is_own(self.name):
             raise ValueError(f"'options' are those of an optimiser of your own, but name is {self.name!r}")
-        if self.momentum and self.name == "adamw":
+        if self.momentum and self.name in ("adam", "adamw"):
             raise ValueError(f"'momentum' is not used by {self.name!r}; set it to 0")
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError("'nesterov' is a kind of momentum of 'sgd': set 'momentum', such as 0.9")
         return self
 
 
@@ -81,6 +88,9 @@ class TrainConfig(Section):
     """step: rounds from one factor to the next."""
     warmup_rounds: int = Field(0, ge=0)
     """The first rounds, in which the learning rate rises linearly to ``lr``, with which ``schedule`` begins after them."""
+
+    patience: Positive | None = None
+    """End a run early when ``validation/accuracy_mean`` has not been above its best for so many rounds. null: never."""
 
     @model_validator(mode="after")
     def _keys_of_the_schedule(self) -> TrainConfig:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from raysim.errors import ClientError
 from raysim.storage.records import RoundRecord
-from raysim.views import FAMILIES
+from raysim.views import FAMILIES, VALIDATION
 
 if TYPE_CHECKING:  # a user's module of callbacks is imported before Ray starts
     from raysim.experiments.events import ActiveRun, RunStatus
@@ -24,7 +24,18 @@ if TYPE_CHECKING:  # a user's module of callbacks is imported before Ray starts
 ROUNDS_AHEAD = 3  # a round's metrics are complete while the one after next trains, and one more round is the last
 
 
-OURS = (*FAMILIES, "difference", "global", "new_clients", "train", "cohort", "communication", "sensitivity", "system")
+OURS = (
+    *FAMILIES,
+    VALIDATION,
+    "difference",
+    "global",
+    "new_clients",
+    "train",
+    "cohort",
+    "communication",
+    "sensitivity",
+    "system",
+)
 """How the names of raysim's own metrics begin, before the slash."""
 
 

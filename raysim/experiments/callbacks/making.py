@@ -12,6 +12,7 @@ from raysim.config.schema import Config
 from raysim.config.sections.running import CallbackConfig
 from raysim.errors import ConfigError
 from raysim.experiments.callbacks.callback import Callback, CallbackError
+from raysim.experiments.callbacks.patience import Patience
 from raysim.experiments.callbacks.tensorboard import TensorBoard
 from raysim.experiments.callbacks.wandb import WandB
 from raysim.own_code import checked_options, own_function
@@ -62,6 +63,8 @@ def make_callbacks(config: Config, objects: Sequence[Callback]) -> list[tuple[st
     for name, callback in made:
         if not isinstance(callback, Callback):
             raise ConfigError(f"callbacks: {name!r} gives a {type(callback).__name__}, no raysim.Callback")
+    if config.train.patience is not None:
+        made.insert(0, ("train.patience", Patience(config.train.patience)))
     return [*made, *((type(item).__qualname__, copy.deepcopy(item)) for item in objects)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import ray
 
+from raysim.analysis.client_tables import split_sizes
 from raysim.analysis.divergence import rejections
 from raysim.config.loading import dump
 from raysim.experiments.events import ActiveRun, RunListener, RunStatus
@@ -142,7 +143,7 @@ def _sizes(placed: PlacedRun) -> dict[str, int]:
 def _profile(placed: PlacedRun) -> dict[str, int]:
     """How much data there is."""
     partition = ray.get(placed.setup.partition)
-    train, test = int(partition.num_train.sum()), int(partition.num_test.sum())
+    samples = {f"{split}_samples": int(sizes.sum()) for split, sizes in split_sizes(partition).items()}
     config, classes = placed.config, len(placed.class_names)
     who = {"clients": config.data.num_clients, "new_clients": config.evaluate.new_clients}
-    return {"train_samples": train, "test_samples": test, "classes": classes, **who}
+    return {**samples, "classes": classes, **who}

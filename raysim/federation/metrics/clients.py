@@ -1,19 +1,19 @@
-"""``personalized/``, ``aggregated/``, ``global/``, ``new_clients/``: from each client's test samples, in client-id order."""
+"""``personalized/``, ``aggregated/``, ``validation/``, ``global/``, ``new_clients/``: of clients, by id."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysim.data.partition import Partition, ranges
+from raysim.data.partition import ranges
 from raysim.errors import ConfigError
 from raysim.training.evaluation import Evaluation
-from raysim.views import FAMILIES, Model
+from raysim.views import FAMILIES
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,72 +22,78 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class ClientResults:
-    """The evaluated clients (E,) in id order, with all their test probabilities."""
+    """The evaluated clients (E,) in id order, with the probabilities of all samples that they were evaluated on."""
 
     clients: Ints
     correct: Ints
-    num_test: Ints
+    num_samples: Ints
     probabilities: NDArray[np.float32]
-    """(sum of num_test, classes), client after client."""
+    """(sum of num_samples, classes), client after client."""
+    validation: ClientResults | None = None
+    """The same on their validation samples, where these are on their test samples and there is such a split."""
     domains: NDArray[np.str_] | None = None
     """(E,): as in the table of clients, empty texts without domains; only for metrics of a user's own."""
 
     @classmethod
     def merge(cls, parts: Sequence[Evaluation | ClientResults]) -> ClientResults:
         """Evaluations of client batches, in whatever order they came, to one in client-id order."""
+        validations = [part.validation for part in parts if part.validation is not None]
         whole = cls(
             np.concatenate([part.clients for part in parts]),
             np.concatenate([part.correct for part in parts]),
-            np.concatenate([part.num_test for part in parts]),
+            np.concatenate([part.num_samples for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
         )
         order = np.argsort(whole.clients)
         assert (np.diff(whole.clients[order]) > 0).all(), "a client was evaluated twice"
-        return whole._at(order)
+        return replace(whole._at(order), validation=cls.merge(validations) if validations else None)
 
     def only(self, clients: Ints) -> ClientResults:
         """The results of these clients (E,) only, in id order; clients that were dropped have none."""
-        return self._at(np.flatnonzero(np.isin(self.clients, clients, assume_unique=True)))
+        these = self._at(np.flatnonzero(np.isin(self.clients, clients, assume_unique=True)))
+        return these if self.validation is None else replace(these, validation=self.validation.only(clients))
 
     def _at(self, index: Ints) -> ClientResults:
-        starts = np.cumsum(self.num_test) - self.num_test
-        rows = ranges(starts[index], self.num_test[index])
-        return ClientResults(self.clients[index], self.correct[index], self.num_test[index], self.probabilities[rows])
+        starts = np.cumsum(self.num_samples) - self.num_samples
+        rows = ranges(starts[index], self.num_samples[index])
+        return ClientResults(
+            self.clients[index], self.correct[index], self.num_samples[index], self.probabilities[rows]
+        )
 
     @property
     def accuracy(self) -> Floats:
         """(E,), fractions."""
-        return self.correct / self.num_test
+        return self.correct / self.num_samples
 
-    def metrics(self, family: Model, labels: Ints, partition: Partition, missing: int = 0) -> dict[str, float]:
-        """The round's metrics of a family, ``personalized/...`` or ``aggregated/...``.
+    def metrics(self, family: str, labels: Ints, missing: int = 0) -> dict[str, float]:
+        """The round's metrics of a family, ``personalized/...``, ``aggregated/...`` or ``validation/...``.
 
         Args:
-            labels: (n,) the whole data set's.
+            labels: of the samples, as ``probabilities``.
             missing: how many clients should have been evaluated, too, and were not.
         """
-        accuracy, auc = self.accuracy, self.client_auc(labels, partition)
+        accuracy, auc = self.accuracy, self.client_auc(labels)
         worst = np.sort(accuracy)[: max(1, len(accuracy) // 10)]
         metrics = {
             "accuracy_mean": float(accuracy.mean()),
             "accuracy_std": float(accuracy.std()),
-            "accuracy_weighted": float(self.correct.sum() / self.num_test.sum()),
+            "accuracy_weighted": float(self.correct.sum() / self.num_samples.sum()),
             "accuracy_worst_decile": float(worst.mean()),
             "auc_mean": float(auc.mean()),
-            "auc_weighted": float((auc * self.num_test).sum() / self.num_test.sum()),
-            "auc_micro": auc_micro(self.probabilities, labels[partition.tests(self.clients)]),
+            "auc_weighted": float((auc * self.num_samples).sum() / self.num_samples.sum()),
+            "auc_micro": auc_micro(self.probabilities, labels),
             "not_evaluated": float(missing),
         }
         return {f"{family}/{name}": value for name, value in metrics.items()}
 
     def own_metrics(
-        self, family: Model, functions: Mapping[str, Callable[..., Any]], labels: Ints, known: Container[str]
+        self, family: str, functions: Mapping[str, Callable[..., Any]], labels: Ints, known: Container[str]
     ) -> dict[str, float]:
         """What a user's own functions make of these results, as ``<family>/<name>``.
 
         Args:
             functions: by what ``evaluate.metrics`` calls them.
-            labels: of the clients' test samples, as ``probabilities``.
+            labels: of the samples, as ``probabilities``.
             known: metrics that there are already.
 
         Raises:
@@ -114,9 +120,9 @@ class ClientResults:
                     ) from error
         return metrics
 
-    def client_auc(self, labels: Ints, partition: Partition) -> Floats:
-        """(E,): micro-averaged AUC of each client's own test samples."""
-        return grouped_auc(self.probabilities, labels[partition.tests(self.clients)], self.num_test)
+    def client_auc(self, labels: Ints) -> Floats:
+        """(E,): micro-averaged AUC of each client's own samples, which have these labels."""
+        return grouped_auc(self.probabilities, labels, self.num_samples)
 
 
 _NONE = np.empty(0, np.int64)
@@ -136,7 +142,7 @@ def difference_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def global_metrics(results: ClientResults) -> dict[str, float]:
     """``global/...``: the shared model on the test samples of the clients that the metrics are about."""
-    return {"global/accuracy": float(results.correct.sum() / results.num_test.sum())}
+    return {"global/accuracy": float(results.correct.sum() / results.num_samples.sum())}
 
 
 def new_clients_metrics(before: ClientResults, after: ClientResults) -> dict[str, float]:

@@ -26,7 +26,7 @@ def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
     for arrived in (parts, parts[::-1]):
         results = ClientResults.merge(arrived)
         assert results.clients.tolist() == [0, 1]
-        metrics = results.metrics("personalized", LABELS, PARTITION)
+        metrics = results.metrics("personalized", LABELS[PARTITION.tests(results.clients)])
         assert metrics["personalized/accuracy_mean"] == 0.75
         assert metrics["personalized/accuracy_std"] == 0.25
         assert metrics["personalized/accuracy_weighted"] == pytest.approx(2 / 3)
@@ -37,15 +37,14 @@ def test_metrics_by_hand_in_client_order_whatever_the_order_of_arrival():
         assert metrics["personalized/auc_mean"] == (0.75 + 1.0) / 2
         assert metrics["personalized/auc_weighted"] == pytest.approx((2 * 0.75 + 1 * 1.0) / 3)
         assert metrics["personalized/not_evaluated"] == 0.0
-    assert results.client_auc(LABELS, PARTITION).tolist() == [0.75, 1.0]
+    assert results.client_auc(LABELS[[1, 2, 4]]).tolist() == [0.75, 1.0]
 
 
 def test_the_worst_decile_of_twenty_clients_is_two():
     parts = [evaluation([c], [c % 11], [np.full((10, 2), 0.5)]) for c in range(20)]
-    partition = Partition(np.arange(220), np.arange(0, 221, 11), np.ones(20, int))
-    labels = np.zeros(220, int)
+    labels = np.zeros(200, int)
     accuracies = sorted((c % 11) / 10 for c in range(20))
-    metrics = ClientResults.merge(parts).metrics("aggregated", labels, partition)
+    metrics = ClientResults.merge(parts).metrics("aggregated", labels)
     assert metrics["aggregated/accuracy_worst_decile"] == pytest.approx(np.mean(accuracies[:2]))
 
 
@@ -56,6 +55,25 @@ def test_only_keeps_those_that_were_asked_for():
         [1],
         np.float32(P1).tolist(),
     )
+
+
+def test_results_on_validation_samples_go_with_those_on_test_samples():
+    # Client 0 trains on sample 0, validates on 1, 2 and tests on 3; client 1 trains on 4, validates on 5, tests on 6, 7.
+    data = Partition(np.arange(8), np.array([0, 4, 8]), np.array([1, 1]), np.array([2, 1]))
+    hits = {0: np.array([True, True, False]), 1: np.array([False, True, False])}
+    rows = {c: (10 * c + np.arange(3))[:, None].astype(np.float32) for c in (0, 1)}
+    parts = [Evaluation.of(np.array([c]), rows[c], hits[c], data) for c in (1, 0)]
+    results = ClientResults.merge(parts)
+    assert (results.correct.tolist(), results.num_samples.tolist()) == ([0, 1], [1, 2])
+    assert results.probabilities[:, 0].tolist() == [2, 11, 12]
+    assert results.validation.accuracy.tolist() == [1.0, 0.0]
+    assert results.validation.probabilities[:, 0].tolist() == [0, 1, 10]
+    assert results.only(np.array([1])).validation.correct.tolist() == [0]
+    both = Evaluation.of(np.array([1, 0]), np.concatenate([rows[1], rows[0]]), np.concatenate([hits[1], hits[0]]), data)
+    for part in (both, both.validation):
+        of = results if part is both else results.validation
+        assert ClientResults.merge([part]).correct.tolist() == of.correct.tolist()
+        assert (ClientResults.merge([part]).probabilities == of.probabilities).all()
 
 
 def test_a_client_twice_is_an_error():
@@ -76,7 +94,9 @@ def test_auc_of_many_clients_at_once_is_that_of_each():
     partition = Partition(np.arange(offsets[-1]), offsets, np.ones(30, int))
     labels = rng.integers(0, 4, offsets[-1])
     each = [auc_micro(p.astype(np.float32), labels[partition.test(c)]) for c, p in enumerate(probabilities)]
-    np.testing.assert_allclose(ClientResults.merge(parts).client_auc(labels, partition), each, atol=1e-12)
+    np.testing.assert_allclose(
+        ClientResults.merge(parts).client_auc(labels[partition.tests(np.arange(30))]), each, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("classes", "digits"), [(2, 8), (2, 1), (10, 8), (10, 2)])
