@@ -17,7 +17,7 @@ v_i is kept as it is, and m_i is evaluated. Both variants take two gradients per
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ from raysim.algorithms.base import (
     Tensors,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class APFL(FederatedAlgorithm):
@@ -40,7 +41,9 @@ class APFL(FederatedAlgorithm):
     whole_model_kept = "its clients keep a whole model of their own"
     trains_own_model = True
 
-    alpha: float = Field(0.25, ge=0, le=1)
+    alpha: Annotated[float, Tuned(Range(0.05, 0.95), "nearly all of the interval on which it is defined")] = Field(
+        0.25, ge=0, le=1
+    )
     """Initial weight of the personal model; 0.25 in the FedPerfix paper's experiments. From 1 it hardly moves, so that
     the personal model is that of Local, at twice the price."""
     mixture: Literal["round", "step"] = "round"

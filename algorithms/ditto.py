@@ -12,10 +12,13 @@ authors' code both take their step on the same batch: twice the cost of FedAvg.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import Batch, Carry, ClientContext, Tensors
 from raysim.algorithms.own_model import OwnModel
+from raysim.search_space import Tuned
 
 
 class Ditto(OwnModel):
@@ -24,7 +27,7 @@ class Ditto(OwnModel):
     paper = "https://arxiv.org/abs/2012.04221"
     trains_own_model = True
 
-    lamda: float = Field(1.0, gt=0)
+    lamda: Annotated[float, Tuned([0.1, 1.0, 2.0], "the authors' values")] = Field(1.0, gt=0)
     """The paper's lambda, the strength of the pull; the authors choose from {0.1, 1, 2}."""
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:

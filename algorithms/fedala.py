@@ -18,6 +18,8 @@ W_i on a random 80 % of the samples, here on all. (PFLlib merges all clients in 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import (
@@ -31,6 +33,7 @@ from raysim.algorithms.base import (
     torch,
 )
 from raysim.errors import ConfigError
+from raysim.search_space import Range, Tuned
 
 
 class FedALA(FederatedAlgorithm):
@@ -40,11 +43,11 @@ class FedALA(FederatedAlgorithm):
     whole_model_kept = "its clients keep the last p tensors of their own model"
     whole_phases = ("merge",)
 
-    eta: float = Field(1.0, gt=0)
+    eta: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the authors' 1")] = Field(1.0, gt=0)
     """Learning rate of W_i."""
-    p: int = Field(2, ge=0)
+    p: Annotated[int, Tuned(None, "it says which layers are merged")] = Field(2, ge=0)
     """How many tensors are merged, counted from the last: 2 are weight and bias of a ViT's head; 0 are all tensors."""
-    initial_epochs: int = Field(11, ge=1)
+    initial_epochs: Annotated[int, Tuned(None, "as in the authors' code")] = Field(11, ge=1)
     """Epochs of a client's first merge."""
 
     def _last(self, layout: ParameterLayout) -> slice:

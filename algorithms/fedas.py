@@ -17,7 +17,7 @@ server sent (in the authors' code the next client of a round gets what the one b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ from raysim.algorithms.base import (
     Upload,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 LEAST = 1e-8  # so that clients that have converged count equally, in place of by what the exact mean rounds off
 
@@ -51,7 +52,9 @@ class FedAS(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""
-    align_lr: float = Field(0.01, gt=0)
+    align_lr: Annotated[float, Tuned(Range(1e-3, 0.1, log=True), "a factor of 10 around the authors' 0.01")] = Field(
+        0.01, gt=0
+    )
     """Learning rate of the alignment, plain SGD; 0.01 in the authors' code."""
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:

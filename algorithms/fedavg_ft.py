@@ -14,9 +14,12 @@ many more steps for every client that is evaluated.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from raysim.algorithms.base import ClientContext, FederatedAlgorithm, Optimizer
+from raysim.search_space import Range, Tuned
 
 
 class FedAvgFT(FederatedAlgorithm):
@@ -24,11 +27,11 @@ class FedAvgFT(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2108.07313"
 
-    fine_tuning_steps: int = Field(10, ge=1)
+    fine_tuning_steps: Annotated[int, Tuned([1, 5, 10, 20], "around the default")] = Field(10, ge=1)
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch."""
-    adapt_lr: float | None = Field(None, gt=0)
+    adapt_lr: Annotated[float | None, Tuned(Range(1e-4, 1.0, log=True), "as train.optimizer.lr")] = Field(None, gt=0)
     """Learning rate of these steps, the same in every round. null: ``train.optimizer.lr``."""
-    adapt_momentum: float = Field(0.0, ge=0, lt=1)
+    adapt_momentum: Annotated[float, Tuned([0.0, 0.9], "without, and the usual value")] = Field(0.0, ge=0, lt=1)
     """Momentum of these steps; from one to the next it is kept."""
 
     @model_validator(mode="after")

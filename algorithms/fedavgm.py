@@ -11,9 +11,12 @@ Down and up: the shared parameters. Kept by a client: nothing. As costly as FedA
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
+from raysim.search_space import Range, Tuned
 
 
 class FedAvgM(FederatedAlgorithm):
@@ -21,9 +24,11 @@ class FedAvgM(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/1909.06335"
 
-    beta: float = Field(0.9, gt=0, lt=1)
+    beta: Annotated[float, Tuned([0.7, 0.9, 0.97, 0.99, 0.997], "the paper's values")] = Field(0.9, gt=0, lt=1)
     """Momentum; the paper tries 0.7 to 0.997."""
-    server_lr: float = Field(1.0, gt=0)
+    server_lr: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the paper's 1")] = Field(
+        1.0, gt=0
+    )
     """Learning rate of the server."""
     nesterov: bool = False
     """Nesterov's momentum, as in FL-bench; the paper's formula is plain momentum."""

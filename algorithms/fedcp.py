@@ -17,7 +17,7 @@ distances: 1.6 times the cost of FedAvg. The authors' code draws noise in evalua
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ from raysim.algorithms.base import (
     torch,
 )
 from raysim.functional.distances import mmd
+from raysim.search_space import Range, Tuned
 
 
 class FedCP(FederatedAlgorithm):
@@ -46,7 +47,9 @@ class FedCP(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""
-    lamda: float = Field(5.0, gt=0)
+    lamda: Annotated[float, Tuned(Range(0.5, 50.0, log=True), "a factor of 10 around the authors' 5")] = Field(
+        5.0, gt=0
+    )
     """The paper's lambda, the weight of the distance between new and received representations; 5 in the authors' example."""
     gumbel: bool = True
     """Gumbel noise in the gate while training; false: a plain softmax, which can be reproduced elsewhere."""

@@ -18,7 +18,7 @@ bytes are in no metric of a round.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ from raysim.algorithms.base import (
     nn,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class Bias(nn.Module):
@@ -58,9 +59,11 @@ class FedDBE(FederatedAlgorithm):
     prepares = True
     modules = ("personal_bias",)
 
-    kappa: float = Field(50.0, gt=0)
+    kappa: Annotated[float, Tuned(Range(5.0, 500.0, log=True), "a factor of 10 around the authors' 50")] = Field(
+        50.0, gt=0
+    )
     """Weight of the pull; 50 in the authors' example."""
-    momentum: float = Field(1.0, gt=0, le=1)
+    momentum: Annotated[float, Tuned(Range(0.1, 1.0), "up to the authors' 1")] = Field(1.0, gt=0, le=1)
     """How much of the running mean is the newest batch's; 1 in the authors' example."""
 
     def add_modules(self, model: nn.Module) -> None:

@@ -17,6 +17,8 @@ no longer fit into the exact sum is rejected and counted, and the run stops if t
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import (
@@ -31,6 +33,7 @@ from raysim.algorithms.base import (
     Upload,
     torch,
 )
+from raysim.search_space import Tuned
 
 
 class FedDyn(FederatedAlgorithm):
@@ -39,7 +42,7 @@ class FedDyn(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2111.04263"
     uploads = {"shared": Upload("uniform")}
 
-    alpha: float = Field(0.01, gt=0)
+    alpha: Annotated[float, Tuned([0.001, 0.01, 0.1], "a factor of 10 around the authors' 0.01")] = Field(0.01, gt=0)
     """Strength of the regulariser; 0.01 in the authors' examples."""
 
     def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:

@@ -16,9 +16,12 @@ parameters. Kept by a client: nothing. As costly as FedAvg.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
+from raysim.search_space import Range, Tuned
 
 
 class FedOpt(FederatedAlgorithm):
@@ -26,13 +29,13 @@ class FedOpt(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2003.00295"
 
-    server_lr: float = Field(0.01, gt=0)
+    server_lr: Annotated[float, Tuned(Range(1e-3, 10.0, log=True), "the paper's range")] = Field(0.01, gt=0)
     """Learning rate of the server; the paper tunes it from 0.001 to 10 for each task."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.9, ge=0, lt=1)
     """Momentum of the mean update."""
-    tau: float = Field(1e-3, gt=0)
+    tau: Annotated[float, Tuned(Range(1e-5, 0.1, log=True), "a factor of 100 around the default")] = Field(1e-3, gt=0)
     """Adaptivity: the larger, the more like plain momentum."""
-    initial_v: float = Field(0.0, ge=0)
+    initial_v: Annotated[float, Tuned(None, "as in the authors' experiments")] = Field(0.0, ge=0)
     """What v starts at. 0 in Flower, FL-bench and the authors' experiments; their analysis wants tau^2 or more."""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class FedOpt(FederatedAlgorithm):
 class FedAdam(FedOpt):
     """FedAvg with Adam on the server."""
 
-    beta2: float = Field(0.99, ge=0, lt=1)
+    beta2: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class FedAdam(FedOpt):
 class FedYogi(FedOpt):
     """FedAvg with Yogi on the server, whose second moment changes slowly."""
 
-    beta2: float = Field(0.99, ge=0, lt=1)
+    beta2: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
@@ -74,7 +77,7 @@ class FedYogi(FedOpt):
 class FedAdagrad(FedOpt):
     """FedAvg with Adagrad on the server, whose second moment only grows."""
 
-    beta1: float = Field(0.0, ge=0, lt=1)
+    beta1: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.0, ge=0, lt=1)
     """Momentum of the mean update; Adagrad has none."""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:

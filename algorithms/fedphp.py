@@ -19,7 +19,7 @@ distances: 1.5 times the cost of FedAvg.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ from raysim.algorithms.base import (
     torch,
 )
 from raysim.functional.distances import mmd
+from raysim.search_space import Range, Tuned
 
 
 class FedPHP(FederatedAlgorithm):
@@ -46,9 +47,13 @@ class FedPHP(FederatedAlgorithm):
     depends_on_rounds = True
     needs_body = True
 
-    mu: float = Field(0.9, gt=0, le=1)
+    mu: Annotated[float, Tuned(Range(0.1, 1.0), "nearly all of the interval on which it is defined")] = Field(
+        0.9, gt=0, le=1
+    )
     """How much of the personal model is inherited at the end of the run."""
-    lamda: float = Field(0.1, gt=0, lt=1)
+    lamda: Annotated[float, Tuned(Range(0.01, 0.5, log=True), "around the authors' 0.05 and 0.1")] = Field(
+        0.1, gt=0, lt=1
+    )
     """The paper's lambda, the weight of the distance between representations; 0.05 or 0.1 in the authors' code."""
     inherit: Literal["participations", "rounds"] = "participations"
     """What the inherited share grows with: how often the client has trained, or the rounds of the run."""

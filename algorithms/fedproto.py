@@ -16,7 +16,7 @@ Down and up: a prototype (D numbers) per class. Kept by a client: its whole mode
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ from raysim.algorithms.base import (
     Upload,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class FedProto(FederatedAlgorithm):
@@ -45,7 +46,9 @@ class FedProto(FederatedAlgorithm):
     uses_features = True
     needs_body = True
 
-    lamda: float = Field(1.0, gt=0)
+    lamda: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the authors' 1")] = Field(
+        1.0, gt=0
+    )
     """The paper's lambda, the weight of the distance to the prototypes; the authors have 1, and 0.1 for CIFAR-10."""
     prototype_weights: Literal["clients", "samples"] = "clients"
     """``clients``: each client that has a class counts once. ``samples``: by its samples of the class."""

@@ -13,9 +13,12 @@ code of the FedPerfix paper trains both together, which is FedPer.)
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+from raysim.search_space import Tuned
 
 
 class FedRep(FederatedAlgorithm):
@@ -26,7 +29,7 @@ class FedRep(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters, which train first; with a plugin for instance ``[adapter, head]``."""
-    body_epochs: int = Field(1, ge=1)
+    body_epochs: Annotated[int, Tuned(None, "it divides the local epochs")] = Field(1, ge=1)
     """Local epochs that train the body; the others train the head. Each gets at least one: a single local epoch costs
     two, and surplus body epochs are cut."""
 

@@ -18,7 +18,7 @@ that it trained with, and in which round. 1.2 times the cost of FedAvg. mu is pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ from raysim.algorithms.base import (
     nn,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class CoV(nn.Module):
@@ -59,9 +60,11 @@ class GPFL(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""
-    lamda: float = Field(0.01, gt=0)
+    lamda: Annotated[float, Tuned(Range(1e-3, 0.1, log=True), "a factor of 10 around the authors' 0.01")] = Field(
+        0.01, gt=0
+    )
     """The paper's lambda, the weight of the distance to a class's embedding; 0.01 in the authors' experiments with a CNN."""
-    mu: float = Field(0.1, gt=0)
+    mu: Annotated[float, Tuned(Range(0.01, 1.0, log=True), "a factor of 10 around the authors' 0.1")] = Field(0.1, gt=0)
     """Weight decay of G and CoV; 0.1 in the authors' experiments with a CNN."""
 
     def add_modules(self, model: nn.Module) -> None:

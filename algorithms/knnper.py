@@ -17,9 +17,12 @@ forward pass over the client's training samples.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import Batch, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, torch
+from raysim.search_space import Range, Tuned
 
 
 class KNNPer(FederatedAlgorithm):
@@ -28,11 +31,15 @@ class KNNPer(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2111.09360"
     uses_features = True
 
-    k: int = Field(10, ge=1)
+    k: Annotated[int, Tuned(Range(1, 10), "the authors' range")] = Field(10, ge=1)
     """How many neighbours vote; the authors try 1 to 10."""
-    lamda: float = Field(0.5, gt=0, le=1)
+    lamda: Annotated[float, Tuned(Range(0.1, 1.0), "nearly all of the interval on which it is defined")] = Field(
+        0.5, gt=0, le=1
+    )
     """The paper's lambda, the share of the votes in the prediction."""
-    kernel_scale: float = Field(1.0, gt=0)
+    kernel_scale: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the default")] = Field(
+        1.0, gt=0
+    )
     """Scale of squared distances, per number of a representation."""
 
     def remember(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensors:

@@ -15,7 +15,7 @@ cost of FedAvg.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from raysim.algorithms.base import (
     Tensors,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class MOON(FederatedAlgorithm):
@@ -39,9 +40,9 @@ class MOON(FederatedAlgorithm):
     uses_features = True
     needs_body = True
 
-    mu: float = Field(1.0, gt=0)
+    mu: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "around the authors' 1 and 5")] = Field(1.0, gt=0)
     """Weight of the contrastive loss; the authors have 5 for CIFAR-10 and 1 for CIFAR-100."""
-    tau: float = Field(0.5, gt=0)
+    tau: Annotated[float, Tuned([0.1, 0.5, 1.0], "around the default")] = Field(0.5, gt=0)
     """Temperature."""
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:

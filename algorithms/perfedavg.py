@@ -19,9 +19,12 @@ where the second would be empty, because no more than ``batch_size`` samples are
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Optimizer, Tensors
+from raysim.search_space import Range, Tuned
 
 
 class PerFedAvg(FederatedAlgorithm):
@@ -30,11 +33,11 @@ class PerFedAvg(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2002.07948"
     batches_per_step = 2
 
-    adapt_lr: float | None = Field(None, gt=0)
+    adapt_lr: Annotated[float | None, Tuned(Range(1e-4, 1.0, log=True), "as train.optimizer.lr")] = Field(None, gt=0)
     """a, the learning rate of the inner step in training and of the step before evaluation. null: ``train.optimizer.lr``."""
     hessian_free: bool = False
     """Approximate the second-order term by two more gradients (twice the cost of the first-order method)."""
-    delta: float = Field(0.001, gt=0)
+    delta: Annotated[float, Tuned(None, "the step of a finite difference")] = Field(0.001, gt=0)
     """hessian_free: step of the finite difference, in units of the gradient."""
 
     def client_step(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Carry, Tensors]:

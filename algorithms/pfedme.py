@@ -15,10 +15,13 @@ the paper has not: ``inner_decay``. That code and PFLlib's evaluate w in place o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
 from raysim.algorithms.own_model import OwnModel
+from raysim.search_space import Range, Tuned
 
 
 class PFedMe(OwnModel):
@@ -26,15 +29,17 @@ class PFedMe(OwnModel):
 
     paper = "https://arxiv.org/abs/2006.08848"
 
-    lamda: float = Field(15.0, gt=0)
+    lamda: Annotated[float, Tuned(Range(5.0, 50.0, log=True), "around the authors' 15 to 30")] = Field(15.0, gt=0)
     """The paper's lambda, the strength of the pull between the two models; 15 to 30 in the authors' experiments."""
-    K: int = Field(5, ge=1)
+    K: Annotated[int, Tuned(None, "it multiplies the cost")] = Field(5, ge=1)
     """Steps of the personal model on each batch."""
-    personal_lr: float = Field(0.01, gt=0)
+    personal_lr: Annotated[float, Tuned(Range(1e-3, 0.1, log=True), "a factor of 10 around the default")] = Field(
+        0.01, gt=0
+    )
     """Learning rate of these steps, plain SGD; ``train.optimizer`` takes the step of w_i."""
-    beta: float = Field(1.0, gt=0)
+    beta: Annotated[float, Tuned(Range(0.5, 4.0, log=True), "around the default")] = Field(1.0, gt=0)
     """The server's step towards the mean; 1 replaces w by it."""
-    inner_decay: float = Field(0.0, ge=0)
+    inner_decay: Annotated[float, Tuned(None, "0.001 or none")] = Field(0.0, ge=0)
     """Weight decay in the inner steps: 0.001 in the authors' code, none in the paper."""
 
     def server_step(

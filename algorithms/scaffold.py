@@ -14,6 +14,8 @@ gradients count. A client that drops out changes its c_i, of which the server do
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from raysim.algorithms.base import (
@@ -28,6 +30,7 @@ from raysim.algorithms.base import (
     Upload,
     torch,
 )
+from raysim.search_space import Range, Tuned
 
 
 class Scaffold(FederatedAlgorithm):
@@ -37,7 +40,9 @@ class Scaffold(FederatedAlgorithm):
     uploads = {"shared": Upload("uniform"), "control_change": Upload("uniform", scale_bits=48)}
     local_optimizers = ("sgd",)
 
-    server_lr: float = Field(1.0, gt=0)
+    server_lr: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the paper's 1")] = Field(
+        1.0, gt=0
+    )
     """The server's step on the mean update; 1 in the paper's experiments."""
 
     def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:

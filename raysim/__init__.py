@@ -30,6 +30,7 @@ __all__ = [
     "resume",
     "run",
     "session",
+    "tune",
 ]
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from raysim.experiments.command import attach, resume, run
     from raysim.experiments.results import Result
     from raysim.experiments.session import session
+    from raysim.experiments.tuning.tune import tune
     from raysim.experiments.watch_driver import RunFailed, RunKilled
     from raysim.functional.optimizers import Optimizer
     from raysim.plugins.registry import Plugin
@@ -60,6 +62,7 @@ _HOME = {
     "resume": "raysim.experiments.command",
     "run": "raysim.experiments.command",
     "session": "raysim.experiments.session",
+    "tune": "raysim.experiments.tuning.tune",
 }
 
 

@@ -20,6 +20,7 @@ from raysim.cli import (  # noqa: F401 - each adds its command to the group
     resume,
     run,
     schema,
+    tune,
 )
 from raysim.cli.base import main
 

@@ -25,6 +25,7 @@ from raysim.config.sections.running import (
 )
 from raysim.config.sections.section import Positive, Section
 from raysim.config.sections.training import ModelConfig, TrainConfig
+from raysim.config.sections.tuning import TuneConfig
 from raysim.own_code import is_own, is_own_model
 
 
@@ -83,6 +84,7 @@ class Config(Section):
     callbacks: list[Annotated[CallbackConfig, BeforeValidator(with_options)]] = []
     """What is told of rounds, checkpoints and the end of a run: names, or ``name`` with ``options`` each. It may end a run
     early; no other result depends on it."""
+    tune: TuneConfig | None = None
     study: list[dict[str, Any]] | None = None
     """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
     ``algorithm:`` block replaces the file's whole block. Or ``grid``, lists of values by dotted keys (``seed`` among them),
@@ -159,4 +161,4 @@ class Config(Section):
 
     def flat(self) -> dict[str, Any]:
         """Dotted path to value, without the study: what MLflow shows as parameters."""
-        return dict(flatten(self.model_dump(mode="json", exclude={"study"})))
+        return dict(flatten(self.model_dump(mode="json", exclude={"study", "tune"})))

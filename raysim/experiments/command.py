@@ -68,11 +68,23 @@ def run(config: Config, watch: Watch | None = None, fresh: bool = False, callbac
         RunFailed: a run failed, for instance because an algorithm raised.
         RunKilled: ``KeyboardInterrupt`` came while it ran.
     """
-    uri = resolve_uri(config.tracking)
-    _print_where(config, uri)
     check(config)
     check_objects(callbacks)
-    state = new_state(config, uri, config.tracking.experiment or config.name, git_commit(Path.cwd()))
+    return start(config, watch, fresh, callbacks)
+
+
+def start(
+    config: Config,
+    watch: Watch | None = None,
+    fresh: bool = False,
+    callbacks: Sequence[Callback] = (),
+    tuning: str | None = None,
+) -> Result:
+    """``run`` of a configuration that was checked; ``tuning`` is the run in MLflow that trials belong to."""
+    uri = resolve_uri(config.tracking)
+    _print_where(config, uri)
+    experiment = config.tracking.experiment or config.name
+    state = new_state(config, uri, experiment, git_commit(Path.cwd()), tuning)
     folder, is_new = None, True
     if config.checkpoint.every is not None:
         root = checkpoint_root(config.checkpoint, uri)
@@ -265,7 +277,8 @@ def _command(
             options |= {"max_restarts": 0, "max_task_retries": 0}
         if folder is not None and kept is None:
             options["name"] = _actor_name(folder)
-        own = any(run.own_names for run in runs) or bool(callbacks)
+        given = any(not type(item).__module__.startswith("raysim.") for item in callbacks)
+        own = any(run.own_names for run in runs) or given
         key = Reusable(resources.model_dump_json(), code.path, state.tracking_uri) if not own else None
 
         def new() -> Any:

@@ -169,7 +169,8 @@ class Study:
     # Several runs.
 
     def _study(self, config: Config, runs: list[PlacedRun], log: StudyLog) -> None:
-        log.open_study(config, [run.config for run in runs], self._saved.uri)
+        if not self._saved.state.of_tuning:
+            log.open_study(config, [run.config for run in runs], self._saved.uri)
         self._saved.write()
         try:
             failures = self._all(runs, log)
@@ -178,14 +179,16 @@ class Study:
                 if name not in failures:
                     failures[name] = error
                     self._board.enter([row.name for row in self._saved.state.runs].index(name), "failed")
-            if self._results:
+            if self._results and not self._saved.state.of_tuning:
                 log.log_comparison(config, self.results)
             if failures:
                 raise StudyFailed(len(runs), failures)
         except BaseException as error:
-            log.end_study("KILLED" if isinstance(error, Stopped) else "FAILED")
+            if not self._saved.state.of_tuning:
+                log.end_study("KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
-        log.end_study("FINISHED")
+        if not self._saved.state.of_tuning:
+            log.end_study("FINISHED")
 
     def _all(self, runs: list[PlacedRun], log: StudyLog) -> dict[str, Exception]:
         """Take all runs to their end, as many at a time as there are pools; one that fails does not stop the others.
@@ -262,7 +265,7 @@ class Study:
         return [
             *listeners,
             MLflowListener(log, outbox, folder.uri if folder is not None else None, saved.journal_of(row), tags),
-            PictureListener(log.store, outbox, notify),
+            *([] if saved.state.of_tuning else [PictureListener(log.store, outbox, notify)]),
             ModelListener(log.store, outbox, notify),
             StudyJsonListener(saved, row, outbox),
             ProgressListener(self._board, i),

@@ -10,6 +10,7 @@ from torch import nn
 
 from raysim.own_code import OWN, is_own
 from raysim.plugins.registry import PLUGINS, plugin_of
+from raysim.search_space import Tuned
 
 
 class ModelOptions(BaseModel):
@@ -43,11 +44,11 @@ class ModelOptions(BaseModel):
     """A plugin in the model. ``prefix``: that of FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer instead,
     zero or random at the start; ``adapter``: parallel to the MLP; ``prompt``: VPT-deep; ``lora``: on qkv; or your own,
     ``module:name`` of a ``raysim.Plugin``. null: none."""
-    mid_dim: int | None = Field(None, ge=1)
+    mid_dim: Annotated[int | None, Tuned(None, "it decides how much is personal, or sent")] = Field(None, ge=1)
     """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
-    scale: float | None = None
+    scale: Annotated[float | None, Tuned([0.1, 0.5, 1.0, 1.5, 2.0, 4.0], "the FedPerfix paper's ablation")] = None
     """Factor on the plugin's output: default 1.5, lora 1.0; prompts have none."""
-    plugin_depth: int | None = Field(None, ge=1)
+    plugin_depth: Annotated[int | None, Tuned(None, "it decides how much is personal, or sent")] = Field(None, ge=1)
     """How many blocks get the plugin, counted from the last. null: all."""
     freeze_backbone: bool = False
     """Train the plugin and the head only (and modules that the method adds); the rest keeps its initial (pretrained) values

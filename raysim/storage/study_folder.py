@@ -30,7 +30,7 @@ from raysim.storage.folder import Folder
 NAME = "study.json"
 LOCK_SECONDS = 20  # for a process that was just killed to be gone
 # Keys that change no result; all others must be equal when a run goes on.
-FREE = re.compile(r"name|study|callbacks|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
+FREE = re.compile(r"name|study|tune(\..*)?|callbacks|tracking\..*|checkpoint\..*|cohort\.on_failure|resources\..*")
 FIXED = re.compile(r"resources\.(device|clients_per_batch|batches_per_round|precision|compile)")
 
 
@@ -61,6 +61,8 @@ class StudyState(BaseModel):
     git_commit: str | None
     parent: str | None = None
     """The study's own run in MLflow."""
+    of_tuning: bool = False
+    """Its runs are trials: they belong to a parent that the tuning has opened and describes, and have no pictures."""
     runs: list[RunState]
     finished: bool = False
     starts: int = 0
@@ -76,13 +78,24 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "run"
 
 
-def new_state(config: Config, uri: str, experiment: str, git_commit: str | None) -> StudyState:
+def new_state(
+    config: Config, uri: str, experiment: str, git_commit: str | None, tuning: str | None = None
+) -> StudyState:
+    """Of runs that are yet to start; ``tuning`` is the run in MLflow that trials belong to."""
     runs = [
         RunState(entry=entry, name=child.name, folder=f"{i:02d}-{_slug(child.name)}")
         for i, (entry, child) in enumerate(children(config))
     ]
     asked = config.model_dump(mode="json")
-    return StudyState(config=asked, tracking_uri=uri, experiment=experiment, git_commit=git_commit, runs=runs)
+    return StudyState(
+        config=asked,
+        tracking_uri=uri,
+        experiment=experiment,
+        git_commit=git_commit,
+        parent=tuning,
+        runs=runs,
+        of_tuning=tuning is not None,
+    )
 
 
 class StudyFolder:

@@ -27,7 +27,7 @@ def test_the_schema_accepts_every_file_of_the_repository(path):
     [
         {"rouns": 3},
         {"rounds": "three"},
-        {"train": {"optimizer": {"name": "adam"}}},
+        {"train": {"optimizer": {"name": "adma"}}},
         {"algorithm": {"name": "fedavgg"}},
         {"algorithm": {"name": "fedperfix", "mid_dims": 3}},
         {"resources": {"num_actors": "all"}},

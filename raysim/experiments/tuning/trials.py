@@ -1,0 +1,170 @@
+"""Trials as runs: the configuration of a trial, its runs on the actors that a study would use, and what became of it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from raysim.analysis.divergence import rejections
+from raysim.config.dotted import nested
+from raysim.config.locations import checkpoint_root, resolve_uri
+from raysim.config.schema import Config
+from raysim.errors import ConfigError
+from raysim.experiments.command import start
+from raysim.experiments.preparation import check
+from raysim.experiments.results import RunResult
+from raysim.experiments.tuning.pruning import Pruning
+from raysim.experiments.tuning.search import Asked, Outcome, Search, pruner_of
+from raysim.experiments.tuning.space import with_values
+from raysim.experiments.watch_driver import RunFailed, Watch
+from raysim.storage.folder import Folder
+from raysim.tracking.mlflow_store import MLflowStore
+
+TRIAL_TAG, STATE_TAG = "raysim.trial", "raysim.trial_state"
+Runs = dict[tuple[str, int], RunResult]
+
+
+class Trials:
+    """Runs the trials of one entry.
+
+    Args:
+        config: of the entry.
+        base: the name of the file, which the runs are named after.
+        experiment: of MLflow, for trials.
+        storage: the file of Optuna's storage, for pruning.
+        parent: the run in MLflow that they belong to.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        config: Config,
+        base: str,
+        store: MLflowStore,
+        experiment: str,
+        storage: str,
+        parent: str,
+        watch: Watch | None,
+        notify: Callable[[str], None],
+    ) -> None:
+        assert config.tune is not None
+        self._search, self._config, self._tune, self._base = search, config, config.tune, base
+        self._store, self._experiment, self._storage, self._parent = store, experiment, storage, parent
+        self._watch, self._notify = watch, notify
+        root = checkpoint_root(config.checkpoint, resolve_uri(config.tracking))
+        self._checkpoints = f"{root.rstrip('/')}/tuning-{search.name.rsplit(' ', 1)[-1]}"
+
+    def run(self, trials: Sequence[Asked]) -> dict[int, Outcome]:
+        """Run trials, all of them at a time; returns what became of each by its number.
+
+        Raises:
+            RunKilled, ConfigError: it is not the trials' fault; they go on with the same command.
+        """
+        begin = time.perf_counter()
+        failed: dict[int, Outcome] = {}
+        for trial in trials:
+            try:  # of values that don't go together
+                check(with_values(self._plain(), trial.values, f"trial {trial.number}"))
+            except ConfigError as error:
+                failed[trial.number] = Outcome(None, reason="; ".join(error.problems))
+        left = [trial for trial in trials if trial.number not in failed]
+        outcomes = failed | (self._of_runs(left) if left else {})
+        seconds = time.perf_counter() - begin
+        for trial in trials:
+            outcome = outcomes[trial.number]
+            state = "pruned" if outcome.pruned else "failed" if outcome.value is None else "complete"
+            for run_id in outcome.runs:
+                self._store.set_tags(run_id, {TRIAL_TAG: str(trial.number), STATE_TAG: state})
+        return {number: replace(outcome, seconds=seconds / len(trials)) for number, outcome in outcomes.items()}
+
+    def forget(self) -> None:
+        """Delete the checkpoints of trials that have ended: nothing goes on from them."""
+        folder = Folder(self._checkpoints)
+        if folder.local is not None:
+            shutil.rmtree(folder.local, ignore_errors=True)
+        else:
+            folder.clear()
+
+    def _of_runs(self, trials: Sequence[Asked]) -> dict[int, Outcome]:
+        first, others = self._tune.seeds[:1], self._tune.seeds[1:]
+        runs, reasons = self._study(trials, first if self._tune.pruner != "none" else self._tune.seeds)
+        if self._tune.pruner != "none" and others:
+            go_on = [t for t in trials if t.number not in reasons and not self._is_pruned(t, runs)]
+            more, reasons_of_others = self._study(go_on, others) if go_on else ({}, {})
+            runs, reasons = runs | more, reasons | reasons_of_others
+        return {trial.number: self._outcome(trial, runs, reasons.get(trial.number, "")) for trial in trials}
+
+    def _study(self, trials: Sequence[Asked], seeds: Sequence[int]) -> tuple[Runs, dict[int, str]]:
+        """The runs of trials, by entry and seed; and by the trial's number why it has none."""
+        study = [{"name": _entry(t), "seeds": list(seeds), **nested(t.values)} for t in trials]
+        for entry in study:
+            if "algorithm" in entry:  # an entry replaces the whole block
+                entry["algorithm"] = {**self._plain().algorithm.model_dump(mode="json"), **entry["algorithm"]}
+        name = f"{self._base} {self._search.name} {' '.join(str(t.number) for t in trials)}"
+        raw = self._plain().model_dump(mode="json")
+        config = Config.model_validate({**raw, "name": name, "study": study})
+        callbacks = []
+        if self._tune.pruner != "none" and self._tune.seeds[0] in seeds:
+            ids = {_entry(t): (t.study, t.trial_id) for t in trials}
+            pruner = pruner_of(self._tune, self._config.rounds)
+            callbacks = [Pruning(self._storage, ids, pruner, self._tune.metric, self._tune.seeds[0])]
+        try:
+            result = start(config, self._watch, callbacks=callbacks, tuning=self._parent)
+        except RunFailed as error:
+            if len(trials) == 1:
+                lines = str(error).splitlines()
+                reason = next((line.strip() for line in lines if line.startswith("  ")), lines[0])
+                self._notify(f"{_entry(trials[0])} failed: {reason}")
+                return {}, {trials[0].number: reason}
+            alone = [self._study([trial], seeds) for trial in trials]  # which of them, and what had the others?
+            return (
+                {key: run for runs, _ in alone for key, run in runs.items()},
+                {number: why for _, reasons in alone for number, why in reasons.items()},
+            )
+        return {(run.entry, run.seed): run for run in result.runs}, {}
+
+    def _plain(self) -> Config:
+        """The entry's configuration for a trial: without what costs time or space and changes none of its numbers."""
+        return self._config.model_copy(
+            update={
+                "tune": None,
+                "checkpoint": self._config.checkpoint.model_copy(update={"dir": self._checkpoints}),
+                "tracking": self._config.tracking.model_copy(update={"experiment": self._experiment, "models": "none"}),
+                "evaluate": self._config.evaluate.model_copy(update={"sensitivity": False}),
+            }
+        )
+
+    def _is_pruned(self, trial: Asked, runs: Runs) -> bool:
+        """Whether the run by which it is judged was ended; not if it had come to its last round anyway."""
+        run = runs.get((_entry(trial), self._tune.seeds[0]))
+        return run is not None and len(run.history) < self._config.rounds and self._search.was_pruned(trial)
+
+    def _outcome(self, trial: Asked, runs: Runs, reason: str) -> Outcome:
+        own = [run for (entry, _), run in runs.items() if entry == _entry(trial)]
+        trained = sum(len(run.history) for run in own) * self._config.cohort_size
+        values = {str(run.seed): value_of(run.history, self._tune.metric) for run in own}
+        made: dict[str, Any] = {"updates": trained, "runs": [run.run_id for run in own], "results": values}
+        if not reason and self._is_pruned(trial, runs):
+            return Outcome(None, pruned=True, **made)
+        reason = reason or next(iter(line for run in own for line in rejections(run.history)), "")
+        if not reason and not all(math.isfinite(value) for value in values.values()):
+            reason = f"{self._tune.metric} is not finite, or was not logged"
+        if reason:
+            return Outcome(None, reason=reason, **made)
+        return Outcome(sum(values.values()) / len(values), **made)
+
+
+def _entry(trial: Asked) -> str:
+    return f"trial {trial.number}"
+
+
+def value_of(history: pd.DataFrame, metric: str) -> float:
+    """A metric in the last round of a run that has it; NaN if there is none."""
+    known = history[metric].dropna().tolist() if metric in history else []
+    return float(known[-1]) if known else math.nan
