@@ -107,7 +107,7 @@ def budgets(trials: pd.DataFrame, metric: str, direction: str) -> pd.DataFrame:
                 "client updates": f"{int(of['updates'].sum()):,}",
                 "seconds": f"{of['seconds'].sum():.0f}",
                 metric: "–" if best is None else f"{best['value']:.4f}",
-                "found in trial": "–" if best is None else str(int(best["trial"]) + 1),
+                "found in trial": "–" if best is None else str(int(best["trial"])),
                 "best values": "–" if best is None else shown_values(json.loads(best["values"])),
             }
         )

@@ -22,7 +22,7 @@ def plot_best_so_far(trials: pd.DataFrame, metric: str) -> Figure:
     for axes, setting in zip(panels, settings, strict=True):
         for entry, of in trials[trials["setting"] == setting].groupby("entry", sort=False):
             i = entries.index(str(entry))
-            axes.step(of["trial"] + 1, of["best"], where="post", label=entry, **line(i))
+            axes.step(of["trial"], of["best"], where="post", label=entry, **line(i))
         axes.set(xlabel="trial", title="all keys" if setting == "tuned" else "learning rate alone")
         plain(axes)
         axes.legend(fontsize=7)

@@ -51,8 +51,8 @@ class TuneConfig(Section):
     def _keys_fit(self) -> TuneConfig:
         if not self.metric.startswith(("validation/", "train/")):
             raise ValueError(
-                f"metric is {self.metric!r}, which is about test samples, or no metric of a run: choose one of validation/... "
-                "or train/..."
+                f"metric is {self.metric!r}, which is about test samples, or no metric of a run: choose one of "
+                "validation/... or train/..."
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds has one twice: {self.seeds}")

@@ -214,7 +214,7 @@ def as_row(trial: FrozenTrial) -> Mapping[str, Any]:
     """A trial as a row of the tables of a tuning."""
     attributes = trial.user_attrs
     return {
-        "trial": trial.number,
+        "trial": trial.number + 1,
         "state": {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "interrupted"),
         "value": np.nan if trial.value is None or trial.state != TrialState.COMPLETE else trial.value,
         UPDATES: attributes.get(UPDATES, 0),

@@ -80,7 +80,7 @@ class Trials:
             outcome = outcomes[trial.number]
             state = "pruned" if outcome.pruned else "failed" if outcome.value is None else "complete"
             for run_id in outcome.runs:
-                self._store.set_tags(run_id, {TRIAL_TAG: str(trial.number), STATE_TAG: state})
+                self._store.set_tags(run_id, {TRIAL_TAG: str(trial.number + 1), STATE_TAG: state})
         return {number: replace(outcome, seconds=seconds / len(trials)) for number, outcome in outcomes.items()}
 
     def forget(self) -> None:
@@ -106,7 +106,7 @@ class Trials:
         for entry in study:
             if "algorithm" in entry:  # an entry replaces the whole block
                 entry["algorithm"] = {**self._plain().algorithm.model_dump(mode="json"), **entry["algorithm"]}
-        name = f"{self._base} {self._search.name} {' '.join(str(t.number) for t in trials)}"
+        name = f"{self._base} {self._search.name} {' '.join(str(t.number + 1) for t in trials)}"
         raw = self._plain().model_dump(mode="json")
         config = Config.model_validate({**raw, "name": name, "study": study})
         callbacks = []
@@ -161,7 +161,7 @@ class Trials:
 
 
 def _entry(trial: Asked) -> str:
-    return f"trial {trial.number}"
+    return f"trial {trial.number + 1}"
 
 
 def value_of(history: pd.DataFrame, metric: str) -> float:

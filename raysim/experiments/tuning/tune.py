@@ -136,22 +136,31 @@ def tune(
                 plan, search, config.name, store, tuning_experiment, str(file), parents.of(search, plan), watch, say
             )
         tuned, best = _tuned(config, plans, searches)
-        text = f"{HEADER}: the best values of each entry, on validation samples.\n{dump(tuned)}"
+        trials, asked = _table(searches), config.tune
+        assert asked is not None
+        text = _text(tuned, trials, asked)
         output.write_text(text, encoding="utf-8")
         say(f"{output}: the best values of each entry")
-        trials = _table(searches)
         result = _final(tuned, list(searches.values())[-1], uri, watch, say) if final else None
         importances = {
             plan.entry: searches[plan.entry, plan.setting].importances() for plan in plans if plan.setting == "tuned"
         }
-        asked = config.tune
-        assert asked is not None
         files = report_files(trials, importances, asked.metric, asked.direction, _budget(asked), _ranked(result))
         files["tuned.yaml"] = text.encode()
         parents.finish(files)
         if result is not None and result.parent_run_id is not None:
             MLflowStore(uri, experiment).log_files(result.parent_run_id, files, "tuning")
     return Tuning(_budget(asked), trials, best, config, tuned, output, result, tuning_experiment)
+
+
+def _text(tuned: Config, trials: pd.DataFrame, tune: TuneConfig) -> str:
+    """``tuned.yaml``: what was found, as a comment, and the study."""
+    found = [
+        f"#   {row['entry']}: {row[tune.metric]} in trial {row['found in trial']} of {row['trials']}: {row['best values']}"
+        for row in budgets(trials, tune.metric, tune.direction).to_dict("records")
+    ]
+    about = f"{HEADER}: the best {tune.metric} of each entry, with {_budget(tune)}."
+    return "\n".join([about, *found, dump(tuned)])
 
 
 def _budget(tune: TuneConfig) -> str:
@@ -180,7 +189,7 @@ def _plans(config: Config) -> list[_Plan]:
         seeds.add(child.seed)
     if both := sorted(seeds & set(config.tune.seeds)):
         raise ConfigError(
-            f"tune.seeds: {both[0]} is a seed of the study, and nothing that is reported may have been tuned on; choose others"
+            f"tune.seeds: {both[0]} is a seed of the study, and nothing that is reported may have been tuned on; take others"
         )
     if any(name.startswith("__main__:") for child in entries.values() for _, name in child.own_names):
         raise ConfigError(
