@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -40,21 +42,19 @@ def log_model(uri: str, run_id: str, name: str, model: nn.Module, inputs: NDArra
         ended = client.get_run(run_id).info
         with torch.no_grad():
             outputs = model.eval()(torch.from_numpy(inputs)).numpy()
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        try:
-            with mlflow.start_run(run_id=run_id):
-                info = mlflow.pytorch.log_model(
-                    model,
-                    name=name,
-                    input_example=inputs,
-                    signature=infer_signature(inputs, outputs),
-                    serialization_format="pt2",
-                    pip_requirements=[f"torch>={torch.__version__.partition('+')[0]}"],
-                )
-        finally:
-            mlflow.set_tracking_uri(before)
-            client.set_terminated(run_id, ended.status, ended.end_time)  # as before it was opened again
+        with _tracking_to(uri):
+            try:
+                with mlflow.start_run(run_id=run_id):
+                    info = mlflow.pytorch.log_model(
+                        model,
+                        name=name,
+                        input_example=inputs,
+                        signature=infer_signature(inputs, outputs),
+                        serialization_format="pt2",
+                        pip_requirements=[f"torch>={torch.__version__.partition('+')[0]}"],
+                    )
+            finally:
+                client.set_terminated(run_id, ended.status, ended.end_time)  # as before it was opened again
     except (
         MlflowException,
         RuntimeError,
@@ -63,3 +63,17 @@ def log_model(uri: str, run_id: str, name: str, model: nn.Module, inputs: NDArra
         raise ConfigError(f"--log: the model can't be logged to run {run_id} in {uri}: {error}") from error
     address: str = info.model_uri
     return address
+
+
+@contextmanager
+def _tracking_to(uri: str) -> Iterator[None]:
+    """MLflow's own store of this process, for a while. MLflow writes it into the environment, where it would stay."""
+    import mlflow
+    from mlflow.tracking import is_tracking_uri_set
+
+    before = mlflow.get_tracking_uri() if is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type] - None is none

@@ -75,10 +75,10 @@ def in_background(config):
     return thread, results
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, log=None, seconds=90):
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, log.read_text() if log is not None else ""
         time.sleep(0.05)
 
 
@@ -168,7 +168,7 @@ def test_a_command_that_is_killed_with_all_its_processes_is_resumed(tmp_path, un
     arguments = ("run", "slow.yaml")
     for rounds in (1, 5):  # tests/support/chaos.py has many more moments
         process = start_command(tmp_path, *arguments)
-        wait_for(lambda rounds=rounds: rounds_done(tmp_path) >= rounds)
+        wait_for(lambda rounds=rounds: rounds_done(tmp_path) >= rounds, tmp_path / "log")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         (folder,) = studies(tmp_path)
@@ -189,9 +189,11 @@ def killed_command(folder):
     process = start_command(
         folder, "run", "slow.yaml", env={"RAY_ADDRESS": ray.get_runtime_context().gcs_address}.items()
     )
-    wait_for(lambda: rounds_done(folder) >= 1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        wait_for(lambda: rounds_done(folder) >= 1, folder / "log")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return studies(folder)[0]
 
 

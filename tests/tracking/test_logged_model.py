@@ -1,5 +1,6 @@
 """A client's model in MLflow."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import is_tracking_uri_set
 from torch import nn
 
 from raysim.errors import ConfigError
@@ -48,7 +50,11 @@ def test_it_loads_where_neither_raysim_nor_timm_is(finished, tmp_path):
     PLUGINS["prefix"].add(model, 4, 1.0, None)
     before = mlflow.MlflowClient(uri).get_run(run_id).info
     images = np.random.default_rng(0).random((5, 1, 8, 8), np.float32)
+    environment = dict(os.environ)
     address = log_model(uri, run_id, "client-7", model, images[:2])
+    changed = {name for name, value in os.environ.items() if environment.get(name) != value}
+    assert changed <= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}  # no later run of this process goes to another store
+    assert not is_tracking_uri_set()
     run = mlflow.MlflowClient(uri).get_run(run_id)
     assert (run.info.status, run.info.end_time) == (before.status, before.end_time)
     assert [f"models:/{output.model_id}" for output in run.outputs.model_outputs] == [address]
