@@ -76,4 +76,4 @@ def _tracking_to(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: none
+        mlflow.set_tracking_uri(before)

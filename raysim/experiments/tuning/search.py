@@ -61,6 +61,11 @@ class Outcome:
     runs: list[str] = field(default_factory=list)
     results: dict[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        if self.pruned:
+            return "pruned"
+        return f"failed: {self.reason}" if self.value is None else f"{self.value:.4f}"
+
 
 def pruner_of(tune: TuneConfig, rounds: int) -> optuna.pruners.BasePruner:
     """Optuna's pruner for runs of so many rounds."""
