@@ -16,6 +16,7 @@ from raysim.analysis.divergence import rejections
 from raysim.analysis.fairness import fairness
 from raysim.analysis.paper_table import paper_table
 from raysim.analysis.table_formats import as_rich, captioned, formatted
+from raysim.analysis.tuning import ranking, ranking_caption
 from raysim.errors import ConfigError
 from raysim.plots.curves import plot_comparison
 from raysim.plots.gains import plot_gains
@@ -59,6 +60,9 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
             _print_target(study, options.target)
         for baseline in options.baselines:
             _print_gains(study, baseline, _numbered(options.plot_gains, study, studies))
+        if study.options.by == "name" and (table := ranking(study.history, study.view.model, options.last)) is not None:
+            caption_of = ranking_caption(study.history, study.view)
+            _show(study, table, table, f"{study.experiment}: the same ranked under each setting: {caption_of}")
         if options.form == "table":
             _print_fairness_and_gains(study)
         _draw(study, studies)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from raysim.analysis.comparison import samples
+from raysim.analysis.comparison import Last, samples
 from raysim.analysis.table_formats import formatted
 from raysim.views import Model
 
@@ -46,7 +46,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def ranking(history: pd.DataFrame, model: Model) -> pd.DataFrame | None:
+def ranking(history: pd.DataFrame, model: Model, last: Last = 1) -> pd.DataFrame | None:
     """A row per method, best when tuned first: place, mean accuracy in percent and its interval, under each setting.
 
     ``history`` is that of a study of tuned values, whose numbers are on test samples; None if it is no such study.
@@ -55,7 +55,7 @@ def ranking(history: pd.DataFrame, model: Model) -> pd.DataFrame | None:
     for name, runs in history.groupby("name", sort=False):
         if (found := of_name(str(name))) is None:
             return None
-        values = samples(runs, model, "name", 1)[f"{model}/accuracy_mean"].dropna().tolist()
+        values = samples(runs, model, "name", last)[f"{model}/accuracy_mean"].dropna().tolist()
         for setting in found[1]:
             cells[setting][found[0]] = values
     known = {setting: of for setting, of in cells.items() if of}

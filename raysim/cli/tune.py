@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -29,20 +30,30 @@ def tune(file: str, overrides: tuple[str, ...], output: str, no_final: bool) -> 
     """
     config = load(file, overrides)
     from raysim.analysis.table_formats import as_rich
+    from raysim.experiments.progress import ProgressView
     from raysim.experiments.tuning.tune import tune as tune_config
     from raysim.experiments.watch_driver import RunFailed, RunKilled
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
+    views = ExitStack()
+    shown: list[tuple[str, ProgressView]] = []
+
     def watch(status: Status, names: list[str], rounds: list[int]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        for event in status.events:
-            if isinstance(event, str):
+        if not console.is_terminal:  # a line of each trial has to do
+            for event in (event for event in status.events if isinstance(event, str)):
                 console.print(event, style="yellow", highlight=False, soft_wrap=True)
+            return
+        if not shown or shown[0][0] != status.life:  # another trial, with a live view of its own
+            views.close()
+            shown[:] = [(status.life, views.enter_context(ProgressView(console)))]
+        shown[0][1](status, names, rounds)
 
     try:
-        result = tune_config(config, output, not no_final, watch, say)
+        with views:
+            result = tune_config(config, output, not no_final, watch, say)
     except RunFailed as error:
         errors.print("the tuning failed; the same command goes on with it", style="bold red")
         errors.print(str(error), highlight=False, soft_wrap=True)

@@ -117,7 +117,7 @@ class Launch:
         configs = [child for _, child in children(config)]
         self._resources = same_resources(configs)
         self._runs = len(configs)
-        most = max(_most_batches(child) for child in configs)
+        most = max(most_batches_of(child) for child in configs)
         self._placement = resolve_resources(self._resources, most, patient=patient, runs=self._runs)
         self._concurrent_runs = 1
         self.pool: ActorPool | None = None
@@ -161,7 +161,7 @@ class Launch:
         packs = resources.num_actors == resources.num_gpus_per_actor == "auto"
         if self.pool is None and (packs or any(run.auto_batches for run in placed)):
             placed, per_gpu = self._after_trials(placed)
-        most = max(_most_batches(run.config) for run in placed)
+        most = max(most_batches_of(run.config) for run in placed)
         self._placement = resolve_resources(resources, most, per_gpu, self._patient, self._runs)
         own = self._placement.resources
         placed = [run.with_config(_resolved(run.config, own, self._uri)) for run in placed]
@@ -222,7 +222,7 @@ def _what_takes_memory(config: Config) -> str:
     return config.model_dump_json(include={**sections, "train": of_training})
 
 
-def _most_batches(config: Config) -> int:
+def most_batches_of(config: Config) -> int:
     """The most client batches of a round, in training or evaluation; an upper bound while their size is not known."""
     asked = config.evaluate.clients
     evaluated = {"all": config.data.num_clients, "cohort": config.cohort_size}.get(str(asked), 0) or int(asked)

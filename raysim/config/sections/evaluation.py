@@ -63,7 +63,8 @@ class EvaluateConfig(Section):
     once in this many rounds. It doubles what actors send in a round. auto: for up to 10 million shared parameters."""
     metrics: list[Annotated[str, Field(pattern=OWN)]] = []
     """Your own, ``module:function`` each: called with the results of the evaluated clients and the labels of their test
-    samples, it returns numbers by name, which are logged as ``personalized/<name>`` and ``aggregated/<name>``."""
+    samples, it returns numbers by name, which are logged as ``personalized/<name>`` and ``aggregated/<name>``; on validation
+    samples as ``validation/<name>``."""
     new_clients: int = Field(0, ge=0)
     """Clients beyond ``data.num_clients`` that never take part. After the last round they get the final shared parameters,
     train ``adapt_epochs`` on their own training split, and are evaluated before and after: ``new_clients/...``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import ray
 
 from raysim.analysis.tuning import Setting, budgets, ranking, ranking_caption, report_files, shown_values
 from raysim.config.loading import dump
 from raysim.config.locations import resolve_uri
 from raysim.config.schema import Config
 from raysim.config.sections.tuning import TuneConfig
+from raysim.data.loading import load_data
 from raysim.errors import ConfigError
 from raysim.experiments.command import find_folder, run
 from raysim.experiments.finished import finished_results
+from raysim.experiments.launch import most_batches_of
+from raysim.experiments.preparation import prepare_run
 from raysim.experiments.results import Result
 from raysim.experiments.session import current, session
 from raysim.experiments.tuning.mlflow_runs import ParentRuns
@@ -28,7 +33,9 @@ from raysim.experiments.tuning.storage import only_here, storage_file
 from raysim.experiments.tuning.trials import Trials
 from raysim.experiments.tuning.tuned_study import HEADER, Best, budget_in_words, text_of, trial_table, tuned_study
 from raysim.experiments.watch_driver import RunFailed, Watch
+from raysim.own_code import is_own
 from raysim.tracking.mlflow_store import MLflowStore, check_address
+from raysim.workers.auto_resources import resolve_resources
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,12 @@ class Tuning:
     def ranking(self) -> tuple[pd.DataFrame, str] | None:
         """A row per method, under the default, lr-only and tuned settings, of the final study; and what the numbers are."""
         return _ranked(self.final)
+
+    def _repr_html_(self) -> str:
+        """The ranking and what was used for it, for notebooks."""
+        parts = [(self.budgets, f"Every entry got {self.budget}.")]
+        parts += [self.ranking] if self.ranking is not None else []
+        return "\n".join(f"<p><b>{html.escape(about)}</b></p>\n{table.to_html(index=False)}" for table, about in parts)
 
     @property
     def _tune(self) -> TuneConfig:
@@ -153,14 +166,26 @@ def _check_output(output: Path) -> None:
 
 def _search(plan: Plan, search: Search, trials: Trials, say: Callable[[str], None]) -> None:
     """All trials that are left of a search."""
-    at_a_time = plan.config.resources.concurrent_runs
-    while asked := search.ask(1 if at_a_time == "auto" else at_a_time):
+    while asked := search.ask(_at_a_time(plan.config, search.tune.trials)):
         outcomes = trials.run(asked)
         for trial in asked:
             search.tell(trial, outcomes[trial.number])
             about = f"{plan.entry}, {plan.setting}: trial {trial.number + 1} of {search.tune.trials}"
             say(f"{about}: {shown_values(trial.values)}: {outcomes[trial.number]}")
     trials.forget()
+
+
+def _at_a_time(config: Config, trials: int) -> int:
+    """How many trials run at a time: as many as a study's runs would. The first one runs alone, and starts Ray."""
+    asked = config.resources.concurrent_runs
+    if asked != "auto":
+        return asked
+    if not ray.is_initialized() or is_own(config.data.name):  # whose function may take long
+        return 1
+    run = prepare_run("", config, *load_data(config, pixels=False))
+    found = resolve_resources(config.resources, most_batches_of(run.config), runs=trials).resources.concurrent_runs
+    assert found != "auto"
+    return found
 
 
 def _why_nothing(plan: Plan, search: Search) -> str:
