@@ -16,7 +16,7 @@ import torch
 
 from raysim.errors import ConfigError, Stopped
 from raysim.experiments.launch import KeptActors
-from raysim.experiments.results import RunResult, error_message
+from raysim.experiments.results import RunResult, StudyFailed, error_message
 from raysim.experiments.status import Status, StatusBoard
 from raysim.experiments.study import Study, StudyRequest
 
@@ -86,6 +86,8 @@ class Driver:
             self._board.update(state="killed")
         except ConfigError as error:
             self._board.update(state="failed", error=str(error), problems=error.problems)
+        except StudyFailed as error:
+            self._board.update(state="failed", error=error_message(error), by_clients=error.by_clients)
         except BaseException as error:  # also what ends threads: the command would wait for ever
             self._board.update(state="failed", error=error_message(error))
 

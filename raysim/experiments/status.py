@@ -45,6 +45,8 @@ class Status:
     error: str | None = None
     problems: tuple[str, ...] | None = None
     """If the configuration, the data or the resources are at fault: each problem."""
+    by_clients: bool = False
+    """Whether all failed runs of a study failed by what their algorithm or clients did."""
 
 
 class StatusBoard:

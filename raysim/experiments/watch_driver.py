@@ -32,6 +32,10 @@ class RunFailed(RuntimeError):
     """A run ended with an error; the message is the driver's."""
 
 
+class ClientsFailed(RunFailed):
+    """It is the algorithm or its clients that failed, so that the same runs would fail again."""
+
+
 class RunKilled(RuntimeError):
     """A run was stopped before its end; it is closed as KILLED in MLflow."""
 
@@ -73,7 +77,7 @@ def results_of(
     if any(name.startswith(f"{MAIN}:") for run in runs for _, name in run.own_names):  # no other process has its code
         hint = f"\nTo continue here: raysim.resume({folder!r})" if folder is not None else ""
     if status.state == "failed":
-        raise RunFailed(f"{status.error}{hint}")
+        raise (ClientsFailed if status.by_clients else RunFailed)(f"{status.error}{hint}")
     if status.state == "killed":
         raise RunKilled(f"the run was stopped; it is closed as KILLED in MLflow{hint}")
     history = pd.concat([result.history for result in results], ignore_index=True)

@@ -86,6 +86,25 @@ def test_the_rounds_of_a_view_are_those_that_all_runs_have_or_are_told_to_differ
     assert "optimistic" in str(view_of(history, P, everyone, "best"))
 
 
+def test_the_best_round_is_chosen_on_validation_samples_where_there_are_some():
+    history = small_history()
+    assert compare(history, "personalized", last="best")["accuracy"].tolist() == ["60.0 ± 14.1", "25.0"]
+    validated = history.assign(**{"validation/personalized/accuracy_mean": [0.1, 0.3, 0.2] * 3})
+    assert compare(validated, "personalized", last="best")["accuracy"].tolist() == [
+        "40.0 ± 9.4",
+        "16.7",
+    ]  # round 1 of 3
+    validated.loc[validated["name"] == "b", "validation/personalized/accuracy_mean"] = float("nan")
+    assert compare(validated, "personalized", last="best")["accuracy"].tolist() == ["40.0 ± 9.4", "25.0"]
+    everyone = ClientSet("all")
+    views = [str(view_of(h, "personalized", everyone, "best")) for h in (history, validated, validated[:6])]
+    assert [view.rpartition(", ")[2] for view in views] == [
+        "chosen on the test samples: optimistic",
+        "else on the test samples: optimistic",
+        "chosen on its validation samples",
+    ]
+
+
 def test_a_run_without_the_asked_family_is_refused():
     history = small_history()
     history.loc[history["run_id"] == "b0", "aggregated/accuracy_mean"] = float("nan")

@@ -22,7 +22,7 @@ from raysim.experiments.results import RunResult
 from raysim.experiments.tuning.pruning import Pruning
 from raysim.experiments.tuning.search import Asked, Outcome, Search, pruner_of
 from raysim.experiments.tuning.space import with_values
-from raysim.experiments.watch_driver import RunFailed, Watch
+from raysim.experiments.watch_driver import ClientsFailed, Watch
 from raysim.storage.folder import Folder
 from raysim.tracking.mlflow_store import MLflowStore
 
@@ -64,7 +64,7 @@ class Trials:
         """Run trials, all of them at a time; returns what became of each by its number.
 
         Raises:
-            RunKilled, ConfigError: it is not the trials' fault; they go on with the same command.
+            RunKilled, RunFailed, ConfigError: it is not the trials' fault; they go on with the same command.
         """
         begin = time.perf_counter()
         failed: dict[int, Outcome] = {}
@@ -116,7 +116,7 @@ class Trials:
             callbacks = [Pruning(self._storage, ids, pruner, self._tune.metric, self._tune.seeds[0])]
         try:
             result = start(config, self._watch, callbacks=callbacks, tuning=self._parent)
-        except RunFailed as error:
+        except ClientsFailed as error:  # whatever else ends a run is not the trial's fault
             if len(trials) == 1:
                 lines = str(error).splitlines()
                 reason = next((line.strip() for line in lines if line.startswith("  ")), lines[0])

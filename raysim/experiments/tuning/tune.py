@@ -172,7 +172,7 @@ def _search(plan: Plan, search: Search, trials: Trials, say: Callable[[str], Non
             search.tell(trial, outcomes[trial.number])
             about = f"{plan.entry}, {plan.setting}: trial {trial.number + 1} of {search.tune.trials}"
             say(f"{about}: {shown_values(trial.values)}: {outcomes[trial.number]}")
-    trials.forget()
+        trials.forget()
 
 
 def _at_a_time(config: Config, trials: int) -> int:
