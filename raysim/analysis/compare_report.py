@@ -61,7 +61,7 @@ def report(console: Console, experiments: Sequence[str], uri: str | None, option
         for baseline in options.baselines:
             _print_gains(study, baseline, _numbered(options.plot_gains, study, studies))
         if study.options.by == "name" and (table := ranking(study.history, study.view.model, options.last)) is not None:
-            caption_of = ranking_caption(study.history, study.view)
+            caption_of = ranking_caption(study.history, study.view, study.reader.tuned_with())
             _show(study, table, table, f"{study.experiment}: the same ranked under each setting: {caption_of}")
         if options.form == "table":
             _print_fairness_and_gains(study)

@@ -80,12 +80,13 @@ def _cell(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.1f}{about}"
 
 
-def ranking_caption(history: pd.DataFrame, view: object) -> str:
-    """What the numbers of ``ranking`` are."""
+def ranking_caption(history: pd.DataFrame, view: object, budget: str) -> str:
+    """What the numbers of ``ranking`` are; ``budget`` is what every search had, in words, empty if that is not known."""
     seeds = history["seed"].nunique()
     return (
         f"{view}, percent on test samples, mean over {seeds} {'seed' if seeds == 1 else 'seeds'} that nothing was tuned on, "
         "with its 95 % confidence interval; the number before it is the place under that setting"
+        + (f"; every search had {budget}" if budget else "")
     )
 
 
@@ -150,16 +151,14 @@ def report_files(
     from raysim.plots.tuning import plot_best_so_far, plot_importances, plot_slices
 
     used = budgets(trials, metric, direction)
-    lines = [
-        f"Every entry got the same budget: {budget}. Values are of {metric}, of the last evaluated round, mean over seeds.",
-        "",
-    ]
-    lines += [formatted(used, "markdown"), ""]
+    lines = []
     files = {"trials.csv": trials.to_csv(index=False).encode(), "budgets.csv": used.to_csv(index=False).encode()}
     if ranked is not None:
         table, caption = ranked
-        lines += ["Whether a lead survives equal tuning:", "", f"*{caption}*", "", formatted(table, "markdown"), ""]
+        lines = ["Whether a lead survives equal tuning:", "", f"*{caption}*", "", formatted(table, "markdown"), ""]
         files["ranking.csv"] = table.to_csv(index=False).encode()
+    same = f"Every entry got the same budget: {budget}. Values are of {metric}, of the last evaluated round, mean over seeds."
+    lines += [same, "", formatted(used, "markdown"), ""]
     files["best_so_far.png"] = as_png(plot_best_so_far(best_so_far(trials, direction), metric))
     if any(importances.values()):
         files["importance.png"] = as_png(plot_importances(importances, metric))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysim.errors import ConfigError
 from raysim.tracking.mlflow_store import MLflowStore, check_store, few_retries
-from raysim.tracking.tags import CHECKPOINT_TAG, ENDED_EARLY_TAG, FAILURE_TAG, ROUNDS_TAG
+from raysim.tracking.tags import CHECKPOINT_TAG, ENDED_EARLY_TAG, FAILURE_TAG, ROUNDS_TAG, TUNED_TAG
 from raysim.views import MODELS, Model
 
 
@@ -146,6 +146,12 @@ class FinishedRuns(MLflowStore):
             if (never := int(parent.data.params.get("study.runs", len(last))) - len(last)) > 0:
                 texts.append(f"{never} {'run' if never == 1 else 'runs'} of the study that never started")
         return texts
+
+    def tuned_with(self) -> str:
+        """The budget that these runs' study was tuned with, in words; empty if it is no such study."""
+        parents = {run.data.tags.get("mlflow.parentRunId") for run in self._latest_runs()}
+        found = [run.data.tags.get(TUNED_TAG, "") for run in self._all() if run.info.run_id in parents]
+        return next(filter(None, found), "")
 
     def parameters(self) -> dict[str, dict[str, str]]:
         """Run id to dotted parameters, of the runs of ``latest_study``.

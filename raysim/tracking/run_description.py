@@ -44,6 +44,14 @@ def describe_study(
     return "\n".join([*lines, how_to_repeat(commit)])
 
 
+def describe_tuning(report: str, pictures: Sequence[str], run_id: str) -> str:
+    """The description of a tuning's own run in MLflow: as much of its report as fits, and pictures."""
+    lines = report.splitlines()
+    fit = int((np.cumsum([len(line) + 1 for line in lines]) <= MOST_LETTERS).sum())
+    more = ["", "The rest is in the artifact `tuning.md`."] if fit < len(lines) else []
+    return "\n".join([*(_picture(name, run_id) for name in pictures), "", *lines[:fit], *more])
+
+
 def _picture(artifact: str, run_id: str) -> str:
     """An artifact shown in MLflow's page; the link is relative, so that it works on whatever server shows the page."""
     return f"![{artifact}](get-artifact?path={artifact}&run_uuid={run_id})"

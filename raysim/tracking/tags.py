@@ -28,6 +28,8 @@ ROUNDS_TAG = "raysim.rounds"
 """Of a run that was resumed or has ended early: its rounds, if the parameter differs (MLflow's never change)."""
 ENDED_EARLY_TAG = "raysim.ended_early"
 """Of a run that a callback has ended: after which round, which callback, and why; empty once it goes on."""
+TUNED_TAG = "raysim.tuned_with"
+"""Of a study of tuned values: the budget that each of its entries was tuned with, in words."""
 COLOUR_TAG = "mlflow.runColor"
 DESCRIPTION_TAG = "mlflow.note.content"
 

@@ -10,9 +10,12 @@ from raysim.config.schema import Config
 from raysim.experiments.tuning.plans import Plan
 from raysim.experiments.tuning.search import Search
 from raysim.tracking.mlflow_store import MLflowStore
-from raysim.tracking.tags import DESCRIPTION_TAG, ENTRY_TAG
+from raysim.tracking.run_description import describe_tuning
+from raysim.tracking.tags import DESCRIPTION_TAG
 
 KIND_TAG = "raysim.kind"
+SHOWN = ("best_so_far.png", "importance.png")
+"""The pictures of the report on the page of its run."""
 PARENT, WHOLE = "parent", "whole"
 """What is kept of a search: the ids in MLflow of the run that its trials belong to, and of the whole tuning."""
 
@@ -28,7 +31,7 @@ class ParentRuns:
         self._whole = self._whole or search.kept(WHOLE) or self._start()
         parent = search.kept(PARENT)
         if parent is None:
-            tags = {KIND_TAG: "search", ENTRY_TAG: plan.entry}
+            tags = {KIND_TAG: "search", "raysim.algorithm": plan.config.algorithm.name}
             space = {key: str(given) for key, given in plan.space.items()}
             name = f"tune · {plan.entry}" + (", lr only" if plan.setting == "lr only" else "")
             parent = self._store.start(name, space, tags, self._whole)
@@ -47,5 +50,6 @@ class ParentRuns:
     def finish(self, files: Mapping[str, bytes]) -> None:
         """Log the report, and close the tuning's own run."""
         self._store.log_files(self._whole, files)
-        self._store.set_tags(self._whole, {DESCRIPTION_TAG: files["tuning.md"].decode()})
+        text = describe_tuning(files["tuning.md"].decode(), [name for name in SHOWN if name in files], self._whole)
+        self._store.set_tags(self._whole, {DESCRIPTION_TAG: text})
         self._store.end(self._whole, "FINISHED")

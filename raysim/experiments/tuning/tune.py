@@ -35,6 +35,7 @@ from raysim.experiments.tuning.tuned_study import HEADER, Best, budget_in_words,
 from raysim.experiments.watch_driver import RunFailed, Watch
 from raysim.own_code import is_own
 from raysim.tracking.mlflow_store import MLflowStore, check_address
+from raysim.tracking.tags import TUNED_TAG
 from raysim.workers.auto_resources import resolve_resources
 
 
@@ -70,7 +71,7 @@ class Tuning:
     @property
     def ranking(self) -> tuple[pd.DataFrame, str] | None:
         """A row per method, under the default, lr-only and tuned settings, of the final study; and what the numbers are."""
-        return _ranked(self.final)
+        return _ranked(self.final, self.budget)
 
     def _repr_html_(self) -> str:
         """The ranking and what was used for it, for notebooks."""
@@ -84,9 +85,9 @@ class Tuning:
         return self.asked.tune
 
 
-def _ranked(final: Result | None) -> tuple[pd.DataFrame, str] | None:
+def _ranked(final: Result | None, budget: str) -> tuple[pd.DataFrame, str] | None:
     table = ranking(final.history, final.view.model) if final is not None else None
-    return None if final is None or table is None else (table, ranking_caption(final.history, final.view))
+    return None if final is None or table is None else (table, ranking_caption(final.history, final.view, budget))
 
 
 def tune(
@@ -148,12 +149,19 @@ def tune(
             plan.entry: searches[plan.entry, plan.setting].importances() for plan in plans if plan.setting == "tuned"
         }
         files = report_files(
-            trials, importances, asked.metric, asked.direction, budget_in_words(asked), _ranked(result)
+            trials,
+            importances,
+            asked.metric,
+            asked.direction,
+            budget_in_words(asked),
+            _ranked(result, budget_in_words(asked)),
         )
         files["tuned.yaml"] = text.encode()
         parents.finish(files)
         if result is not None and result.parent_run_id is not None:
-            MLflowStore(uri, experiment).log_files(result.parent_run_id, files, "tuning")
+            of_final = MLflowStore(uri, experiment)
+            of_final.set_tags(result.parent_run_id, {TUNED_TAG: budget_in_words(asked)})
+            of_final.log_files(result.parent_run_id, files, "tuning")
     return Tuning(budget_in_words(asked), trials, best, config, tuned, output, result, tuning_experiment)
 
 
