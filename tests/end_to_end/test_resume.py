@@ -4,8 +4,6 @@ import inspect
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,10 +20,10 @@ from raysim.storage.checkpoint import rounds_in
 from raysim.storage.folder import Folder
 from raysim.tracking.mlflow_reader import FinishedRuns
 
+from commands import start_command
 from configs import TINY, tiny
 
 pytestmark = pytest.mark.usefixtures("cluster")
-TESTS = Path(__file__).parent.parent
 SLOW = {"algorithm": {"name": "methods:Slow", "pause": 0.05}, "rounds": 8, "checkpoint": {"every": 2}}
 
 
@@ -147,18 +145,6 @@ def lose_states(_):
         raise StatesLost("node 0 burnt down")
 
     ClientStates.read = burnt
-
-
-def start_command(folder, *arguments, env=()):
-    path = os.pathsep.join([str(TESTS / "support"), str(TESTS.parent)])
-    return subprocess.Popen(
-        [sys.executable, "-m", "raysim", *arguments],
-        cwd=folder,
-        env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, "PYTHONPATH": path, **dict(env)},
-        stdout=(folder / "log").open("a"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
 
 
 @pytest.mark.slow
