@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from raysim.plots.style import MARKERS, colour, ink, line, new_figure, plain, verbatim
 
@@ -25,7 +26,8 @@ def plot_best_so_far(trials: pd.DataFrame, metric: str) -> Figure:
             axes.step(of["trial"], of["best"], where="post", label=entry, **line(i))
         axes.set(xlabel="trial", title="all keys" if setting == "tuned" else "learning rate alone")
         plain(axes)
-        axes.legend(fontsize=7)
+    handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
     panels[0].set_ylabel(f"best {metric} so far")
     return figure
 
@@ -59,6 +61,8 @@ def plot_slices(trials: pd.DataFrame, entry: str, metric: str) -> Figure:
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in x):
             positive = min(x) > 0 and max(x) > 20 * min(x)
             axes.set_xscale("log" if positive else "linear")
+            if positive:
+                axes.xaxis.set_minor_formatter(NullFormatter())  # of less than a decade they would overlap
         else:
             names = sorted({str(value) for value in x})
             x = [names.index(str(value)) for value in x]
