@@ -27,7 +27,7 @@ class Ditto(OwnModel):
     paper = "https://arxiv.org/abs/2012.04221"
     trains_own_model = True
 
-    lamda: Annotated[float, Tuned([0.1, 1.0, 2.0], "the authors' values")] = Field(1.0, gt=0)
+    lamda: Annotated[float, Tuned([0.1, 1.0, 2.0], "the paper's values, but for strong attacks")] = Field(1.0, gt=0)
     """The paper's lambda, the strength of the pull; the authors choose from {0.1, 1, 2}."""
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:

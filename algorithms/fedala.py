@@ -47,7 +47,9 @@ class FedALA(FederatedAlgorithm):
     """Learning rate of W_i."""
     p: Annotated[int, Tuned(None, "it says which layers are merged")] = Field(2, ge=0)
     """How many tensors are merged, counted from the last: 2 are weight and bias of a ViT's head; 0 are all tensors."""
-    initial_epochs: Annotated[int, Tuned(None, "as in the authors' code")] = Field(11, ge=1)
+    initial_epochs: Annotated[
+        int, Tuned(None, "it multiplies the cost; 11 are the fewest that the authors' code takes")
+    ] = Field(11, ge=1)
     """Epochs of a client's first merge."""
 
     def _last(self, layout: ParameterLayout) -> slice:

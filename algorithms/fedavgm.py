@@ -24,7 +24,7 @@ class FedAvgM(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/1909.06335"
 
-    beta: Annotated[float, Tuned([0.7, 0.9, 0.97, 0.99, 0.997], "the paper's values")] = Field(0.9, gt=0, lt=1)
+    beta: Annotated[float, Tuned([0.7, 0.9, 0.97, 0.99, 0.997], "the paper's values but 0")] = Field(0.9, gt=0, lt=1)
     """Momentum; the paper tries 0.7 to 0.997."""
     server_lr: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the paper's 1")] = Field(
         1.0, gt=0

@@ -28,9 +28,9 @@ class FedBABU(FedAvgFT):
     paper = "https://arxiv.org/abs/2106.06042"
     needs_body = True
 
-    fine_tuning_steps: Annotated[
-        int, Tuned([1, 5, 10, 20], "the FedPerfix paper's code takes 1, the authors epochs")
-    ] = Field(1, ge=0)
+    fine_tuning_steps: Annotated[int, Tuned([1, 5, 10, 20], "from the 1 of the FedPerfix paper's code upwards")] = (
+        Field(1, ge=0)
+    )
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch. The FedPerfix paper's
     code takes one; the authors of FedBABU fine-tune for epochs, with momentum 0.9."""
 

@@ -29,11 +29,15 @@ class FedOpt(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/2003.00295"
 
-    server_lr: Annotated[float, Tuned(Range(1e-3, 10.0, log=True), "the paper's range")] = Field(0.01, gt=0)
+    server_lr: Annotated[
+        float, Tuned(Range(1e-3, 10.0, log=True), "it holds the authors' best values, 0.003 to 10")
+    ] = Field(0.01, gt=0)
     """Learning rate of the server; the paper tunes it from 0.001 to 10 for each task."""
-    beta1: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.9, ge=0, lt=1)
+    beta1: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.9, ge=0, lt=1)
     """Momentum of the mean update."""
-    tau: Annotated[float, Tuned(Range(1e-5, 0.1, log=True), "a factor of 100 around the default")] = Field(1e-3, gt=0)
+    tau: Annotated[
+        float, Tuned(Range(1e-5, 0.1, log=True), "from the least to the largest of the authors' best values")
+    ] = Field(1e-3, gt=0)
     """Adaptivity: the larger, the more like plain momentum."""
     initial_v: Annotated[float, Tuned(None, "as in the authors' experiments")] = Field(0.0, ge=0)
     """What v starts at. 0 in Flower, FL-bench and the authors' experiments; their analysis wants tau^2 or more."""
@@ -57,7 +61,7 @@ class FedOpt(FederatedAlgorithm):
 class FedAdam(FedOpt):
     """FedAvg with Adam on the server."""
 
-    beta2: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.99, ge=0, lt=1)
+    beta2: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class FedAdam(FedOpt):
 class FedYogi(FedOpt):
     """FedAvg with Yogi on the server, whose second moment changes slowly."""
 
-    beta2: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.99, ge=0, lt=1)
+    beta2: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ class FedYogi(FedOpt):
 class FedAdagrad(FedOpt):
     """FedAvg with Adagrad on the server, whose second moment only grows."""
 
-    beta1: Annotated[float, Tuned(None, "the paper keeps it")] = Field(0.0, ge=0, lt=1)
+    beta1: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.0, ge=0, lt=1)
     """Momentum of the mean update; Adagrad has none."""
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:

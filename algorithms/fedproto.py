@@ -46,7 +46,7 @@ class FedProto(FederatedAlgorithm):
     uses_features = True
     needs_body = True
 
-    lamda: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the authors' 1")] = Field(
+    lamda: Annotated[float, Tuned(Range(0.01, 10.0, log=True), "a factor of 10 around the authors' 0.1 and 1")] = Field(
         1.0, gt=0
     )
     """The paper's lambda, the weight of the distance to the prototypes; the authors have 1, and 0.1 for CIFAR-10."""

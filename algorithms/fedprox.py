@@ -23,7 +23,7 @@ class FedProx(FederatedAlgorithm):
 
     paper = "https://arxiv.org/abs/1812.06127"
 
-    mu: Annotated[float, Tuned([0.001, 0.01, 0.1, 0.5, 1.0], "the authors' values")] = Field(0.1, gt=0)
+    mu: Annotated[float, Tuned([0.001, 0.01, 0.1, 0.5, 1.0], "what the authors' README recommends")] = Field(0.1, gt=0)
     """Strength of the pull; the authors tune it in {0.001, 0.01, 0.1, 0.5, 1}."""
 
     def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:

@@ -60,11 +60,11 @@ class GPFL(FederatedAlgorithm):
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""
-    lamda: Annotated[float, Tuned(Range(1e-3, 0.1, log=True), "a factor of 10 around the authors' 0.01")] = Field(
-        0.01, gt=0
+    lamda: Annotated[float, Tuned(Range(1e-5, 0.1, log=True), "a factor of 10 around the authors' 0.0001 and 0.01")] = (
+        Field(0.01, gt=0)
     )
     """The paper's lambda, the weight of the distance to a class's embedding; 0.01 in the authors' experiments with a CNN."""
-    mu: Annotated[float, Tuned(Range(0.01, 1.0, log=True), "a factor of 10 around the authors' 0.1")] = Field(0.1, gt=0)
+    mu: Annotated[float, Tuned([0.0, 0.01, 0.1, 1.0], "the authors' 0, 0.1 and 1, and 0.01")] = Field(0.1, ge=0)
     """Weight decay of G and CoV; 0.1 in the authors' experiments with a CNN."""
 
     def add_modules(self, model: nn.Module) -> None:

@@ -31,13 +31,11 @@ class KNNPer(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2111.09360"
     uses_features = True
 
-    k: Annotated[int, Tuned(Range(1, 10), "the authors' range")] = Field(10, ge=1)
+    k: Annotated[int, Tuned([1, 3, 5, 7, 10], "the authors' values")] = Field(10, ge=1)
     """How many neighbours vote; the authors try 1 to 10."""
-    lamda: Annotated[float, Tuned(Range(0.1, 1.0), "nearly all of the interval on which it is defined")] = Field(
-        0.5, gt=0, le=1
-    )
+    lamda: Annotated[float, Tuned(Range(0.01, 1.0), "the authors' grid is 0 to 1")] = Field(0.5, gt=0, le=1)
     """The paper's lambda, the share of the votes in the prediction."""
-    kernel_scale: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the default")] = Field(
+    kernel_scale: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "a factor of 10 around the authors' 1")] = Field(
         1.0, gt=0
     )
     """Scale of squared distances, per number of a representation."""

@@ -40,7 +40,7 @@ class MOON(FederatedAlgorithm):
     uses_features = True
     needs_body = True
 
-    mu: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "around the authors' 1 and 5")] = Field(1.0, gt=0)
+    mu: Annotated[float, Tuned(Range(0.1, 10.0, log=True), "around the authors' 1, 5 and 10")] = Field(1.0, gt=0)
     """Weight of the contrastive loss; the authors have 5 for CIFAR-10 and 1 for CIFAR-100."""
     tau: Annotated[float, Tuned([0.1, 0.5, 1.0], "around the default")] = Field(0.5, gt=0)
     """Temperature."""

@@ -33,11 +33,11 @@ class PFedMe(OwnModel):
     """The paper's lambda, the strength of the pull between the two models; 15 to 30 in the authors' experiments."""
     K: Annotated[int, Tuned(None, "it multiplies the cost")] = Field(5, ge=1)
     """Steps of the personal model on each batch."""
-    personal_lr: Annotated[float, Tuned(Range(1e-3, 0.1, log=True), "a factor of 10 around the default")] = Field(
-        0.01, gt=0
-    )
+    personal_lr: Annotated[
+        float, Tuned(Range(3e-3, 0.3, log=True), "a factor of 3 around the authors' 0.01 to 0.1")
+    ] = Field(0.01, gt=0)
     """Learning rate of these steps, plain SGD; ``train.optimizer`` takes the step of w_i."""
-    beta: Annotated[float, Tuned(Range(0.5, 4.0, log=True), "around the default")] = Field(1.0, gt=0)
+    beta: Annotated[float, Tuned(Range(0.5, 4.0, log=True), "around the authors' 1, 2 and 4")] = Field(1.0, gt=0)
     """The server's step towards the mean; 1 replaces w by it."""
     inner_decay: Annotated[float, Tuned(None, "0.001 or none")] = Field(0.0, ge=0)
     """Weight decay in the inner steps: 0.001 in the authors' code, none in the paper."""

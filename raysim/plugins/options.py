@@ -46,7 +46,9 @@ class ModelOptions(BaseModel):
     ``module:name`` of a ``raysim.Plugin``. null: none."""
     mid_dim: Annotated[int | None, Tuned(None, "it decides how much is personal, or sent")] = Field(None, ge=1)
     """prefix, adapter: width of the hidden layer (default 256). lora: its rank (8). prompt: tokens per block (10)."""
-    scale: Annotated[float | None, Tuned([0.1, 0.5, 1.0, 1.5, 2.0, 4.0], "the FedPerfix paper's ablation")] = None
+    scale: Annotated[
+        float | None, Tuned([0.1, 0.5, 1.0, 1.5, 2.0, 4.0], "the values of yaml/fedperfix/ablation_scale.yaml")
+    ] = None
     """Factor on the plugin's output: default 1.5, lora 1.0; prompts have none."""
     plugin_depth: Annotated[int | None, Tuned(None, "it decides how much is personal, or sent")] = Field(None, ge=1)
     """How many blocks get the plugin, counted from the last. null: all."""

@@ -249,37 +249,6 @@ def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, 
     assert parameters["rounds"] == "8"
 
 
-@pytest.mark.slow  # test_study.py has the same of several runs at a time
-def test_a_study_goes_on_with_what_is_not_finished(tmp_path):
-    """Its second run fails; the same command after that skips the first and ends with the same table."""
-    uri, fuse = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "fuse"
-    fails = {"name": "fails", "algorithm": {"name": "methods:FailsOnce", "fuse": str(fuse)}, "rounds": 5}
-    config = tiny(study=[{"name": "fine", "seeds": [0, 1]}, fails], tracking={"uri": uri}, checkpoint={"every": 1})
-    expected = raysim.run(config)
-    assert len(studies(tmp_path)) == 1
-    fuse.touch()
-    with pytest.raises(raysim.RunFailed, match="short circuit"):
-        raysim.run(config)
-    said = []
-    result = raysim.run(config, lambda status, *_: said.extend(e for e in status.events if isinstance(e, str)))
-    assert len(studies(tmp_path)) == 2
-    assert [line for line in said if "finished before" in line] == [
-        "fine · seed 0: finished before",
-        "fine · seed 1: finished before",
-    ]
-    assert [r.checksums for r in result.runs] == [r.checksums for r in expected.runs]
-    results = [c for c in expected.history if not c.startswith("system/") and c != "run_id"]
-    assert result.history[results].equals(expected.history[results])
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tiny").experiment_id
-    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{result.parent_run_id}'")
-    assert sorted(r.info.status for r in children) == ["FINISHED"] * 3
-    assert client.get_run(result.parent_run_id).info.status == "FINISHED"
-    for run in result.runs:
-        assert [step for step, _ in steps(uri, run.run_id)] == list(range(5 if run.entry == "fails" else 2))
-    assert raysim.run(config, fresh=True).parent_run_id not in (result.parent_run_id, expected.parent_run_id)
-
-
 CODE = """
 from raysim.algorithms import FederatedAlgorithm
 
