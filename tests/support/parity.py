@@ -87,7 +87,7 @@ class ParityTask(Simulation):
 
     def scores(self, client):
         """Its scores of its test samples."""
-        images = self.engine.samples.test(np.array([client])).images
+        images = self.engine.samples.held_out(np.array([client])).images
         with torch.no_grad():
             return self.predictor(client).scores(self.engine.samples.model_input(images))[0].numpy()
 
