@@ -15,6 +15,10 @@ class ClientError(RuntimeError):
     """Training or evaluating clients failed: their algorithm raised (with its traceback), or kills its workers."""
 
 
+class WorkersLost(ClientError):
+    """Actors can't be started, or their sums not be collected: not what the clients did."""
+
+
 class OutOfDeviceMemory(ClientError):
     """A client batch did not fit into an actor's GPU."""
 

@@ -82,9 +82,10 @@ def _cell(values: Sequence[float]) -> str:
 
 def ranking_caption(history: pd.DataFrame, view: object, budget: str) -> str:
     """What the numbers of ``ranking`` are; ``budget`` is what every search had, in words, empty if that is not known."""
-    seeds = history["seed"].nunique()
+    counts = sorted(set(history.groupby("name")["seed"].nunique()))
+    seeds = "1 seed" if counts == [1] else f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
     return (
-        f"{view}, percent on test samples, mean over {seeds} {'seed' if seeds == 1 else 'seeds'} that nothing was tuned on, "
+        f"{view}, percent on test samples, mean over {seeds} that nothing was tuned on, "
         "with its 95 % confidence interval; the number before it is the place under that setting"
         + (f"; every search had {budget}" if budget else "")
     )
@@ -165,7 +166,7 @@ def report_files(
         rows = [{"entry": e, "key": k, "importance": v} for e, of in importances.items() for k, v in of.items()]
         files["importance.csv"] = pd.DataFrame(rows).to_csv(index=False).encode()
     for i, (entry, of) in enumerate(trials[trials["setting"] == "tuned"].groupby("entry", sort=False)):
-        files[f"slices-{i:02d}.png"] = as_png(plot_slices(of, str(entry), metric))
+        files[f"slices-{i:02d}.png"] = as_png(plot_slices(of, str(entry), metric, direction))
     lines += [f"Pictures beside this: {', '.join(name for name in files if name.endswith('.png'))}."]
     files["tuning.md"] = "\n".join(lines).encode()
     return files

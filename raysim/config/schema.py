@@ -85,6 +85,7 @@ class Config(Section):
     """What is told of rounds, checkpoints and the end of a run: names, or ``name`` with ``options`` each. It may end a run
     early; no other result depends on it."""
     tune: TuneConfig | None = None
+    """How ``raysim tune`` finds hyperparameters; other commands leave it alone. null: not."""
     study: list[dict[str, Any]] | None = None
     """Several runs of this file, compared: each entry has a ``name``, maybe ``seeds``, and the keys that it changes. Its
     ``algorithm:`` block replaces the file's whole block. Or ``grid``, lists of values by dotted keys (``seed`` among them),

@@ -72,6 +72,10 @@ class Partition:
         for kind, held_out in (("test", self.tests(everyone)), ("validation", self.validations(everyone))):
             if leaked := int(trained[held_out].sum()):
                 found.append(f"{leaked:,} of {len(held_out):,} {kind} samples are training samples of another client")
+        tested = np.zeros_like(trained)
+        tested[self.tests(everyone)] = True
+        if leaked := int(tested[self.validations(everyone)].sum()):
+            found.append(f"{leaked:,} validation samples are test samples of another client")
         owner = np.repeat(np.arange(num_clients), sizes)
         order = np.lexsort((self.indices, owner))
         owner, index = owner[order], self.indices[order]

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 
 from raysim.analysis.client_tables import client_table
 from raysim.analysis.comparison import caption, compare
-from raysim.errors import ClientError, ConfigError
+from raysim.errors import ClientError, ConfigError, WorkersLost
 from raysim.experiments.callbacks.callback import CallbackError
 from raysim.experiments.launch import PlacedRun
 from raysim.storage.records import Records
@@ -108,7 +108,9 @@ class StudyFailed(ClientError):
 
     def __init__(self, runs: int, failures: dict[str, Exception]) -> None:
         causes = [error.cause if isinstance(error, RayTaskError) else error for error in failures.values()]
-        self.by_clients = all(isinstance(e, ClientError) and not isinstance(e, CallbackError) for e in causes)
+        self.by_clients = all(
+            isinstance(e, ClientError) and not isinstance(e, CallbackError | WorkersLost) for e in causes
+        )
         lines = [f"  {name}: {in_a_line(error)}" for name, error in failures.items()]
         others = "the others are finished; " if len(failures) < runs else ""
         super().__init__(

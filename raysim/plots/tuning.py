@@ -49,13 +49,13 @@ def plot_importances(importances: Mapping[str, Mapping[str, float]], metric: str
 
 
 @verbatim
-def plot_slices(trials: pd.DataFrame, entry: str, metric: str) -> Figure:
+def plot_slices(trials: pd.DataFrame, entry: str, metric: str, direction: str = "maximize") -> Figure:
     """The metric of every completed trial of an entry over the value of each key; failed and pruned ones as ticks below."""
     values = [json.loads(text) for text in trials["values"]]
     keys = list(dict.fromkeys(key for of in values for key in of))
     figure = new_figure(1 + 3.2 * len(keys), 3.2)
     panels = figure.subplots(1, len(keys), squeeze=False, sharey=True)[0]
-    best = trials["value"].max()
+    best = trials["value"].max() if direction == "maximize" else trials["value"].min()
     for axes, key in zip(panels, keys, strict=True):
         x = [of.get(key) for of in values]
         if all(isinstance(value, int | float) and not isinstance(value, bool) for value in x):

@@ -204,6 +204,16 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def unfinished(root: str, config: Config, uri: str) -> str | None:
     """The newest folder in ``root`` of an unfinished study with the same configuration."""
+    return _newest(root, config, uri, is_finished=False)
+
+
+def finished(root: str, config: Config, uri: str) -> StudyFolder | None:
+    """The newest folder in ``root`` of a finished study with the same configuration."""
+    found = _newest(root, config, uri, is_finished=True)
+    return StudyFolder(found) if found is not None else None
+
+
+def _newest(root: str, config: Config, uri: str, is_finished: bool) -> str | None:
     asked = _results_of(config.model_dump(mode="json"))
     found: list[tuple[str, str]] = []
     for name in Folder(root).folders():
@@ -212,7 +222,7 @@ def unfinished(root: str, config: Config, uri: str) -> str | None:
             state = folder.read()
         except ConfigError:
             continue  # from another version; it is reported only if the user names it
-        if state is None or state.finished or state.tracking_uri != uri:
+        if state is None or state.finished is not is_finished or state.tracking_uri != uri:
             continue
         if _results_of(state.config) == asked:
             found.append((name[-22:-7], folder.uri))  # by the time in the name

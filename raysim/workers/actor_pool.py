@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raysim.config.schema import Config
-from raysim.errors import BrokenDevice, ClientError, ConfigError, Stopped
+from raysim.errors import BrokenDevice, ConfigError, Stopped, WorkersLost
 from raysim.own_code import OwnCode
 from raysim.training.tasks import Task
 from raysim.workers.client_actor import ClientActor
@@ -187,7 +187,7 @@ class ActorPool:
 
     def _start_failed(self, worker: Worker, error: Exception) -> None:
         if worker.start_failed() >= MAX_STARTS:
-            raise ClientError(f"client actor {worker.number} can't be started: {error}") from error
+            raise WorkersLost(f"client actor {worker.number} can't be started: {error}") from error
         log.warning("client actor %d did not start (%s); another takes its place", worker.number, error)
         self.replace(worker)
 

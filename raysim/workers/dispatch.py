@@ -17,7 +17,7 @@ from itertools import islice
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from raysim.errors import BrokenDevice, ClientError, StatesLost
+from raysim.errors import BrokenDevice, ClientError, StatesLost, WorkersLost
 from raysim.storage.personal_states import node_of
 from raysim.training.aggregation import PartialSum
 from raysim.training.tasks import EvaluateGlobal, Task, TaskResult
@@ -225,7 +225,7 @@ class Dispatch:
             why = "their actors died"
             if isinstance(error, GetTimeoutError):
                 why = "they did not arrive in time: raise resources.client_timeout, or try evaluate.sensitivity: false"
-            raise ClientError(
+            raise WorkersLost(
                 f"round {self._round}: partial sums, up to {self._sum_bytes / 1e6:.0f} MB each, were lost "
                 f"{self._lost_sums} times when they were collected, since {why} ({type(error).__name__}: {error})"
             ) from error

@@ -35,7 +35,9 @@ def test_fedphp_of_a_client_that_trains_late_keeps_nothing_of_the_initial_model(
     *_, (_, (trained,)) = fedavg.run()
     # Client 3 trains in the last round only: its first model is what it trained, next to FedAvg's.
     assert late["trained"] == 1
-    expected = task.predictor(3).scores(task.engine.samples.model_input(task.engine.samples.held_out(np.array([3])).images))
+    expected = task.predictor(3).scores(
+        task.engine.samples.model_input(task.engine.samples.held_out(np.array([3])).images)
+    )
     own = trained.evaluation.probabilities[8:]
     np.testing.assert_allclose(expected[0].softmax(dim=1), own, atol=1e-3)
 

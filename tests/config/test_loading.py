@@ -36,7 +36,7 @@ def load(tmp_path):
         ),
         (
             "algorithm: {name: fedavg}\ntrain: {optimizer: {learning_rate: 1}}",
-            r"run\.yaml: train\.optimizer\.learning_rate: unknown key.*Valid here: name, lr, momentum, weight_decay",
+            r"run\.yaml: train\.optimizer\.learning_rate: unknown key.*Valid here: name, lr, personal_lr, momentum, nesterov",
         ),
         (
             "algorithm: {name: fedavg}\ntrain: {optimizer: {lr: fast}}",

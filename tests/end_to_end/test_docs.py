@@ -110,7 +110,9 @@ def test_every_study_of_the_repository_is_valid(path):
             assert run.train.optimizer.model_dump() == {
                 "name": "sgd",
                 "lr": 0.001 if slow else 0.01,
+                "personal_lr": None,
                 "momentum": 0.0,
+                "nesterov": False,
                 "weight_decay": 0.0,
                 "clip_norm": None,
                 "options": None,

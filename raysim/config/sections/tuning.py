@@ -24,7 +24,8 @@ class TuneConfig(Section):
     """How the hyperparameters of every entry of the study are found: each gets the same budget, and no test sample counts."""
 
     trials: Positive = 24
-    """Of each entry. Of budget ``updates``: what so many trials that are not pruned may train."""
+    """Of each entry. Of budget ``updates``: as many client updates as so many trials with the file's own ``rounds`` and
+    ``cohort`` that are not pruned."""
     seeds: list[int] = Field([100, 101], min_length=1)
     """A trial is a run of each, and its value their mean; never those of the study."""
     metric: str = "validation/accuracy_mean"
@@ -32,7 +33,8 @@ class TuneConfig(Section):
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether more of the metric is better, or less."""
     sampler: Literal["tpe", "quasi-random", "grid"] = "tpe"
-    """Optuna's: a tree-structured Parzen estimator; a scrambled Sobol sequence; or every combination of a space of lists."""
+    """Optuna's: a tree-structured Parzen estimator; a scrambled Sobol sequence; or the
+    combinations of a space of lists, in random order, at most ``trials`` of them."""
     pruner: Literal["hyperband", "median", "none"] = "hyperband"
     """Optuna's, which ends trials early that do worse than others did after as many rounds, judged by the first seed."""
     budget: Literal["trials", "updates", "seconds"] = "trials"

@@ -28,17 +28,21 @@ class ParentRuns:
 
     def of(self, search: Search, plan: Plan) -> str:
         """The id of the run of a search: made, or opened again."""
-        self._whole = self._whole or search.kept(WHOLE) or self._start()
-        parent = search.kept(PARENT)
+        self._whole = self._whole or search.kept(self._key(WHOLE)) or self._start()
+        parent = search.kept(self._key(PARENT))
         if parent is None:
             tags = {KIND_TAG: "search", "raysim.algorithm": plan.config.algorithm.name}
             space = {key: str(given) for key, given in plan.space.items()}
             name = f"tune · {plan.entry}" + (", lr only" if plan.setting == "lr only" else "")
             parent = self._store.start(name, space, tags, self._whole)
-            search.keep(PARENT, parent)
-            search.keep(WHOLE, self._whole)
+            search.keep(self._key(PARENT), parent)
+            search.keep(self._key(WHOLE), self._whole)
         self._store.reopen(parent)
         return parent
+
+    def _key(self, what: str) -> str:
+        """In this experiment: under another name, or in a new store, the same search has other runs."""
+        return f"{what} in {self._store.experiment_id}"
 
     def _start(self) -> str:
         assert self._config.tune is not None

@@ -8,9 +8,7 @@ from typing import Any, get_args
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel
 
-from raysim.config.dotted import nested
 from raysim.config.loading import config_of
-from raysim.config.overrides import merge
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
 from raysim.search_space import Range, Tuned
@@ -29,32 +27,48 @@ NOT_TUNABLE = ("algorithm.name", "model.pretrained", "model.weights", "model.ima
 
 
 def with_values(config: Config, values: Mapping[str, Any], where: str) -> Config:
-    """The configuration with other values of dotted keys.
+    """The configuration with other values of dotted keys, and nothing else changed.
 
     Raises:
         ConfigError: one is not allowed.
     """
-    return config_of(merge(config.model_dump(mode="json"), nested(dict(values))), [], where)
+    raw = config.model_dump(mode="json")
+    for key, value in values.items():
+        *path, last = key.split(".")
+        block = raw
+        for name in path:
+            if not isinstance(block.get(name), dict):
+                block[name] = {}
+            block = block[name]
+        block[last] = value
+    return config_of(raw, [], where)
 
 
-def space_of(entry: str, config: Config) -> Space:
+def changes(config: Config, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``with_values`` as keys of a study's entry: each block that has a value as a whole, since parts would be merged."""
+    raw = with_values(config, values, where).model_dump(mode="json")
+    return {block: raw[block] for block in dict.fromkeys(key.partition(".")[0] for key in values)}
+
+
+def space_of(entry: str, config: Config, auto: bool = False) -> Space:
     """The space of an entry, whose own configuration this is.
+
+    Args:
+        auto: whether that of the file is ``auto``, to which an entry adds its keys.
 
     Raises:
         ConfigError: the entry has no such key, or it may not have such a value.
     """
     assert config.tune is not None
-    if config.tune.space == "auto":
-        space = {LR: LEARNING_RATES.get(config.train.optimizer.name, Range(1e-4, 1.0, log=True))}
-        return {**space, **{key: found for key, found in _declared(config).items() if _fits(config, key, found)}}
-    problems = [
-        problem
-        for key, given in config.tune.space.items()
-        if (problem := _problem(config, key, given, entry)) is not None
-    ]
+    given: Space = {} if config.tune.space == "auto" else dict(config.tune.space)
+    problems = [text for key, own in given.items() if (text := _problem(config, key, own, entry)) is not None]
     if problems:
         raise ConfigError(*problems)
-    return dict(config.tune.space)
+    if given and not auto:
+        return given
+    space: Space = {LR: LEARNING_RATES.get(config.train.optimizer.name, Range(1e-4, 1.0, log=True))}
+    space |= {key: found for key, found in _declared(config).items() if _fits(config, key, found)}
+    return space | given
 
 
 def distributions(config: Config, space: Space) -> dict[str, BaseDistribution]:
@@ -64,15 +78,18 @@ def distributions(config: Config, space: Space) -> dict[str, BaseDistribution]:
 
 def start_of(config: Config, dists: Mapping[str, BaseDistribution]) -> dict[str, Any] | None:
     """The values that the configuration has now; None if one lies outside of the space."""
-    values = {key: _value(config, key) for key in dists}
-    return values if all(_contains(dists[key], value) for key, value in values.items()) else None
+    values = {key: _inside(dist, _value(config, key)) for key, dist in dists.items()}
+    return None if None in values.values() else values
 
 
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
+def _inside(distribution: BaseDistribution, value: Any) -> Any:
+    """A value as the distribution has it, None if it has it not; 0 is 0.0, but not false."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(type(value) is type(choice) and value == choice for choice in distribution.choices)
+        same = (c for c in distribution.choices if c == value and isinstance(c, bool) == isinstance(value, bool))
+        return next(same, None)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and distribution.low <= value <= distribution.high else None
 
 
 def _distribution(given: Range | list[Any], annotation: Any) -> BaseDistribution:
@@ -136,8 +153,8 @@ def _annotation(config: Config, key: str) -> Any:
     block: Any = config
     for name in path:
         block = getattr(block, name, None) if isinstance(block, BaseModel) else None
-    if isinstance(block, dict):  # model.kwargs: whatever timm's constructor takes
-        return type(block.get(last, 0.0)) if path == ["model", "kwargs"] else None
+    if isinstance(block, dict):  # kwargs and options: whatever a constructor takes
+        return type(block.get(last, 0.0))
     field = type(block).model_fields.get(last) if isinstance(block, BaseModel) else None
     return None if field is None or isinstance(getattr(block, last), BaseModel) else field.annotation
 

@@ -9,21 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from raysim.analysis.divergence import rejections
-from raysim.config.dotted import nested
 from raysim.config.locations import checkpoint_root, resolve_uri
 from raysim.config.schema import Config
 from raysim.errors import ConfigError
+from raysim.experiments.callbacks.callback import ROUNDS_AHEAD
 from raysim.experiments.command import start
+from raysim.experiments.finished import finished_results
 from raysim.experiments.preparation import check
-from raysim.experiments.results import RunResult
-from raysim.experiments.tuning.pruning import Pruning
-from raysim.experiments.tuning.search import Asked, Outcome, Search, pruner_of
-from raysim.experiments.tuning.space import with_values
+from raysim.experiments.results import Result, RunResult
+from raysim.experiments.tuning.pruning import Judgement, Pruning, judged
+from raysim.experiments.tuning.search import Asked, Outcome, Search
+from raysim.experiments.tuning.space import changes, with_values
 from raysim.experiments.watch_driver import ClientsFailed, Watch
 from raysim.storage.folder import Folder
+from raysim.storage.study_folder import finished
 from raysim.tracking.mlflow_store import MLflowStore
 
 TRIAL_TAG, STATE_TAG = "raysim.trial", "raysim.trial_state"
@@ -37,7 +40,6 @@ class Trials:
         config: of the entry.
         base: the name of the file, which the runs are named after.
         experiment: of MLflow, for trials.
-        storage: the file of Optuna's storage, for pruning.
         parent: the run in MLflow that they belong to.
     """
 
@@ -48,14 +50,13 @@ class Trials:
         base: str,
         store: MLflowStore,
         experiment: str,
-        storage: str,
         parent: str,
         watch: Watch | None,
         notify: Callable[[str], None],
     ) -> None:
         assert config.tune is not None
         self._search, self._config, self._tune, self._base = search, config, config.tune, base
-        self._store, self._experiment, self._storage, self._parent = store, experiment, storage, parent
+        self._store, self._experiment, self._parent = store, experiment, parent
         self._watch, self._notify = watch, notify
         root = checkpoint_root(config.checkpoint, resolve_uri(config.tracking))
         self._checkpoints = f"{root.rstrip('/')}/tuning-{search.name.rsplit(' ', 1)[-1]}"
@@ -70,8 +71,9 @@ class Trials:
         failed: dict[int, Outcome] = {}
         for trial in trials:
             try:  # of values that don't go together
-                check(with_values(self._plain(), trial.values, f"trial {trial.number}"))
+                check(with_values(self._plain(), trial.values, f"trial {trial.number + 1}"))
             except ConfigError as error:
+                check(self._plain())  # or is it not the values?
                 failed[trial.number] = Outcome(None, reason="; ".join(error.problems))
         left = [trial for trial in trials if trial.number not in failed]
         outcomes = failed | (self._of_runs(left) if left else {})
@@ -93,41 +95,49 @@ class Trials:
 
     def _of_runs(self, trials: Sequence[Asked]) -> dict[int, Outcome]:
         first, others = self._tune.seeds[:1], self._tune.seeds[1:]
-        runs, reasons = self._study(trials, first if self._tune.pruner != "none" else self._tune.seeds)
-        if self._tune.pruner != "none" and others:
-            go_on = [t for t in trials if t.number not in reasons and not self._is_pruned(t, runs)]
-            more, reasons_of_others = self._study(go_on, others) if go_on else ({}, {})
+        if self._tune.pruner == "none":
+            runs, reasons = self._study(trials, self._tune.seeds)
+            return {t.number: self._outcome(t, runs, reasons.get(t.number, ""), None) for t in trials}
+        runs, reasons = self._study(trials, first)
+        judgements = {t.number: self._judged(t, runs[_entry(t), first[0]]) for t in trials if t.number not in reasons}
+        go_on = [t for t in trials if t.number in judgements and not self._is_pruned(t, runs, judgements[t.number])]
+        if others and go_on:
+            more, reasons_of_others = self._study(go_on, others)
             runs, reasons = runs | more, reasons | reasons_of_others
-        return {trial.number: self._outcome(trial, runs, reasons.get(trial.number, "")) for trial in trials}
+        return {t.number: self._outcome(t, runs, reasons.get(t.number, ""), judgements.get(t.number)) for t in trials}
 
     def _study(self, trials: Sequence[Asked], seeds: Sequence[int]) -> tuple[Runs, dict[int, str]]:
         """The runs of trials, by entry and seed; and by the trial's number why it has none."""
-        study = [{"name": _entry(t), "seeds": list(seeds), **nested(t.values)} for t in trials]
-        for entry in study:
-            if "algorithm" in entry:  # an entry replaces the whole block
-                entry["algorithm"] = {**self._plain().algorithm.model_dump(mode="json"), **entry["algorithm"]}
+        study = [
+            {"name": _entry(t), "seeds": list(seeds), **changes(self._plain(), t.values, _entry(t))} for t in trials
+        ]
         name = f"{self._base} {self._search.name} {' '.join(str(t.number + 1) for t in trials)}"
         raw = self._plain().model_dump(mode="json")
         config = Config.model_validate({**raw, "name": name, "study": study})
         callbacks = []
         if self._tune.pruner != "none" and self._tune.seeds[0] in seeds:
-            ids = {_entry(t): (t.study, t.trial_id) for t in trials}
-            pruner = pruner_of(self._tune, self._config.rounds)
-            callbacks = [Pruning(self._storage, ids, pruner, self._tune.metric, self._tune.seeds[0])]
+            callbacks = [Pruning(self._tune, {_entry(t): (t.study, t.number, t.finished) for t in trials})]
         try:
-            result = start(config, self._watch, callbacks=callbacks, tuning=self._parent)
+            result = self._finished_before(config) or start(
+                config, self._watch, callbacks=callbacks, tuning=self._parent
+            )
         except ClientsFailed as error:  # whatever else ends a run is not the trial's fault
             if len(trials) == 1:
                 lines = str(error).splitlines()
-                reason = next((line.strip() for line in lines if line.startswith("  ")), lines[0])
-                self._notify(f"{_entry(trials[0])} failed: {reason}")
-                return {}, {trials[0].number: reason}
+                return {}, {trials[0].number: next((line.strip() for line in lines if line.startswith("  ")), lines[0])}
             alone = [self._study([trial], seeds) for trial in trials]  # which of them, and what had the others?
             return (
                 {key: run for runs, _ in alone for key, run in runs.items()},
                 {number: why for _, reasons in alone for number, why in reasons.items()},
             )
         return {(run.entry, run.seed): run for run in result.runs}, {}
+
+    def _finished_before(self, config: Config) -> Result | None:
+        """The results of runs that were finished when the tuning was interrupted."""
+        if config.checkpoint.every is None:
+            return None
+        found = finished(self._checkpoints, config, resolve_uri(config.tracking))
+        return finished_results(found, state) if found is not None and (state := found.read()) is not None else None
 
     def _plain(self) -> Config:
         """The entry's configuration for a trial: without what costs time or space and changes none of its numbers."""
@@ -140,21 +150,30 @@ class Trials:
             }
         )
 
-    def _is_pruned(self, trial: Asked, runs: Runs) -> bool:
-        """Whether the run by which it is judged was ended; not if it had come to its last round anyway."""
-        run = runs.get((_entry(trial), self._tune.seeds[0]))
-        return run is not None and len(run.history) < self._config.rounds and self._search.was_pruned(trial)
+    def _judged(self, trial: Asked, run: RunResult) -> Judgement:
+        """How the run of the first seed was judged while it ran; the last rounds of one that ended early came after that."""
+        rounds, history = self._config.rounds, run.history
+        judged_rounds = rounds if len(history) == rounds else len(history) - ROUNDS_AHEAD
+        values = {after: value for after, value in _values(history, self._tune.metric) if after <= judged_rounds}
+        return judged(self._tune, rounds, (trial.study, trial.number, trial.finished), values)
 
-    def _outcome(self, trial: Asked, runs: Runs, reason: str) -> Outcome:
+    def _is_pruned(self, trial: Asked, runs: Runs, judgement: Judgement) -> bool:
+        """Whether the run by which it is judged was ended; not if it had come to its last round anyway."""
+        return (
+            judgement.pruned is not None and len(runs[_entry(trial), self._tune.seeds[0]].history) < self._config.rounds
+        )
+
+    def _outcome(self, trial: Asked, runs: Runs, reason: str, judgement: Judgement | None) -> Outcome:
         own = [run for (entry, _), run in runs.items() if entry == _entry(trial)]
         trained = sum(len(run.history) for run in own) * self._config.cohort_size
         values = {str(run.seed): value_of(run.history, self._tune.metric) for run in own}
         made: dict[str, Any] = {"updates": trained, "runs": [run.run_id for run in own], "results": values}
-        if not reason and self._is_pruned(trial, runs):
+        made["judgement"] = judgement
+        if not reason and judgement is not None and self._is_pruned(trial, runs, judgement):
             return Outcome(None, pruned=True, **made)
         reason = reason or next(iter(line for run in own for line in rejections(run.history)), "")
         if not reason and not all(math.isfinite(value) for value in values.values()):
-            reason = f"{self._tune.metric} is not finite, or was not logged"
+            reason = f"{self._tune.metric} is not finite, or was not logged, in the last round"
         if reason:
             return Outcome(None, reason=reason, **made)
         return Outcome(sum(values.values()) / len(values), **made)
@@ -164,7 +183,12 @@ def _entry(trial: Asked) -> str:
     return f"trial {trial.number + 1}"
 
 
+def _values(history: pd.DataFrame, metric: str) -> list[tuple[int, float]]:
+    """A metric after each round that has it, rounds counted from 1."""
+    known = history[["round", metric]].dropna() if metric in history else []
+    return [(int(round) + 1, float(value)) for round, value in np.asarray(known).tolist()]
+
+
 def value_of(history: pd.DataFrame, metric: str) -> float:
-    """A metric in the last round of a run that has it; NaN if there is none."""
-    known = history[metric].dropna().tolist() if metric in history else []
-    return float(known[-1]) if known else math.nan
+    """A metric in the last round of a run; NaN if that does not have it."""
+    return float(history[metric].iloc[-1]) if metric in history else math.nan

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import ray
 
 from raysim.analysis.tuning import Setting, budgets, ranking, ranking_caption, report_files, shown_values
-from raysim.config.loading import dump
+from raysim.config.fingerprint import algorithm_digest
+from raysim.config.loading import children, dump
 from raysim.config.locations import resolve_uri
 from raysim.config.schema import Config
 from raysim.config.sections.tuning import TuneConfig
@@ -37,6 +38,7 @@ from raysim.own_code import is_own
 from raysim.tracking.mlflow_store import MLflowStore, check_address
 from raysim.tracking.tags import TUNED_TAG
 from raysim.workers.auto_resources import resolve_resources
+from raysim.workers.cluster import connect, logical_cpus
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def tune(
     """
     say = notify or (lambda line: print(line, file=sys.stderr))
     output = Path(output)
-    plans = plans_of(config)
+    plans, asked = plans_of(config), config.tune
+    assert asked is not None
     _check_output(output)
     uri = resolve_uri(config.tracking)
     check_address(uri)
@@ -126,10 +129,14 @@ def tune(
         parents = ParentRuns(store, config)
         searches: dict[tuple[str, Setting], Search] = {}
         failed: list[str] = []
+        full_updates = len(asked.seeds) * config.rounds * config.cohort_size
+        _start_ray(config, say)
         for plan in plans:
-            search = searches[plan.entry, plan.setting] = Search(plan.name, plan.config, plan.space, storage)
+            search = searches[plan.entry, plan.setting] = Search(
+                plan.name, plan.config, plan.space, storage, full_updates
+            )
             parent = parents.of(search, plan)
-            where = (store, tuning_experiment, str(file), parent)
+            where = (store, tuning_experiment, parent)
             _search(plan, search, Trials(search, plan.config, config.name, *where, watch, say), say)
             store.end(parent, "FINISHED")
             if search.best is None:
@@ -138,11 +145,10 @@ def tune(
             raise RunFailed(
                 "\n".join([*failed, "without such entries the same file goes on: trials of the others are kept"])
             )
-        tuned, best = tuned_study(config, searches)
-        trials, asked = trial_table(searches), config.tune
-        assert asked is not None
+        tuned, best = tuned_study(config, plans, searches)
+        trials = trial_table(searches)
         text = text_of(tuned, trials, asked)
-        output.write_text(text, encoding="utf-8")
+        _write(output, text)
         say(f"{output}: the best values of each entry")
         result = _final(tuned, list(searches.values())[-1], uri, watch, say) if final else None
         importances = {
@@ -165,6 +171,13 @@ def tune(
     return Tuning(budget_in_words(asked), trials, best, config, tuned, output, result, tuning_experiment)
 
 
+def _write(output: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = output.with_name(f"{output.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(output)
+
+
 def _check_output(output: Path) -> None:
     if output.exists() and not output.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
         raise ConfigError(f"{output}: is a file of yours, which would be replaced; give another --output")
@@ -174,7 +187,8 @@ def _check_output(output: Path) -> None:
 
 def _search(plan: Plan, search: Search, trials: Trials, say: Callable[[str], None]) -> None:
     """All trials that are left of a search."""
-    while asked := search.ask(_at_a_time(plan.config, search.tune.trials)):
+    at_a_time = _at_a_time(plan.config, search.tune.trials)
+    while asked := search.ask(at_a_time):
         outcomes = trials.run(asked)
         for trial in asked:
             search.tell(trial, outcomes[trial.number])
@@ -183,12 +197,20 @@ def _search(plan: Plan, search: Search, trials: Trials, say: Callable[[str], Non
         trials.forget()
 
 
+def _start_ray(config: Config, say: Callable[[str], None]) -> None:
+    """Now, so that it is known from the first trial on how many have room, and no trial pays for it."""
+    kept = current()
+    assert kept is not None
+    if (told := kept.use_ray(partial(connect, config.resources), logical_cpus(config.resources))) is not None:
+        say(told)
+
+
 def _at_a_time(config: Config, trials: int) -> int:
-    """How many trials run at a time: as many as a study's runs would. The first one runs alone, and starts Ray."""
+    """How many trials run at a time: as many as the runs of a study would."""
     asked = config.resources.concurrent_runs
     if asked != "auto":
         return asked
-    if not ray.is_initialized() or is_own(config.data.name):  # whose function may take long
+    if is_own(config.data.name):  # whose function may take long
         return 1
     run = prepare_run("", config, *load_data(config, pixels=False))
     found = resolve_resources(config.resources, most_batches_of(run.config), runs=trials).resources.concurrent_runs
@@ -204,7 +226,8 @@ def _why_nothing(plan: Plan, search: Search) -> str:
 
 def _final(tuned: Config, search: Search, uri: str, watch: Watch | None, say: Callable[[str], None]) -> Result:
     """Run the study of the values that were found, or read its results if that was done before."""
-    key = f"final {hashlib.sha256(dump(tuned).encode()).hexdigest()[:12]}"
+    what = [dump(tuned), *(algorithm_digest(child) for _, child in children(tuned))]
+    key = f"final {hashlib.sha256(' '.join(what).encode()).hexdigest()[:12]}"
     if (parent := search.kept(key)) is not None:
         try:
             folder = find_folder(parent, uri)

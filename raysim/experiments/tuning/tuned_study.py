@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from raysim.analysis.tuning import Setting, budgets, entry_name
-from raysim.config.loading import config_of, dump
+from raysim.analysis.tuning import Setting, budgets, entry_name, of_name
+from raysim.config.loading import children, config_of, dump
 from raysim.config.schema import Config
 from raysim.config.sections.tuning import TuneConfig
+from raysim.experiments.tuning.plans import Plan
 from raysim.experiments.tuning.search import Search, as_row
-from raysim.experiments.tuning.space import LR
+from raysim.experiments.tuning.space import LR, changes, with_values
 
 HEADER = "# Written by `raysim tune`"
 Searches = Mapping[tuple[str, Setting], Search]
 Best = dict[tuple[str, Setting], dict[str, Any]]
 
 
-def tuned_study(config: Config, searches: Searches) -> tuple[Config, Best]:
+def tuned_study(config: Config, plans: Sequence[Plan], searches: Searches) -> tuple[Config, Best]:
     """The study of the values that were found: each entry as it was, with the best learning rate, with the best values."""
     best: Best = {}
     for (entry, of), search in searches.items():
@@ -28,31 +28,31 @@ def tuned_study(config: Config, searches: Searches) -> tuple[Config, Best]:
         assert found is not None
         best[entry, of] = dict(found.params)
     raw = config.model_dump(mode="json", exclude={"tune", "study"})
+    children_of = {plan.entry: plan.config for plan in plans}
     study: list[dict[str, Any]] = []
     for given in config.study or [{"name": config.name, "seeds": [config.seed]}]:
-        own = {key: value for key, value in given.items() if key not in ("name", "tune")}
-        name = given["name"]
+        own, name = {key: value for key, value in given.items() if key not in ("name", "tune")}, given["name"]
         study.append({"name": entry_name(name, "default"), **own})
         if (name, "lr only") in best:
-            study.append({"name": entry_name(name, "lr only"), **_with(own, best[name, "lr only"], config)})
-        values = best[name, "tuned"]
-        setting: Setting = "tuned, lr only" if values.keys() == {LR} else "tuned"
-        study.append({"name": entry_name(name, setting), **_with(own, values, config)})
-    return config_of({**raw, "study": study}, [], "tuned.yaml"), best
+            values = changes(children_of[name], best[name, "lr only"], name)
+            study.append({"name": entry_name(name, "lr only"), **own, **values})
+        setting: Setting = "tuned, lr only" if best[name, "tuned"].keys() == {LR} else "tuned"
+        values = changes(children_of[name], best[name, "tuned"], name)
+        study.append({"name": entry_name(name, setting), **own, **values})
+    tuned = config_of({**raw, "study": study}, [], "tuned.yaml")
+    _check_nothing_else_changed(tuned, children_of, best)
+    return tuned, best
 
 
-def _with(entry: Mapping[str, Any], values: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """An entry of the study with values of dotted keys; its ``algorithm`` block is whole, since it replaces the file's."""
-    changed = json.loads(json.dumps(dict(entry)))
-    if any(key.startswith("algorithm.") for key in values) and "algorithm" not in changed:
-        changed["algorithm"] = config.algorithm.model_dump(mode="json")
-    for key, value in values.items():
-        *path, last = key.split(".")
-        block = changed
-        for name in path:
-            block = block.setdefault(name, {})
-        block[last] = value
-    return changed
+def _check_nothing_else_changed(tuned: Config, before: Mapping[str, Config], best: Best) -> None:
+    kept = {"name", "seed", "tune", "study"}
+    for name, child in children(tuned):
+        found = of_name(name)
+        assert found is not None
+        entry, settings = found
+        values = {} if settings == ["default"] else best[entry, "lr only" if settings == ["lr only"] else "tuned"]
+        expected = with_values(before[entry], values, name).model_dump(exclude=kept)
+        assert child.model_dump(exclude=kept) == expected, f"tuned.yaml: {name} is not {entry} with {values}"
 
 
 def trial_table(searches: Searches) -> pd.DataFrame:
@@ -77,7 +77,9 @@ def text_of(tuned: Config, trials: pd.DataFrame, tune: TuneConfig) -> str:
 def budget_in_words(tune: TuneConfig) -> str:
     seeds = f"of {len(tune.seeds)} {'seed' if len(tune.seeds) == 1 else 'seeds'} each"
     if tune.budget == "updates":
-        return f"as many client updates as {tune.trials} trials {seeds} that are not pruned"
+        return f"as many client updates as {tune.trials} trials {seeds} that are not pruned would have"
     if tune.budget == "seconds":
         return f"{tune.seconds:g} seconds, after which no trial began"
+    if tune.sampler == "grid":
+        return f"every combination of its lists, at most {tune.trials} trials {seeds}"
     return f"{tune.trials} trials {seeds}"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import suppress
 
 import pytest
 from optuna.trial import TrialState
@@ -22,7 +23,8 @@ def new(tmp_path):
 
     def new(name="search", **tune):
         config = tiny(algorithm={"name": "fedprox"}, tune={"trials": 12, "space": GIVEN, **tune})
-        return Search(name, config, space_of("fedprox", config), open_storage(tmp_path / "optuna.db"))
+        storage = open_storage(tmp_path / "optuna.db")
+        return Search(name, config, space_of("fedprox", config), storage, len(config.tune.seeds) * 2 * 4)
 
     return new
 
@@ -68,7 +70,7 @@ def test_an_interrupted_search_asks_for_the_same_values(new, sampler):
 def test_another_seed_asks_for_others(new, tmp_path):
     first = taken(new("first"))
     config = tiny(seed=1, algorithm={"name": "fedprox"}, tune={"trials": 12, "space": GIVEN})
-    search = Search("second", config, space_of("fedprox", config), open_storage(tmp_path / "optuna.db"))
+    search = Search("second", config, space_of("fedprox", config), open_storage(tmp_path / "optuna.db"), 8)
     assert taken(search)[1:] != first[1:]
 
 
@@ -85,6 +87,8 @@ def test_a_grid_is_every_combination_once_and_begins_with_the_configuration(new)
     every = [{LR: lr, "algorithm.mu": mu} for lr, mu in itertools.product(*space.values())]
     assert sorted(map(str, found)) == sorted(map(str, every))
     assert len(taken(new("few", sampler="grid", space=space, trials=4))) == 4
+    zero = new("zero", sampler="grid", space={"train.optimizer.weight_decay": [1, 0]})
+    assert zero.ask()[0].values == {"train.optimizer.weight_decay": 0}  # what the file has as 0.0
     with pytest.raises(
         ConfigError, match=r"a grid needs a list of values for every key, and train\.optimizer\.lr has a range"
     ):
@@ -110,8 +114,7 @@ def test_of_equal_values_the_first_is_the_best(new):
 
 
 def test_what_pruning_saves_is_spent_where_updates_are_the_budget(new):
-    search = new(trials=4, budget="updates", seeds=[7])
-    assert search.full_updates == 2 * 4  # rounds, and clients of each
+    search = new(trials=4, budget="updates", seeds=[7])  # of 2 rounds with 4 clients each
     number = 0
     while asked := search.ask():
         search.tell(asked[0], Outcome(None, pruned=True, updates=3) if number % 2 else Outcome(0.5, updates=8))
@@ -121,6 +124,42 @@ def test_what_pruning_saves_is_spent_where_updates_are_the_budget(new):
     while asked := seconds.ask():
         seconds.tell(asked[0], Outcome(0.5, seconds=1.5))
     assert len(seconds.trials) == 3
+
+
+def test_failed_trials_use_up_a_budget_of_updates(new):
+    search = new(trials=3, budget="updates", seeds=[7])
+    number = 0
+    while asked := search.ask():
+        search.tell(asked[0], Outcome(None, reason="never began"))
+        number += 1
+    assert number == 3
+
+
+def test_an_interrupted_batch_is_completed_as_it_would_have_been(new, monkeypatch):
+    """Trials of a batch know of those before it alone, whenever the process was killed."""
+    whole, expected = new("whole"), []
+    while asked := whole.ask(4):
+        expected += [trial.values for trial in asked]
+        for trial in asked:
+            whole.tell(trial, judged(trial))
+    found = []
+    draw = Search._next
+    while True:
+        left = iter(range(2))
+        with monkeypatch.context() as patch, suppress(StopIteration):  # killed when two of a batch were asked for
+            patch.setattr(Search, "_next", lambda self, left=left: (next(left), draw(self))[1])
+            new("parts").ask(4)
+        asked = new("parts").ask(4)
+        if not asked:
+            break
+        found += [trial.values for trial in asked]
+        for trial in asked[:3]:  # and before the last one's result was written down
+            new("parts").tell(trial, judged(trial))
+        (last,) = new("parts").ask(4)
+        assert (last.number, last.values) == (asked[3].number, asked[3].values)
+        new("parts").tell(last, judged(last))
+    assert found == expected
+    assert len(found) == 12
 
 
 def test_several_trials_at_a_time_stay_in_the_budget(new):

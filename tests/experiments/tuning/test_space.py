@@ -2,8 +2,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from raysim.algorithms import ALGORITHMS
+from raysim.config.loading import children
 from raysim.errors import ConfigError
-from raysim.experiments.tuning.space import LR, distributions, space_of, start_of, with_values
+from raysim.experiments.tuning.space import LR, changes, distributions, space_of, start_of, with_values
 from raysim.search_space import Range, Tuned
 
 from configs import tiny
@@ -78,6 +79,24 @@ def test_the_first_trial_is_the_configuration_if_it_lies_in_the_space():
     assert start_of(config, dists) == {LR: 0.1, "algorithm.mu": 0.1}
     outside = entry(space={**given, "algorithm.mu": [0.01, 0.5]})
     assert start_of(outside, distributions(outside, space_of("a", outside))) is None
+
+
+def test_an_entry_adds_its_keys_to_those_of_auto():
+    config = entry(space={"train.optimizer.momentum": [0.0, 0.9]})
+    assert space_of("a", config, auto=True).keys() == {LR, "algorithm.mu", "train.optimizer.momentum"}
+    assert space_of("a", config).keys() == {"train.optimizer.momentum"}
+
+
+def test_nothing_else_changes_than_the_values():
+    config = entry(model={"kwargs": {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}})
+    values = {"model.kwargs.drop_rate": 0.1, "model.name": "vit_small_patch16_224", "algorithm.mu": 0.5}
+    found = with_values(config, values, "a")
+    assert found.model.kwargs == {**config.model.kwargs, "drop_rate": 0.1}
+    study = [{"name": "b", "algorithm": {"name": "local"}, "model": {"name": "vit_base_patch16_224"}}]
+    study[0] |= changes(config, values, "a")
+    ((_, child),) = children(tiny(study=study))
+    kept = {"name", "study", "tune"}
+    assert child.model_dump(exclude=kept) == found.model_dump(exclude=kept)
 
 
 @pytest.mark.parametrize(
