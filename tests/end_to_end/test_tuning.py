@@ -184,6 +184,11 @@ def test_a_trial_that_diverges_counts_and_several_run_at_a_time(tmp_path, monkey
             {"tune": {}, "data": TINY["data"]},
             r"tune\.metric: .* needs validation samples: set data\.validation_fraction",
         ),
+        (
+            {"tune": {"metric": "validation/accuracy"}},
+            "no run logs validation/accuracy; did you mean validation/accuracy_",
+        ),
+        ({"tune": {}, "study": [{"name": "a", "tune": None}]}, "an entry may change the space only"),
         ({"tune": {}, "study": [{"name": "a", "tune": {"trials": 3}}]}, "an entry may change the space only"),
         (
             {
@@ -198,13 +203,3 @@ def test_what_is_wrong_is_told(tmp_path, monkeypatch, changes, message):
     config = tuning(tmp_path, monkeypatch, **changes)
     with pytest.raises((raysim.ConfigError, raysim.RunFailed), match=message):
         raysim.tune(config, final=False, notify=print)
-
-
-@pytest.mark.slow
-def test_a_metric_that_is_never_logged_is_told(tmp_path, monkeypatch):
-    tune = {"metric": "validation/accuracy", "trials": 1, "seeds": [100], "pruner": "none"}
-    config = tuning(tmp_path, monkeypatch, tune=tune)
-    with pytest.raises(
-        raysim.RunFailed, match=r"none of 1 trials gave a value; the first failed because: validation/accuracy "
-    ):
-        raysim.tune(config, notify=print)
