@@ -131,7 +131,7 @@ def test_the_test_samples_have_no_influence(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_tuning_that_is_killed_goes_on_with_the_same_trials(tmp_path, monkeypatch):
     study = [{"name": "fedprox", "seeds": [0], "algorithm": {"name": "fedprox"}}]
-    tune = {"trials": 4, "seeds": [100, 101], "lr_only": False}
+    tune = {"trials": 3, "seeds": [100, 101], "lr_only": False}
     expected = tmp_path / "expected"
     expected.mkdir()
     whole = raysim.tune(tuning(expected, monkeypatch, tune=tune, study=study), final=False, notify=print)
@@ -139,14 +139,14 @@ def test_a_tuning_that_is_killed_goes_on_with_the_same_trials(tmp_path, monkeypa
     (tmp_path / "tuning.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     process = start_command(tmp_path, "tune", "tuning.yaml", "--no-final")
     until = time.monotonic() + 90
-    while (tmp_path / "log").read_text().count(": trial ") < 2:  # and another is under way
+    while (tmp_path / "log").read_text().count(": trial ") < 1:  # and another is under way
         assert time.monotonic() < until, (tmp_path / "log").read_text()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     lines = []
     found = raysim.tune(config, final=False, notify=lines.append)
-    assert len([line for line in lines if ": trial " in line]) in (1, 2)  # of the four, those that were left
+    assert len([line for line in lines if ": trial " in line]) in (1, 2)  # of the three, those that were left
     results = ["entry", "setting", "trial", "state", "value", "updates", "values", "reason"]
     pd.testing.assert_frame_equal(found.trials[results], whole.trials[results])
     ours, theirs = ((folder / "tuned.yaml").read_text() for folder in (tmp_path, expected))
