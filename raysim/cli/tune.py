@@ -61,7 +61,10 @@ def tune(file: str, overrides: tuple[str, ...], output: str, no_final: bool) -> 
     except RunKilled as error:
         errors.print(f"{error}\nThe same command goes on with the tuning.", highlight=False, soft_wrap=True)
         sys.exit(130)
-    console.print(as_rich(result.budgets, f"every entry got {result.budget}"))
+    used = result.budgets
+    console.print(as_rich(used.drop(columns="best values"), f"every entry got {result.budget}"))
+    for entry, values in used[["entry", "best values"]].itertuples(index=False):
+        console.print(f"{entry}: {values}", highlight=False, soft_wrap=True)
     if result.ranking is not None:
         table, caption = result.ranking
         console.print(as_rich(table, caption))
