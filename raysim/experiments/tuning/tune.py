@@ -101,8 +101,8 @@ def tune(
 ) -> Tuning:
     """Tune every entry of a study, as its ``tune:`` block says, and run the study of the values that were found.
 
-    What was interrupted goes on with the same configuration: finished trials are kept in ``optuna.db`` beside the MLflow
-    store. Trials run one after another have the same values then as without the interruption.
+    What was interrupted goes on with the same configuration, and has the trials that it would have had: they are kept in
+    ``optuna.db`` beside the MLflow store.
 
     Args:
         output: where the study with the best values is written.
