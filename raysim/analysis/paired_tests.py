@@ -75,9 +75,15 @@ def interval(samples: list[NDArray[np.float64]]) -> tuple[float, float]:
     low, high = bootstrap(samples)
     means = np.array([sample.mean() for sample in samples])
     if len(means) > 1:
-        half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-        low, high = min(low, means.mean() - half), max(high, means.mean() + half)
+        below, above = student(means)
+        low, high = min(low, below), max(high, above)
     return float(low), float(high)
+
+
+def student(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Student's 95 % interval for the mean of two values or more."""
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def bootstrap(samples: list[NDArray[np.float64]], resamples: int = RESAMPLES) -> tuple[float, float]:

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from raysim.analysis.comparison import Last, samples
+from raysim.analysis.paired_tests import student
 from raysim.analysis.table_formats import formatted
 from raysim.views import Model
 
@@ -20,7 +20,6 @@ SETTINGS: tuple[Setting, ...] = ("default", "lr only", "tuned")
 """How an entry's values were chosen: as they were in the file; the learning rate tuned alone; all keys tuned. An entry whose
 only key is the learning rate is ``tuned, lr only``, which counts as both."""
 SEPARATOR = " · "
-CONFIDENCE = 0.95
 
 
 def entry_name(entry: str, setting: Setting) -> str:
@@ -34,16 +33,6 @@ def of_name(name: str) -> tuple[str, list[Setting]] | None:
     if not separator or setting not in (*SETTINGS, "tuned, lr only"):
         return None
     return entry, ["lr only", "tuned"] if setting == "tuned, lr only" else [setting]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean of several seeds, by Student's t; None of one seed."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return mean - half, mean + half
 
 
 def ranking(history: pd.DataFrame, model: Model, last: Last = 1) -> pd.DataFrame | None:
@@ -75,7 +64,7 @@ def ranking(history: pd.DataFrame, model: Model, last: Last = 1) -> pd.DataFrame
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return "–"
-    bounds = interval(values)
+    bounds = student(np.array(values)) if len(values) > 1 else None
     about = f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds is not None else ""
     return f"{100 * np.mean(values):.1f}{about}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +54,13 @@ def partition_from_file(path: Path, num_clients: int, num_samples: int) -> Parti
 
 def save_partition(partition: Partition, path: Path) -> None:
     """Write what ``partition_from_file`` reads."""
-    arrays: dict[str, Ints] = {}
+    arrays: dict[str, Any] = {}
     for i in range(partition.num_clients):
         arrays |= {f"train_{i}": partition.train(i), f"test_{i}": partition.test(i)}
         if partition.num_validation is not None:
             arrays[f"validation_{i}"] = partition.validations(np.array([i]))
     with path.open("wb") as file:  # numpy would append .npz to another name
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def _check(parts: dict[str, Ints], client: int, num_samples: int, where: str) -> None:

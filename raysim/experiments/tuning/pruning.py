@@ -73,7 +73,8 @@ class Pruning(Callback):
     """Stops the run of a trial that is to be pruned.
 
     Args:
-        judges: by entry of the study that is run; those of another seed than the first are not judged.
+        trials: the arguments of ``Judge`` from ``study`` on, by entry of the study that is run, of which the first seed is
+            judged.
     """
 
     def __init__(self, tune: TuneConfig, trials: Mapping[str, tuple[str, int, tuple[FrozenTrial, ...]]]) -> None:

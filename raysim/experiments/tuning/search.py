@@ -26,8 +26,8 @@ from raysim.errors import ConfigError
 from raysim.experiments.tuning.pruning import Judgement
 from raysim.experiments.tuning.space import Space, distributions, start_of
 
-UPDATES, SECONDS, RUNS, REASON, RESULTS = "updates", "seconds", "runs", "reason", "results"
-"""What is kept of a trial in Optuna: client updates and seconds, ids of its runs in MLflow, why it failed, value by seed."""
+UPDATES, SECONDS, RUNS, REASON = "updates", "seconds", "runs", "reason"
+"""What is kept of a trial in Optuna: client updates and seconds, ids of its runs in MLflow, why it failed."""
 BATCH = "batch"
 """What is kept of a search: how many trials there are with those that run now."""
 
@@ -39,8 +39,6 @@ class Asked:
     number: int
     trial_id: int
     values: dict[str, Any]
-    study: str
-    """The name of Optuna's study."""
     finished: tuple[FrozenTrial, ...]
     """The trials that had ended before it began."""
 
@@ -52,7 +50,6 @@ class Outcome:
     Attributes:
         value: of the metric, the mean over seeds; None if it was pruned or failed.
         reason: why it failed; empty if it did not.
-        results: the metric by seed.
         judgement: what Optuna is to know of how it did while it ran, if it was judged for pruning.
     """
 
@@ -62,7 +59,6 @@ class Outcome:
     updates: int = 0
     seconds: float = 0.0
     runs: list[str] = field(default_factory=list)
-    results: dict[str, float] = field(default_factory=dict)
     judgement: Judgement | None = None
 
     def __str__(self) -> str:
@@ -124,7 +120,7 @@ class Search:
 
     def tell(self, asked: Asked, outcome: Outcome) -> None:
         """A trial has ended."""
-        kept = {UPDATES: outcome.updates, SECONDS: outcome.seconds, RUNS: outcome.runs, RESULTS: outcome.results}
+        kept = {UPDATES: outcome.updates, SECONDS: outcome.seconds, RUNS: outcome.runs}
         for key, value in {**kept, **({REASON: outcome.reason} if outcome.reason else {})}.items():
             self._storage.set_trial_user_attr(asked.trial_id, key, value)
         if outcome.judgement is not None:
@@ -181,7 +177,7 @@ class Search:
 
     def _asked(self, trial: FrozenTrial) -> Asked:
         finished = tuple(t for t in self.trials if t.state.is_finished() and t.number < trial.number)
-        return Asked(trial.number, trial._trial_id, dict(trial.params), self.name, finished)
+        return Asked(trial.number, trial._trial_id, dict(trial.params), finished)
 
     def _seed(self, number: int) -> int:
         return int(seeds.stream(self._config.seed, "tuning", number).integers(2**31))

@@ -116,7 +116,7 @@ class Trials:
         config = Config.model_validate({**raw, "name": name, "study": study})
         callbacks = []
         if self._tune.pruner != "none" and self._tune.seeds[0] in seeds:
-            callbacks = [Pruning(self._tune, {_entry(t): (t.study, t.number, t.finished) for t in trials})]
+            callbacks = [Pruning(self._tune, {_entry(t): (self._search.name, t.number, t.finished) for t in trials})]
         try:
             result = self._finished_before(config) or start(
                 config, self._watch, callbacks=callbacks, tuning=self._parent
@@ -155,7 +155,7 @@ class Trials:
         rounds, history = self._config.rounds, run.history
         judged_rounds = rounds if len(history) == rounds else len(history) - ROUNDS_AHEAD
         values = {after: value for after, value in _values(history, self._tune.metric) if after <= judged_rounds}
-        return judged(self._tune, rounds, (trial.study, trial.number, trial.finished), values)
+        return judged(self._tune, rounds, (self._search.name, trial.number, trial.finished), values)
 
     def _is_pruned(self, trial: Asked, runs: Runs, judgement: Judgement) -> bool:
         """Whether the run by which it is judged was ended; not if it had come to its last round anyway."""
@@ -166,17 +166,16 @@ class Trials:
     def _outcome(self, trial: Asked, runs: Runs, reason: str, judgement: Judgement | None) -> Outcome:
         own = [run for (entry, _), run in runs.items() if entry == _entry(trial)]
         trained = sum(len(run.history) for run in own) * self._config.cohort_size
-        values = {str(run.seed): value_of(run.history, self._tune.metric) for run in own}
-        made: dict[str, Any] = {"updates": trained, "runs": [run.run_id for run in own], "results": values}
-        made["judgement"] = judgement
+        values = [value_of(run.history, self._tune.metric) for run in own]
+        made: dict[str, Any] = {"updates": trained, "runs": [run.run_id for run in own], "judgement": judgement}
         if not reason and judgement is not None and self._is_pruned(trial, runs, judgement):
             return Outcome(None, pruned=True, **made)
         reason = reason or next(iter(line for run in own for line in rejections(run.history)), "")
-        if not reason and not all(math.isfinite(value) for value in values.values()):
+        if not reason and not all(math.isfinite(value) for value in values):
             reason = f"{self._tune.metric} is not finite, or was not logged, in the last round"
         if reason:
             return Outcome(None, reason=reason, **made)
-        return Outcome(sum(values.values()) / len(values), **made)
+        return Outcome(sum(values) / len(values), **made)
 
 
 def _entry(trial: Asked) -> str:

@@ -49,11 +49,11 @@ def test_trials_are_pruned_where_optuna_would_also_if_every_run_was_resumed_in_t
     while asked := search(tmp_path, pruner=pruner).ask():
         (trial,) = asked
         tune = search(tmp_path, pruner=pruner).tune
-        judge = Judge(tune, ROUNDS, trial.study, trial.number, trial.finished)
+        judge = Judge(tune, ROUNDS, "s", trial.number, trial.finished)
         for after, value in list(curve(trial.number).items())[:5]:
             if judge.prunes(after, value):
                 break  # and the process is killed: another one is told of all rounds again
-        judgement = judged(tune, ROUNDS, (trial.study, trial.number, trial.finished), curve(trial.number))
+        judgement = judged(tune, ROUNDS, ("s", trial.number, trial.finished), curve(trial.number))
         assert judge.judgement.pruned in (None, judgement.pruned)
         found.append(judgement.pruned)
         value = None if judgement.pruned else curve(trial.number)[ROUNDS]
