@@ -56,6 +56,7 @@ def _check_nothing_else_changed(tuned: Config, before: Mapping[str, Config], bes
 
 
 def trial_table(searches: Searches) -> pd.DataFrame:
+    """A row per trial of all searches; for its columns see ``Tuning.trials``."""
     rows = [
         {"entry": entry, "setting": setting, **as_row(trial)}
         for (entry, setting), search in searches.items()
@@ -75,6 +76,7 @@ def text_of(tuned: Config, trials: pd.DataFrame, tune: TuneConfig) -> str:
 
 
 def budget_in_words(tune: TuneConfig) -> str:
+    """What every search has got."""
     seeds = f"of {len(tune.seeds)} {'seed' if len(tune.seeds) == 1 else 'seeds'} each"
     if tune.budget == "updates":
         return f"as many client updates as {tune.trials} trials {seeds} that are not pruned would have"
