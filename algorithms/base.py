@@ -16,6 +16,10 @@ A round, for a client with parameters ``theta = join(shared, personal)``::
     uploads, state = client_final(carry, ctx)                 sends uploads, keeps state
     shared, server_state = server_step(shared, server_state, mean of the uploads, ctx)
 
+A server may know its clients one by one: it keeps a row for each (``server_row``), gets what each has sent
+(``Upload("each")``) in ``server_step_each``, and sends each something else (``server_messages``), which the client finds
+in its ``state``.
+
 and its evaluation::
 
     theta = personalize(shared, state, ctx)                   its parameters,
@@ -36,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raysim.functional.batch import Batch
-from raysim.functional.context import ClientContext, ServerContext
+from raysim.functional.context import ClientContext, ClientRows, ServerContext
 from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.plugins.options import ModelOptions
@@ -45,6 +49,7 @@ __all__ = [
     "Batch",
     "Carry",
     "ClientContext",
+    "ClientRows",
     "F",
     "FederatedAlgorithm",
     "Optimizer",
@@ -63,20 +68,34 @@ Carry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Upload:
-    """How one named upload is averaged over the cohort.
+    """What the server makes of one named upload: its mean over the cohort, or a row for each client.
 
     Attributes:
         weighting: ``samples`` weighs a client by its training samples, ``uniform`` gives each client the same weight.
+            ``each``: no mean; the server gets the upload (n,) of each client, in ``ClientRows.uploads``.
         times: the name of another upload of the same weighting, one number (1,), at least 0, that the client computes, and by
             which it is weighted as well.
+        mask: the same for every entry: another upload (n,), at least 0. The mean of an entry is over those clients that
+            trained it, and NaN where nobody did; of ``shared`` such entries stay as they are.
+        groups: the same for several means: another upload (k,), at least 0, with which the client counts in each of k means,
+            such as 1 for its own cluster and 0 for the others. The mean is (k, n); NaN where nobody counts.
+        known: the server knows it anyway (a mask that follows from the client's id): no bytes are counted for it.
         scale_bits: the mean is exact in fixed point with this many fractional bits: 40 holds values below 2^22 in
             steps of 1e-12. An upload of tiny values (squared gradients) takes more: 52 holds values below 2^10 in steps of
             2e-16. A client whose upload is not finite or too large for it is rejected.
     """
 
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Literal["samples", "uniform", "each"] = "samples"
     times: str | None = None
     scale_bits: int = 40
+    mask: str | None = None
+    groups: str | None = None
+    known: bool = False
+
+    @property
+    def weighed_by(self) -> str | None:
+        """The name of the upload that weighs it, whichever way."""
+        return self.times or self.mask or self.groups
 
 
 class FederatedAlgorithm(ModelOptions):
@@ -96,7 +115,7 @@ class FederatedAlgorithm(ModelOptions):
         prepares: before round 0 all clients train for the server alone (``server_prepare``): ``local_epochs``, in the phase
             ``prepare``.
         pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
-        reads_cohort_states: ``server_messages`` is called (the driver must then read the states of the whole cohort).
+        one_shared_model: the shared parameters are a model that every client could use, so that it is evaluated, too.
     """
 
     paper: ClassVar[str] = ""
@@ -110,16 +129,20 @@ class FederatedAlgorithm(ModelOptions):
     batches_per_step: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
-    reads_cohort_states: ClassVar[bool] = False
+    one_shared_model: ClassVar[bool] = True
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         for name, upload in cls.uploads.items():
-            weight = cls.uploads.get(upload.times) if upload.times is not None else None
-            if upload.times is not None and (weight is None or weight.weighting != upload.weighting or weight.times):
-                raise TypeError(
-                    f"{cls.__name__}.uploads[{name!r}]: times={upload.times!r} must be an upload of equal weighting"
-                )
+            given = {key: value for key in ("times", "mask", "groups") if (value := getattr(upload, key)) is not None}
+            if len(given) > 1 or (given and upload.weighting == "each"):
+                raise TypeError(f"{cls.__name__}.uploads[{name!r}]: {given} can't all be used for one mean")
+            for key, other in given.items():
+                weight = cls.uploads.get(other)
+                if weight is None or weight.weighting != upload.weighting or weight.weighed_by:
+                    raise TypeError(
+                        f"{cls.__name__}.uploads[{name!r}]: {key}={other!r} must be an upload of equal weighting"
+                    )
 
     @classmethod
     def has_own(cls, *functions: str) -> list[str]:
@@ -128,8 +151,16 @@ class FederatedAlgorithm(ModelOptions):
 
     # The server, in the driver. Tensors on the CPU.
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         """The server's state before round 0 (momentum, control variates, ...), tensors by name, for a shared vector (S,)."""
+        return {}
+
+    def server_row(self, theta: Tensor, ctx: ServerContext) -> Tensors:
+        """What the server keeps of a client before it knows anything of it: float32 vectors (n,) by name.
+
+        ``theta`` (P,) are the model's initial parameters; ``ctx.generator`` is seeded for the client. Rows are on disk, like
+        the states of clients, and only those that a function asks for are read.
+        """
         return {}
 
     def server_prepare(self, server_state: Tensors, mean: Tensors) -> Tensors:
@@ -140,18 +171,27 @@ class FederatedAlgorithm(ModelOptions):
         """What is sent to every client of the round, tensors by name; must have ``shared`` (S,)."""
         return {"shared": shared}
 
-    def server_messages(self, states: Tensors) -> Tensors:
-        """With ``reads_cohort_states``: from the cohort's states, each (cohort, n), a message (cohort, m) per client.
+    def server_messages(
+        self, shared: Tensor, server_state: Tensors, clients: ClientRows, ctx: ServerContext
+    ) -> Tensors:
+        """What is sent to each of K clients beside the broadcast, rows (K, m) by name.
 
-        Rows are in client-id order. A client finds its row in ``state`` in ``client_init``, under the message's name.
+        A client finds its row in ``state``, (m,), under the message's name, in training and in evaluation. K are the clients
+        of a client batch: a row must depend on nothing but its client, the server's state, and rows that ``ctx.rows`` reads.
         """
-        raise NotImplementedError(f"{type(self).__name__} sets reads_cohort_states but has no server_messages")
+        return {}
 
     def server_step(
         self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext
     ) -> tuple[Tensor, Tensors]:
         """The next shared vector (S,) and server state from the exact mean (n,) float64 of each upload."""
-        return mean["shared"], server_state
+        return mean.get("shared", shared), server_state
+
+    def server_step_each(
+        self, shared: Tensor, server_state: Tensors, mean: Tensors, clients: ClientRows, ctx: ServerContext
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        """``server_step`` of a server that knows its clients one by one: also the next row (K, n) of each that reported."""
+        return *self.server_step(shared, server_state, mean, ctx), clients.rows
 
     # A client. Tensors on the actor's device.
 
@@ -198,6 +238,13 @@ class FederatedAlgorithm(ModelOptions):
         theta, optimizer = ctx.optimizer.step(carry["theta"], gradient, carry["optimizer"])
         return {**carry, "theta": theta, "optimizer": optimizer}, {"loss": loss}
 
+    def traffic(self, state: Tensors, uploads: Tensors, ctx: ClientContext) -> Tensor:
+        """How many numbers a client is sent and sends (2,), where that is not all of broadcast, messages and uploads.
+
+        ``state`` is what it had when it began to train, messages included; integers below 2^24 are exact.
+        """
+        raise NotImplementedError
+
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         """Uploads and the new state, each by name and (n,).
 
@@ -211,7 +258,8 @@ class FederatedAlgorithm(ModelOptions):
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         """The parameters (P,) with which a client is evaluated.
 
-        ``shared`` (S,) is the server's; for ``personalized/...``, of a client that has just trained, its own trained part.
+        ``shared`` (S,) is the server's; for ``personalized/...``, of a client that has just trained (``ctx.as_trained``), its
+        own trained part. ``state`` has the server's messages to it, too: then those with which it trained.
         """
         return ctx.layout.join(shared, state["personal"])
 

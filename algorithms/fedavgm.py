@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
+from raysim.algorithms.base import FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
 from raysim.search_space import Range, Tuned
 
 
@@ -33,7 +33,7 @@ class FedAvgM(FederatedAlgorithm):
     nesterov: bool = False
     """Nesterov's momentum, as in FL-bench; the paper's formula is plain momentum."""
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         return {"momentum": torch.zeros_like(shared)}
 
     def server_step(

@@ -28,7 +28,7 @@ from raysim.algorithms.base import (
     ClientContext,
     F,
     FederatedAlgorithm,
-    ParameterLayout,
+    ServerContext,
     Tensor,
     Tensors,
     Upload,
@@ -73,8 +73,8 @@ class FedDBE(FederatedAlgorithm):
     def personal_patterns(self) -> list[str]:
         return [*self.personal, "personal_bias"]
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
-        return {"mean": torch.zeros(layout.head_shape[1])}
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        return {"mean": torch.zeros(ctx.layout.head_shape[1])}
 
     def server_prepare(self, server_state: Tensors, mean: Tensors) -> Tensors:
         return {"mean": mean["mean"].float()}

@@ -45,7 +45,7 @@ class FedDyn(FederatedAlgorithm):
     alpha: Annotated[float, Tuned([0.001, 0.01, 0.1], "a factor of 10 around the authors' 0.01")] = Field(0.01, gt=0)
     """Strength of the regulariser; 0.01 in the authors' examples."""
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         return {"h": torch.zeros_like(shared)}
 
     def server_step(

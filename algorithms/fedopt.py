@@ -20,7 +20,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import FederatedAlgorithm, ParameterLayout, ServerContext, Tensor, Tensors, torch
+from raysim.algorithms.base import FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
 from raysim.search_space import Range, Tuned
 
 
@@ -46,7 +46,7 @@ class FedOpt(FederatedAlgorithm):
         """The next v (S,) from v and the squared mean update."""
         raise NotImplementedError
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         return {"m": torch.zeros_like(shared), "v": torch.full_like(shared, self.initial_v)}
 
     def server_step(

@@ -26,7 +26,6 @@ from raysim.algorithms.base import (
     ClientContext,
     F,
     FederatedAlgorithm,
-    ParameterLayout,
     ServerContext,
     Tensor,
     Tensors,
@@ -58,8 +57,8 @@ class FedProto(FederatedAlgorithm):
     def personal_patterns(self) -> list[str]:
         return ["*"]
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
-        classes, dim = layout.head_shape
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        classes, dim = ctx.layout.head_shape
         return {"prototypes": torch.zeros(classes, dim), "known": torch.zeros(classes)}
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:

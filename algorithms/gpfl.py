@@ -73,8 +73,8 @@ class GPFL(FederatedAlgorithm):
         model.embedding = nn.Embedding(head.out_features, head.in_features)
         model.cov = CoV(head.in_features)
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
-        return {"before": torch.zeros_like(layout.piece(shared, "embedding.weight"))}
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        return {"before": torch.zeros_like(ctx.layout.piece(shared, "embedding.weight"))}
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
         return {"shared": shared, **server_state}

@@ -45,7 +45,7 @@ class Scaffold(FederatedAlgorithm):
     )
     """The server's step on the mean update; 1 in the paper's experiments."""
 
-    def server_init(self, shared: Tensor, layout: ParameterLayout) -> Tensors:
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         return {"control": torch.zeros_like(shared)}
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:

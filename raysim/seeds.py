@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # The position is part of the seed: append, never reorder.
 PURPOSES = (
     *("model", "partition", "split", "cohort", "batches", "augment", "dropout", "adapt", "evaluate", "pooled"),
-    *("reports", "stragglers", "new_clients", "prepare", "validation", "tuning"),
+    *("reports", "stragglers", "new_clients", "prepare", "validation", "tuning", "server"),
 )
 
 

@@ -15,6 +15,7 @@ from raysim.config.schema import Config
 from raysim.experiments.preparation import PreparedRun, data_warnings, prepare
 from raysim.federation.client_batches import cut
 from raysim.models.build import build_model
+from raysim.training.algorithm_server import AlgorithmServer
 from raysim.training.engine import ClientEngine
 from raysim.training.step_memory import trial_step
 from raysim.workers.cluster import usable_cpus
@@ -104,9 +105,10 @@ class Estimate:
             for vector in config.algorithm.client_state(torch.zeros(layout.num_parameters), layout).values()
         )
         trained = min(config.data.num_clients, config.rounds * config.cohort_size)
-        shared = torch.zeros(layout.num_shared)
-        down = config.algorithm.broadcast(shared, config.algorithm.server_init(shared, layout))
-        sent = 4 * sum(tensor.numel() for tensor in down.values()) * config.cohort_size
+        samples = run.partition.num_train[: config.data.num_clients]
+        server = AlgorithmServer(config.algorithm, layout, torch.from_numpy(run.initial), samples, config.seed)
+        down = [*server.sent().values(), *(m[0] for m in server.messages(0, np.zeros(1, np.int64)).values())]
+        sent = 4 * sum(tensor.numel() for tensor in down) * config.cohort_size
         kept = "mapped from disk on every node" if run.dataset.cache else "of images once per node"
         actors = f"{self.actors} {'actor' if self.actors == 1 else 'actors'}"
         return "\n".join(

@@ -26,6 +26,7 @@ from raysim.functional.parameters import ParameterLayout, pretrained_cfg
 from raysim.own_code import check_travels, imported, is_own, own_function
 from raysim.training.engine import layout_of, make_optimizer
 from raysim.training.transforms import check_augmentation
+from raysim.training.upload_memory import check_uploads
 from raysim.workers.auto_resources import clients_per_batch, same_resources, with_clients_per_batch
 
 
@@ -150,7 +151,8 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
         )
     theta = layout.flatten(tensors)
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
-    config.algorithm.server_init(layout.split(theta)[0], layout)
+    samples = partition.num_train[: config.data.num_clients]
+    check_uploads(config, layout, theta, samples, dataset.num_classes)
     initial, frozen = theta.numpy(), {name: tensors[name].numpy() for name in layout.frozen}
     check_augmentation(config.data.augment, dataset.images)
     if has_batch_norm(model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from raysim.training.tasks import (
 )
 
 Ints = NDArray[np.int64]
-Messages = Mapping[str, NDArray[np.float32]]
 
 
 def cut(clients: Ints, sizes: Ints, clients_per_batch: int) -> list[Ints]:
@@ -48,8 +47,8 @@ class BatchPlanner:
         self._size = config.resources.clients_per_batch
         self._config, self._partition, self._index = config, partition, index
 
-    def train(self, round: int, cohort: Ints, messages: Messages, evaluate: bool, sensitivity: bool) -> list[Task]:
-        """A cohort (K,) in client batches; ``messages`` have a row per client, in id order."""
+    def train(self, round: int, cohort: Ints, evaluate: bool, sensitivity: bool) -> list[Task]:
+        """A cohort (K,) in client batches."""
         if self._config.algorithm.pooled:
             return [self._train_pooled(round, cohort)]
         sizes = self._partition.num_train
@@ -71,7 +70,6 @@ class BatchPlanner:
                 },
                 reports=reports[at],
                 work_share=work[at] if work is not None and (work[at] < 1).any() else None,
-                messages={name: rows[at] for name, rows in messages.items()},
                 evaluate=evaluate,
                 sensitivity=sensitivity,
             )
@@ -140,20 +138,17 @@ class BatchPlanner:
             for i, ids in enumerate(cut(clients, sizes[clients], self._size))
         ]
 
-    def adapt_new_clients(self, round: int, messages: Messages, first: int = 0) -> list[Task]:
-        """Clients that never took part, evaluated before and after they adapt; ``messages`` have a row for each of them."""
+    def adapt_new_clients(self, round: int, first: int = 0) -> list[Task]:
+        """Clients that never took part, evaluated before and after they adapt."""
         start, sizes = self._config.data.num_clients, self._partition.num_train
         epochs = len(self._config.algorithm.epochs(self._config.evaluate.adapt_epochs))
         tasks: list[Task] = []
         for ids in cut(np.arange(start, len(sizes)), sizes[start:], self._size):
             state = np.full(len(ids), NEVER_TRAINED, np.int64)
-            rows = {name: m[ids - start] for name, m in messages.items()}
             samples, at = len(ids) * int(sizes[ids].max()), first + len(tasks)
             tasks += [
                 EvaluateNewClients(round=round, index=at, clients=ids, read=state, samples=samples),
-                AdaptNewClients(
-                    round=round, index=at + 1, clients=ids, read=state, samples=epochs * samples, messages=rows
-                ),
+                AdaptNewClients(round=round, index=at + 1, clients=ids, read=state, samples=epochs * samples),
             ]
         return tasks
 

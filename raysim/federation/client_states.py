@@ -65,11 +65,11 @@ class ClientStates:
         """The state of a client that never trained, by name, each (n,)."""
         return self.layout.unpack(torch.from_numpy(self._initial))
 
-    def checksum(self) -> str:
+    def checksum(self) -> hashlib._Hash:
         """SHA-256 of the clients that have a state, and their states, in id order."""
         sha = hashlib.sha256()
         ids = self.trained
         for chunk in np.split(ids, range(ROWS_AT_A_TIME, len(ids), ROWS_AT_A_TIME)):
             sha.update(chunk.tobytes())
             sha.update(self.read(self.index.addresses[chunk]).tobytes())
-        return sha.hexdigest()
+        return sha

@@ -34,7 +34,9 @@ class EvaluationSchedule:
 
     def measures_sensitivity(self, round: int, num_shared: int) -> bool:
         """Whether ``sensitivity/...`` is measured in the round, for a model with so many shared parameters."""
-        asked = self._config.evaluate.sensitivity
+        asked, upload = self._config.evaluate.sensitivity, self._config.algorithm.uploads["shared"]
+        if upload.weighting == "each" or upload.mask or upload.groups:
+            return False  # there is no one vector that all clients' updates are averaged to
         if asked == "auto":
             return num_shared <= SENSITIVITY_PARAMETERS
         if isinstance(asked, bool):

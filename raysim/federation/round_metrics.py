@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,7 @@ from raysim.functional.parameters import ParameterLayout
 from raysim.own_code import own_function
 from raysim.storage.accuracy_history import AccuracyRow
 from raysim.storage.records import Records
-from raysim.training.aggregation import FixedPoint
+from raysim.training.aggregation import FixedPoint, PartialSum
 from raysim.training.evaluation import Evaluation
 from raysim.training.sensitivity import SCALE_BITS
 from raysim.training.tasks import (
@@ -92,11 +92,12 @@ class RoundMetrics:
         return cohort.metrics() | sensitivity_metrics(means["shared"] - incoming, direction, squares, self._layout)
 
     def of_communication(
-        self, down: int, sums: Mapping[str, FixedPoint], cohort_size: int, cohort: TrainedCohort
+        self, sent: int, uploads: PartialSum, cohort_size: int, cohort: TrainedCohort
     ) -> dict[str, float]:
-        """``communication/``: zero for a pooled model, which has no clients. ``down`` bytes are sent to each client."""
-        size, senders = (0, 0) if self._algorithm.pooled else (cohort_size, int(cohort.sent.sum()))
-        return communication_metrics(down, sums, size, senders)
+        """``communication/``: zero for a pooled model, which has no clients. ``sent`` numbers go to each client."""
+        if self._algorithm.pooled:
+            return {"communication/down_bytes": 0.0, "communication/up_bytes": 0.0}
+        return communication_metrics(self._algorithm.uploads, sent, uploads, cohort_size, cohort)
 
     def as_trained(self, round: int, cohort: Ints, results: Sequence[TaskResult], records: Records) -> dict[str, float]:
         """``personalized/``: the cohort with what it has just trained, all others as the round found them.

@@ -24,7 +24,6 @@ from raysim.federation.client_states import ClientStates
 from raysim.federation.cohort import sample_cohort
 from raysim.federation.evaluation_schedule import EvaluationSchedule
 from raysim.federation.metrics.cohort import TrainedCohort
-from raysim.federation.metrics.communication import down_bytes
 from raysim.federation.metrics.system import timeline
 from raysim.federation.pending_rounds import PendingRound, PendingRounds, clients_of
 from raysim.federation.round_metrics import RoundMetrics
@@ -33,8 +32,9 @@ from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.storage.accuracy_history import BYTES_PER_CLIENT
 from raysim.storage.checkpoint import Checkpoint, Snapshot
-from raysim.storage.personal_states import NEVER_TRAINED, check_space
+from raysim.storage.personal_states import check_space
 from raysim.storage.records import Records, RoundRecord
+from raysim.storage.server_rows import ServerRows
 from raysim.training.aggregation import combine
 from raysim.training.evaluation import evaluates_one_model
 from raysim.training.sensitivity import DIRECTIONS
@@ -82,17 +82,19 @@ class FederatedRun:
         self._partition: Partition = partition
         theta = torch.from_numpy(initial.copy())
         self.states = ClientStates(self._algorithm.client_state(theta, layout), config.data.num_clients, nodes)
-        self._server = Server(self._algorithm, layout, layout.split(theta)[0].clone(), config.data.num_clients)
+        samples = partition.num_train[: config.data.num_clients]
+        self._server = Server(self._algorithm, layout, theta, samples, config.seed)
         self._schedule = EvaluationSchedule(config)
         ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
         evaluations = self._schedule.num_due * len(self._schedule.reported(config.rounds - 1))
         accuracies = len(FAMILIES) * BYTES_PER_CLIENT * evaluations
-        check_space(nodes.folder, self.states.layout.size, ever_trained + config.cohort_size, accuracies)
+        kept = self.states.layout.size + self._server.rows.layout.size
+        check_space(nodes.folder, kept, ever_trained + config.cohort_size, accuracies)
         self._planner = BatchPlanner(config, partition, self.states.index)
         one_model = evaluates_one_model(self._algorithm, layout.num_personal)
         domains = np.zeros(partition.num_clients, "U1") if domains is None else domains
         self._metrics = RoundMetrics(config, layout, labels, partition, self._schedule, one_model, domains)
-        self._evaluates_shared = not one_model and not layout.num_personal
+        self._evaluates_shared = not one_model and not layout.num_personal and self._algorithm.one_shared_model
         self._prepared = not self._algorithm.prepares
         self._pending = PendingRounds(config, self._metrics, self._schedule)
         self.next_round = 0
@@ -117,24 +119,23 @@ class FederatedRun:
         if not self._prepared:
             yield from self._prepare()
         cohort = sample_cohort(self.config, round)
-        messages = self._messages(self.states.index.addresses[cohort])
-        down = down_bytes(self._server.sent, messages)
         sensitivity = self._schedule.measures_sensitivity(round, self._layout.num_shared)
-        tasks = self._planner.train(round, cohort, messages, self._schedule.is_due(round), sensitivity)
+        tasks = self._planner.train(round, cohort, self._schedule.is_due(round), sensitivity)
         completed = yield from self._run_tasks(round, tasks + self._evaluations(round, cohort, len(tasks)))
         if completed.results and round == max(0, self.rounds - 2):  # a typical round: the last evaluates more
             self.timeline = timeline(completed.results)
         trained = trained_in(completed.results)
-        sums = combine(completed.sums, round, {task.index for task, _ in trained})
-        directions, incoming = sums.pop(DIRECTIONS, None), self._server.shared
+        uploads = combine(completed.sums, round, {task.index for task, _ in trained})
+        directions, incoming = uploads.sums.pop(DIRECTIONS, None), self._server.shared
+        sent = self._server.broadcast_size + self._server.message_size
         dropped = clients_of(completed.dropped, training=True)
         reported = TrainedCohort(trained, self._partition.num_train, tuple(dropped))
-        means = self._server.step(round, sums, int(reported.reported.sum()))
+        means = self._server.step(round, uploads, reported.clients[reported.reported])
         for task, report in trained:
             assert task.write is not None
             self.states.index.commit(task.clients, task.write, report.accepted)
-        metrics = self._metrics.of_training(reported, incoming, means, directions)
-        metrics |= self._metrics.of_communication(down, sums, len(cohort), reported)
+        metrics = self._metrics.of_training(reported, incoming, means or {}, directions)
+        metrics |= self._metrics.of_communication(sent, uploads, len(cohort), reported)
         busy = sum(result.seconds for result in completed.results)
         metrics |= self._metrics.of_system(start, cohort, trained, busy, len(self._pool.workers))
         lost = np.intersect1d(clients_of(completed.dropped, training=False), self._others(round, cohort)).tolist()
@@ -175,9 +176,8 @@ class FederatedRun:
         if self._evaluates_shared:
             about = self._schedule.reported(before.round)
             tasks += self._planner.evaluate_global(round, about, first + len(tasks))
-        if self._schedule.is_last(before.round) and (new := self.config.evaluate.new_clients):
-            messages = self._messages(np.full(new, NEVER_TRAINED))
-            tasks += self._planner.adapt_new_clients(round, messages, first + len(tasks))
+        if self._schedule.is_last(before.round) and self.config.evaluate.new_clients:
+            tasks += self._planner.adapt_new_clients(round, first + len(tasks))
         return tasks
 
     def _others(self, round: int, cohort: Ints) -> Ints:
@@ -186,23 +186,24 @@ class FederatedRun:
             return np.empty(0, np.int64)
         return np.setdiff1d(self._schedule.evaluated(round), cohort)
 
-    def _messages(self, addresses: Ints) -> dict[str, NDArray[np.float32]]:
-        """A row for each of the clients with states at addresses (K,)."""
-        if not self._algorithm.reads_cohort_states:
-            return {}
-        return self._server.messages(self.states.named(addresses))
+    def _vectors(self) -> int:
+        """How many vectors as long as the shared parameters an actor sums up, about."""
+        return sum(1 for upload in self._algorithm.uploads.values() if upload.weighting != "each")
 
     def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress | RoundRecord, None, Completed]:
         def place(task: Task, node: int) -> Task:
+            if task.reads_states:  # made here, so that only those of tasks under way are in memory
+                task = replace(task, messages=server.rows_for(task.round, task.clients))
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
             if isinstance(task, Train) and not isinstance(task, Prepare):
                 return replace(task, write=self.states.index.allocate(len(task.clients), node))
             return task
 
         server = self._server
-        vectors = len(self._algorithm.uploads) + any(isinstance(task, Train) and task.sensitivity for task in tasks)
+        vectors = self._vectors() + any(isinstance(task, Train) and task.sensitivity for task in tasks)
         sum_bytes = 8 * self._layout.num_shared * vectors
-        dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place, sum_bytes).run()
+        each = any(upload.weighting == "each" for upload in self._algorithm.uploads.values())
+        dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place, sum_bytes, each).run()
         while True:
             try:
                 progress = next(dispatch)
@@ -222,7 +223,7 @@ class FederatedRun:
         if manifest.ends_early(self.config.rounds):
             assert manifest.ends_after is not None
             self._schedule.rounds = manifest.ends_after
-        self._server.restore(checkpoint.shared, checkpoint.server_state)
+        self._server.restore(checkpoint.shared, checkpoint.server_state, checkpoint.rows())
         self.states.restore(checkpoint)
         self._pending.restore(checkpoint.records, manifest.open)
 
@@ -246,7 +247,7 @@ class FederatedRun:
     def snapshot(self) -> Snapshot:
         """The run as it is between two rounds; ``states.index.hold`` keeps its states where they are."""
         self._pending.measure()
-        records, index = self.records, self.states.index
+        records, index, rows = self.records, self.states.index, self._server.rows.index
         return Snapshot(
             self.next_round,
             self._server.shared.numpy(),
@@ -257,6 +258,7 @@ class FederatedRun:
             index.versions.copy(),
             len(records.accuracy),
             self.rounds if self.rounds < self.config.rounds else None,
+            (rows.addresses.copy(), rows.versions.copy()),
         )
 
     @property
@@ -266,9 +268,28 @@ class FederatedRun:
 
     def sent(self) -> Tensors:
         """What the server would send now, by name."""
-        return self._algorithm.broadcast(self._server.shared, self._server.state)
+        return self._server.sent()
+
+    def messages(self, clients: Ints) -> Tensors:
+        """What it would send to each of clients (K,) beside it, rows (K, m) by name."""
+        return self._server.messages(self.next_round, clients)
+
+    @property
+    def server_rows(self) -> ServerRows:
+        """What the server keeps of each client."""
+        return self._server.rows
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results."""
-        shared = hashlib.sha256(self.shared.numpy().tobytes()).hexdigest()
-        return {"shared": shared, "personal": self.states.checksum(), "metrics": self.records.checksum()}
+        """SHA-256 of the shared parameters, of every client's state in id order, and of all metrics that are results.
+
+        What the server keeps counts, too: its state with the shared parameters, its rows with the clients' states.
+        """
+        shared, personal = hashlib.sha256(self.shared.numpy().tobytes()), self.states.checksum()
+        for name in sorted(self._server.state):
+            shared.update(self._server.state[name].numpy().tobytes())
+        self._server.rows.add_to(personal)
+        return {
+            "shared": shared.hexdigest(),
+            "personal": personal.hexdigest(),
+            "metrics": self.records.checksum(),
+        }

@@ -25,15 +25,39 @@ class ServerContext:
     """The round as the server sees it.
 
     Attributes:
-        round: counted from 0.
+        round: counted from 0; of the first, before it begins, too.
         num_reported: how many clients' uploads are in the means.
-        num_clients: of the run.
+        num_samples: (N,) float64, the training samples of every client of the run.
+        generator: for what the server draws, seeded for this use of it (a round's step; a client's row).
+        rows: the rows that the server keeps of clients with ids (K,), each (K, n), read from disk: of others than those at
+            hand.
     """
 
     layout: ParameterLayout
     round: int
     num_reported: int
-    num_clients: int
+    num_samples: Tensor
+    generator: torch.Generator
+    rows: Callable[[Tensor], Tensors]
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.num_samples)
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """What the server has of K clients, in the order of their ids.
+
+    Attributes:
+        ids: (K,) int64.
+        rows: what it keeps of each (``server_row``), (K, n) by name.
+        uploads: what each has sent (``Upload("each")``), (K, n) by name; none outside the server's step.
+    """
+
+    ids: Tensor
+    rows: Tensors
+    uploads: Tensors
 
 
 MethodLosses = Callable[[Tensor, Batch, Any, "ClientContext"], tuple[Tensor, Any]]

@@ -1,7 +1,8 @@
 """The trained models of a run as files: the shared parameters, every client's state, and what is needed to use them.
 
     model/shared.safetensors     the shared parameters by their names in the model, and the frozen ones
-    model/personal.safetensors   ``clients`` (M,), what each of them keeps (M, n), and ``initial.…`` (n,) of all others
+    model/personal.safetensors   ``clients`` (M,), what each of them keeps and is sent for itself (M, n), and ``initial.…``
+                                 (n,) of all others
     model/about.json             configuration, classes, channels, digests of data and partition
 
 A client's model is what ``aggregated/...`` of the last round is about: the algorithm's ``personalize`` of both.

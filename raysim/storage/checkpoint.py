@@ -5,6 +5,7 @@ A run's folder holds, all of it safetensors or JSON:
     checkpoint-000010.json      the manifest, written last: names, sizes and SHA-256 of the files that make it up
     shared-000010-….safetensors shared parameters, the server's state, and where each client's state is
     states-000010-….safetensors states of the clients that changed since the checkpoint before
+    rows-000010-….safetensors   and what the server keeps of each client, likewise
     rounds-000009-….json        metrics of the rounds since the checkpoint before
     clients-000009-….safetensors and the accuracy of each client in them, by family of metrics
 
@@ -36,7 +37,7 @@ Ints = NDArray[np.int64]
 FORMAT = 3
 ROW = re.compile(rf"({'|'.join(FAMILIES)})\.\d{{1,12}}")
 MANIFEST = re.compile(r"checkpoint-(\d{6,})\.json")
-OWN_FILE = re.compile(r"(checkpoint|shared|states|rounds|clients)-\d{6,}[-\w]*\.(json|safetensors)(\.part)?")
+OWN_FILE = re.compile(r"(checkpoint|shared|states|rows|rounds|clients)-\d{6,}[-\w]*\.(json|safetensors)(\.part)?")
 
 
 class FileEntry(BaseModel):
@@ -77,6 +78,8 @@ class Manifest(BaseModel):
     open: PendingRoundEntry | None
     shared: FileEntry
     states: list[FileEntry]
+    row_size: int = Field(0, ge=0)
+    rows: list[FileEntry] = []
     rounds: list[FileEntry]
     clients: list[FileEntry]
 
@@ -90,7 +93,7 @@ class Manifest(BaseModel):
 
     @property
     def files(self) -> list[FileEntry]:
-        return [self.shared, *self.states, *self.rounds, *self.clients]
+        return [self.shared, *self.states, *self.rows, *self.rounds, *self.clients]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,44 @@ class Snapshot:
     num_accuracy: int = 0
     ends_after: int | None = None
     """Rounds after which the run ends, if that is before ``rounds`` of its configuration."""
+    rows: tuple[Ints, Ints] | None = None
+    """The same addresses (N,) and versions (N,) of what the server keeps of each client."""
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """States of clients, or what the server keeps of them, in several files.
+
+    Attributes:
+        size: of each state.
+        clients: (M,), those that have one, ascending.
+        segment: (M,), the file of each one's state, as an index into ``entries``.
+        row: (M,), its row there.
+    """
+
+    folder: Folder
+    entries: list[FileEntry]
+    size: int
+    clients: Ints
+    segment: Ints
+    row: Ints
+
+    def read(self) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
+        """Clients (K,) and their states (K, size), file by file."""
+        for i, entry in enumerate(self.entries):
+            chosen = self.segment == i
+            if not chosen.any():
+                continue
+            tensors = _tensors(self.folder, entry, {"clients": np.int64, "states": np.float32})
+            rows = self.row[chosen]
+            _check(tensors["states"].ndim == 2, entry.name, "its states are no table")
+            _check(tensors["states"].shape[1] == self.size, entry.name, "its states have another size")
+            _check(bool(((rows >= 0) & (rows < len(tensors["states"]))).all()), entry.name, "it has too few states")
+            owners = tensors["clients"]
+            one_each = owners.shape == (len(tensors["states"]),)
+            _check(one_each, entry.name, "it does not have one client for each state")
+            _check(bool((owners[rows] == self.clients[chosen]).all()), entry.name, "its states are of other clients")
+            yield self.clients[chosen], tensors["states"][rows]
 
 
 @dataclass(frozen=True)
@@ -123,12 +164,8 @@ class Checkpoint:
     shared: NDArray[np.float32]
     server_state: dict[str, NDArray[Any]]
     records: Records
-    clients: Ints
-    """(M,): the clients that have a state of their own, ascending."""
-    segment: Ints
-    """(M,): the file of each one's state, as an index into ``manifest.states``."""
-    row: Ints
-    """(M,): the row of each one's state in that file."""
+    of_clients: StateFiles
+    of_server: StateFiles
 
     @property
     def name(self) -> str:
@@ -136,20 +173,11 @@ class Checkpoint:
 
     def states(self) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
         """Clients (K,) and their states (K, state_size), file by file."""
-        for i, entry in enumerate(self.manifest.states):
-            chosen = self.segment == i
-            if not chosen.any():
-                continue
-            tensors = _tensors(self.folder, entry, {"clients": np.int64, "states": np.float32})
-            rows = self.row[chosen]
-            _check(tensors["states"].ndim == 2, entry.name, "its states are no table")
-            _check(tensors["states"].shape[1] == self.manifest.state_size, entry.name, "its states have another size")
-            _check(bool(((rows >= 0) & (rows < len(tensors["states"]))).all()), entry.name, "it has too few states")
-            owners = tensors["clients"]
-            one_each = owners.shape == (len(tensors["states"]),)
-            _check(one_each, entry.name, "it does not have one client for each state")
-            _check(bool((owners[rows] == self.clients[chosen]).all()), entry.name, "its states are of other clients")
-            yield self.clients[chosen], tensors["states"][rows]
+        return self.of_clients.read()
+
+    def rows(self) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
+        """Clients (K,) and what the server keeps of them (K, row_size), file by file."""
+        return self.of_server.read()
 
 
 def manifest_name(round: int) -> str:
@@ -180,21 +208,35 @@ def load(folder: Folder, round: int) -> Checkpoint:
     """
     manifest = _manifest(folder, round)
     tensors = _tensors(folder, manifest.shared, {"shared": np.float32})
-    name = manifest.shared.name
-    index = {key: tensors.get(f"index.{key}", np.empty(0)) for key in ("clients", "segment", "row")}
-    for key, array in index.items():
-        _check(array.dtype == np.int64 and array.ndim == 1, name, f"index.{key} is not a list of integers")
-        _check(len(array) == len(index["clients"]), name, f"index.{key} has another length than index.clients")
-    ids = index["clients"]
-    _check(bool((np.diff(ids) > 0).all()), name, "index.clients is not ascending")
-    _check(not len(ids) or (ids[0] >= 0 and ids[-1] < manifest.num_clients), name, "index.clients has unknown clients")
-    in_range = (index["segment"] >= 0) & (index["segment"] < len(manifest.states))
-    _check(bool(in_range.all()), name, "index.segment names unknown files")
     state = {key.removeprefix("server."): value for key, value in tensors.items() if key.startswith("server.")}
-    checkpoint = Checkpoint(folder, manifest, tensors["shared"], state, _records(folder, manifest), **index)
-    for _ in checkpoint.states():
-        pass  # read again when they are used: all of them may be larger than memory
+    files = (
+        _state_files(folder, manifest, tensors, "index", manifest.states, manifest.state_size),
+        _state_files(folder, manifest, tensors, "rows", manifest.rows, manifest.row_size),
+    )
+    checkpoint = Checkpoint(folder, manifest, tensors["shared"], state, _records(folder, manifest), *files)
+    for file in files:
+        for _ in file.read():
+            pass  # read again when they are used: all of them may be larger than memory
     return checkpoint
+
+
+def _state_files(
+    folder: Folder, manifest: Manifest, tensors: dict[str, NDArray[Any]], kind: str, entries: list[FileEntry], size: int
+) -> StateFiles:
+    """The states that ``<kind>.clients``, ``.segment`` and ``.row`` are about, which are checked."""
+    name = manifest.shared.name
+    missing = np.empty(0, np.float64 if entries else np.int64)
+    index = {key: tensors.get(f"{kind}.{key}", missing) for key in ("clients", "segment", "row")}
+    for key, array in index.items():
+        _check(array.dtype == np.int64 and array.ndim == 1, name, f"{kind}.{key} is not a list of integers")
+        _check(len(array) == len(index["clients"]), name, f"{kind}.{key} has another length than {kind}.clients")
+    ids = index["clients"]
+    _check(bool((np.diff(ids) > 0).all()), name, f"{kind}.clients is not ascending")
+    in_range = not len(ids) or (ids[0] >= 0 and ids[-1] < manifest.num_clients)
+    _check(in_range, name, f"{kind}.clients has unknown clients")
+    in_range = bool(((index["segment"] >= 0) & (index["segment"] < len(entries))).all())
+    _check(in_range, name, f"{kind}.segment names unknown files")
+    return StateFiles(folder, entries, size, **index)
 
 
 def _manifest(folder: Folder, round: int) -> Manifest:

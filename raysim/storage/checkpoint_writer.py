@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from raysim.storage.checkpoint import (
     FileEntry,
     Manifest,
     Snapshot,
+    StateFiles,
     _sha256,
     canonical,
     manifest_name,
@@ -35,16 +36,68 @@ MOST_RECORD_FILES = 20  # when reached, the next checkpoint writes all rounds in
 
 
 @dataclass
+class _Table:
+    """The files that have the clients' states, or what the server keeps of them.
+
+    Attributes:
+        segment, row: (N,), in which file each client's state is, or -1, and where.
+        versions: (N,), which of its states that is.
+        counts: how many states each file has.
+    """
+
+    entries: list[FileEntry]
+    segment: Ints
+    row: Ints
+    versions: Ints
+    counts: list[int]
+
+    @classmethod
+    def of(cls, num_clients: int, since: StateFiles | None) -> _Table:
+        """That of a run that begins, or goes on from a checkpoint with these files."""
+        table = cls([], np.full(num_clients, -1), np.full(num_clients, -1), np.zeros(num_clients, np.int64), [])
+        if since is not None:
+            table.entries = list(since.entries)
+            table.segment[since.clients], table.row[since.clients] = since.segment, since.row
+            table.counts = np.bincount(since.segment, minlength=len(since.entries)).tolist()
+        return table
+
+    def changed(self, addresses: Ints, versions: Ints) -> tuple[_Table, Ints]:
+        """Without files that are more than half out of date; and the clients (M,) whose states are to be written."""
+        has_state = addresses >= 0
+        again = has_state & ((self.versions != versions) | (self.segment < 0))
+        live = np.bincount(self.segment[has_state & ~again], minlength=len(self.entries))
+        keep = 2 * live > np.array(self.counts, np.int64) if len(self.entries) else np.zeros(0, np.bool_)
+        in_file = has_state & ~again
+        again[in_file] = ~keep[self.segment[in_file]]
+        new_number = np.append(np.cumsum(keep) - 1, -1)  # the last entry is for -1
+        kept = [i for i, kept in enumerate(keep) if kept]
+        table = _Table(
+            [self.entries[i] for i in kept],
+            np.where(again, -1, new_number[self.segment]),
+            self.row.copy(),
+            versions,
+            [self.counts[i] for i in kept],
+        )
+        return table, np.flatnonzero(again)
+
+    def add(self, entry: FileEntry, clients: Ints) -> None:
+        """A file with the states of clients (K,)."""
+        self.segment[clients], self.row[clients] = len(self.entries), np.arange(len(clients))
+        self.entries.append(entry)
+        self.counts.append(len(clients))
+
+    def index(self, kind: str, addresses: Ints) -> dict[str, Ints]:
+        """Where the state of each client is that has one."""
+        clients = np.flatnonzero(addresses >= 0)
+        return {f"{kind}.clients": clients, f"{kind}.segment": self.segment[clients], f"{kind}.row": self.row[clients]}
+
+
+@dataclass
 class _Durable:
     """What the last complete checkpoint already has on disk, so that only changes are written."""
 
-    states: list[FileEntry] = field(default_factory=list)
-    segment: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    """(N,): in which file each client's state is, or -1."""
-    row: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    versions: Ints = field(default_factory=lambda: np.empty(0, np.int64))
-    rows: list[int] = field(default_factory=list)
-    """How many states each file has."""
+    states: _Table
+    rows: _Table
     rounds: list[FileEntry] = field(default_factory=list)
     clients: list[FileEntry] = field(default_factory=list)
     num_rounds: int = 0
@@ -65,6 +118,7 @@ class CheckpointWriter:
         read: gives the states (K, size) at addresses (K,); called from the thread.
         num_clients, state_size: of the run.
         since: the checkpoint that the run goes on from; what it has is not written again.
+        read_rows, row_size: the same of what the server keeps of each client, if it does.
     """
 
     def __init__(
@@ -77,29 +131,28 @@ class CheckpointWriter:
         num_clients: int,
         state_size: int,
         since: Checkpoint | None = None,
+        read_rows: Callable[[Ints], NDArray[np.float32]] | None = None,
+        row_size: int = 0,
     ) -> None:
         self.keep = keep
-        self._folder, self._config, self._facts, self._read = folder, config, facts, read
-        self._num_clients, self._state_size = num_clients, state_size
+        self._folder, self._config, self._facts = folder, config, facts
+        self._read, self._read_rows = read, read_rows
+        self._num_clients, self._state_size, self._row_size = num_clients, state_size, row_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._closing = threading.Event()
         self._kept: dict[int, set[str]] = {}
-        none = np.full(num_clients, -1, np.int64)
-        self._durable = _Durable(segment=none, row=none.copy(), versions=np.zeros(num_clients, np.int64))
+        self._durable = _Durable(
+            _Table.of(num_clients, since.of_clients if since is not None else None),
+            _Table.of(num_clients, since.of_server if since is not None else None),
+        )
         if since is not None:
             self._continue(since)
         self._forget_after(since)
 
     def _continue(self, since: Checkpoint) -> None:
         manifest, durable = since.manifest, self._durable
-        durable.states, durable.rounds, durable.clients = (
-            list(manifest.states),
-            list(manifest.rounds),
-            list(manifest.clients),
-        )
-        durable.segment[since.clients], durable.row[since.clients] = since.segment, since.row
-        durable.rows = np.bincount(since.segment, minlength=len(manifest.states)).tolist()
+        durable.rounds, durable.clients = list(manifest.rounds), list(manifest.clients)
         durable.num_rounds, durable.num_accuracy = len(since.records.rounds), len(since.records.accuracy)
         durable.closed, durable.closed_accuracy = len(durable.clients), durable.num_accuracy
         self._kept[manifest.round] = {entry.name for entry in manifest.files}
@@ -173,12 +226,15 @@ class CheckpointWriter:
             self._folder.write(name, data)
             return entry
 
-        durable = self._with_states(snapshot, put)
+        old = self._durable
+        states = self._with_states("states", old.states, snapshot.addresses, snapshot.versions, put)
+        rows = self._with_states("rows", old.rows, *snapshot.rows, put) if snapshot.rows is not None else old.rows
+        durable = replace(old, states=states, rows=rows, rounds=list(old.rounds), clients=list(old.clients))
         self._add_rounds(durable, snapshot.records, put)
         self._add_clients(durable, snapshot, put)
-        clients = np.flatnonzero(snapshot.addresses >= 0)
-        tensors = {"shared": snapshot.shared, "index.clients": clients}
-        tensors |= {"index.segment": durable.segment[clients], "index.row": durable.row[clients]}
+        tensors = {"shared": snapshot.shared, **states.index("index", snapshot.addresses)}
+        if snapshot.rows is not None:
+            tensors |= rows.index("rows", snapshot.rows[0])
         tensors |= {f"server.{name}": value for name, value in snapshot.server_state.items()}
         manifest = Manifest(
             format=FORMAT,
@@ -190,45 +246,26 @@ class CheckpointWriter:
             ends_after=snapshot.ends_after,
             open=snapshot.open,
             shared=put("shared", save_tensors({k: np.ascontiguousarray(v) for k, v in tensors.items()})),
-            states=durable.states,
+            states=states.entries,
+            row_size=self._row_size,
+            rows=rows.entries,
             rounds=durable.rounds,
             clients=durable.clients,
         )
         return durable, manifest
 
-    def _with_states(self, snapshot: Snapshot, put: Callable[[str, bytes], FileEntry]) -> _Durable:
+    def _with_states(
+        self, kind: str, old: _Table, addresses: Ints, versions: Ints, put: Callable[[str, bytes], FileEntry]
+    ) -> _Table:
         """Write changed states, and the rest of files that are more than half out of date; those files are dropped."""
-        old = self._durable
-        has_state = snapshot.addresses >= 0
-        again = has_state & ((old.versions != snapshot.versions) | (old.segment < 0))
-        live = np.bincount(old.segment[has_state & ~again], minlength=len(old.states))
-        keep = 2 * live > np.array(old.rows, np.int64) if len(old.states) else np.zeros(0, np.bool_)
-        in_file = has_state & ~again
-        again[in_file] = ~keep[old.segment[in_file]]
-        new_number = np.append(np.cumsum(keep) - 1, -1)  # the last entry is for -1
-        segment = np.where(again, -1, new_number[old.segment])
-        durable = _Durable(
-            [entry for entry, kept in zip(old.states, keep, strict=True) if kept],
-            segment,
-            old.row.copy(),
-            snapshot.versions,
-            [rows for rows, kept in zip(old.rows, keep, strict=True) if kept],
-            list(old.rounds),
-            list(old.clients),
-            old.num_rounds,
-            old.num_accuracy,
-            old.closed,
-            old.closed_accuracy,
-        )
-        changed = np.flatnonzero(again)
-        size = max(1, SEGMENT_BYTES // max(1, 4 * self._state_size))
+        table, changed = old.changed(addresses, versions)
+        read, width = (self._read, self._state_size) if kind == "states" else (self._read_rows, self._row_size)
+        size = max(1, SEGMENT_BYTES // max(1, 4 * width))
         for start in range(0, len(changed), size):
+            assert read is not None
             ids = changed[start : start + size]
-            entry = put("states", save_tensors({"clients": ids, "states": self._read(snapshot.addresses[ids])}))
-            durable.segment[ids], durable.row[ids] = len(durable.states), np.arange(len(ids))
-            durable.states.append(entry)
-            durable.rows.append(len(ids))
-        return durable
+            table.add(put(kind, save_tensors({"clients": ids, "states": read(addresses[ids])})), ids)
+        return table
 
     def _add_rounds(self, durable: _Durable, records: Records, put: Callable[[str, bytes], FileEntry]) -> None:
         if len(durable.rounds) >= MOST_RECORD_FILES:

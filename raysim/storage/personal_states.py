@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +26,19 @@ NODE_SHIFT = 40  # an address is the number of a node and that of a slot, in one
 
 
 class SlotFile:
-    """A file of equal slots, each one client's state; read and written by number with ``pread`` and ``pwrite``."""
+    """A file of equal slots, each one client's state; read and written by number with ``pread`` and ``pwrite``.
 
-    def __init__(self, path: Path, slot_size: int) -> None:
+    ``path`` None: a temporary file without a name, of which nothing is left.
+    """
+
+    def __init__(self, path: Path | None, slot_size: int) -> None:
         self._row_bytes = 4 * slot_size
         self._slot_size = slot_size
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if path is None:
+            self._temporary = tempfile.TemporaryFile(prefix="raysim-")  # noqa: SIM115 - as long as this object
+            self._fd = self._temporary.fileno()
+        else:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def read(self, slots: Ints, initial: Floats) -> Floats:
         """(K, slot_size): the state in each slot; ``initial`` (slot_size,) where a client has none."""

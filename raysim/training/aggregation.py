@@ -8,7 +8,7 @@ counted in integers, too, so that shares of any number of clients sum to exactly
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -87,7 +87,8 @@ def acceptable(
         assert values.dim() == 2, (
             f"the upload {name!r} must be a vector per client, not of shape {tuple(values.shape)[1:]}"
         )
-        limit = 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
+        each = declared[name].weighting == "each"  # which is never summed
+        limit = float("inf") if each else 2.0 ** (TOTAL_BITS - declared[name].scale_bits)
         if bounds is None or name not in bounds or not bool((bounds[name] < limit).all()):
             checks.append(_within(values, limit))
     checks += [_within(values, float("inf")) for values in kept.values()]
@@ -106,17 +107,22 @@ def _within(values: Tensor, limit: float) -> Tensor:
     return (values.amax(dim=1) < limit) & (values.amin(dim=1) > -limit)
 
 
-def mean_uploads(algorithm: FederatedAlgorithm, sums: Mapping[str, FixedPoint]) -> dict[str, Tensor]:
-    """The mean (n,) float64 of each upload; empty if no client reported, or all weights that they sent are 0."""
-    uploads = algorithm.uploads
+def mean_uploads(algorithm: FederatedAlgorithm, sums: Mapping[str, FixedPoint]) -> dict[str, Tensor] | None:
+    """The mean (n,) float64 of each upload that has one; None if no client reported, or all weights that they sent are 0."""
+    uploads = {name: up for name, up in algorithm.uploads.items() if up.weighting != "each"}
     found = {name: sums[name].mean(up.scale_bits) for name, up in uploads.items() if name in sums}
     means = {name: mean for name, mean in found.items() if mean is not None}
-    if len(means) < len(uploads):
-        return {}
-    weights = {name: means[up.times] for name, up in uploads.items() if up.times is not None}
-    if any(not weight for weight in weights.values()):
-        return {}
-    return {name: mean / weights[name] if name in weights else mean for name, mean in means.items()}
+    if len(means) < len(uploads) or any(up.times is not None and not means[up.times] for up in uploads.values()):
+        return None
+    return {name: _weighed(mean, uploads[name], means) for name, mean in means.items()}
+
+
+def _weighed(mean: Tensor, upload: Upload, means: Mapping[str, Tensor]) -> Tensor:
+    """A mean over all clients as one over those that count in it; NaN where nobody does."""
+    if upload.groups is not None:
+        weights = means[upload.groups]
+        return mean.view(len(weights), -1) / weights[:, None]
+    return mean if upload.weighed_by is None else mean / means[upload.weighed_by]
 
 
 def weighted_sum(values: Tensor, weights: Weights, accepted: NDArray[np.bool_], scale_bits: int) -> FixedPoint:
@@ -130,6 +136,16 @@ def fixed_point(total: Tensor, weights: Weights, scale_bits: int) -> FixedPoint:
     """A float64 sum (n,) of clients with these weights rounded to integers; overwrites it."""
     integers = total.mul_(2.0**scale_bits).round_().to(torch.int64).cpu().numpy()
     return FixedPoint(integers, int(weights.counts.sum()), weights.planned)
+
+
+def grouped_sum(
+    values: Tensor, members: Tensor, weights: Weights, accepted: NDArray[np.bool_], scale_bits: int
+) -> FixedPoint:
+    """k sums of clients' values (K, n), in which they count as ``members`` (K, k) say, one after another: (k * n,)."""
+    weights = weights.accepted(accepted)
+    shares = torch.from_numpy(weights.shares).to(values.device)
+    total = float64_sum(values, (members.double() * shares[:, None]).T, accepted)
+    return fixed_point(total.flatten(), weights, scale_bits)
 
 
 def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) -> Tensor:
@@ -146,21 +162,49 @@ def float64_sum(values: Tensor, factors: Tensor, accepted: NDArray[np.bool_]) ->
     return sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1)
 
 
+@dataclass(frozen=True)
+class ClientUploads:
+    """What the server gets of each of K clients (``Upload("each")``), float32 rows (K, n) by name."""
+
+    clients: NDArray[np.int64]
+    values: Mapping[str, NDArray[np.float32]]
+
+    @classmethod
+    def merge(cls, parts: Sequence[ClientUploads]) -> ClientUploads:
+        """Those of several client batches, in the order of the clients' ids."""
+        if not parts:
+            return cls(np.empty(0, np.int64), {})
+        clients = np.concatenate([part.clients for part in parts])
+        at = np.argsort(np.argsort(clients))
+        values = {}
+        for name, first in parts[0].values.items():
+            rows = values[name] = np.empty((len(clients), first.shape[1]), np.float32)
+            for part, here in zip(parts, np.split(at, np.cumsum([len(p.clients) for p in parts])[:-1]), strict=True):
+                rows[here] = part.values[name]
+        return cls(np.sort(clients), values)
+
+
 @dataclass
 class PartialSum:
     """What one client actor has summed up in one round: it names its round and the client batches in it.
 
     Adding a client batch twice is a no-op, so a batch that is sent again can do no harm.
+
+    Attributes:
+        uploads: of each client batch, what is not summed up.
     """
 
     round: int
     batches: set[int] = field(default_factory=set)
     sums: dict[str, FixedPoint] = field(default_factory=dict)
+    uploads: list[ClientUploads] = field(default_factory=list)
 
-    def add(self, batch: int, sums: Mapping[str, FixedPoint]) -> None:
+    def add(self, batch: int, sums: Mapping[str, FixedPoint], uploads: ClientUploads | None = None) -> None:
         if batch in self.batches:
             return
         self.batches.add(batch)
+        if uploads is not None:
+            self.uploads.append(uploads)
         for name, value in sums.items():
             if name in self.sums:  # in place: these are as long as the model, and there is one for every client batch
                 np.add(self.sums[name].total, value.total, out=self.sums[name].total)
@@ -176,13 +220,14 @@ def merged(parts: Iterable[PartialSum], round: int) -> PartialSum:
         assert part.round == round, f"a partial sum of round {part.round} arrived in round {round}"
         assert not part.batches & whole.batches, f"client batches {part.batches & whole.batches} were summed twice"
         whole.batches |= part.batches
+        whole.uploads += part.uploads
         for name, value in part.sums.items():
             whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
     return whole
 
 
-def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> dict[str, FixedPoint]:
-    """One sum per upload from the partial sums of all actors, which must be disjoint and complete."""
+def combine(parts: Iterable[PartialSum], round: int, batches: set[int]) -> PartialSum:
+    """The partial sums of all actors, which must be disjoint and complete, as one."""
     whole = merged(parts, round)
     assert whole.batches == batches, f"client batches {batches ^ whole.batches} are missing or foreign"
-    return whole.sums
+    return whole

@@ -24,7 +24,7 @@ from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.functional.state_layout import StateLayout
 from raysim.own_code import checked_options, imported, is_own
-from raysim.training.aggregation import FixedPoint, acceptable, fixed_point, weighted_sum
+from raysim.training.aggregation import ClientUploads, FixedPoint, acceptable, fixed_point, grouped_sum, weighted_sum
 from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
 from raysim.training.learning_rate import rate_factor
 from raysim.training.local_training import LocalTrainer, LocalTraining
@@ -47,6 +47,8 @@ class Trained:
 
     clients: Ints
     sums: dict[str, FixedPoint]
+    uploads: ClientUploads | None
+    """Of the clients that report, what the server gets of each; None if there is no such upload."""
     states: NDArray[np.float32]
     """(K, size of the client state)"""
     accepted: NDArray[np.bool_]
@@ -57,6 +59,8 @@ class Trained:
     squared_updates: dict[str, Floats]
     """Each (K,): squared norm of a client's update per type of layer; empty without ``sensitivity``."""
     evaluation: Evaluation | None
+    traffic: Floats | None = None
+    """(K, 2): how many numbers each was sent and sends, of a method that says so."""
 
 
 def make_optimizer(
@@ -147,13 +151,7 @@ class ClientEngine:
         with self._model.mode(training=True, vectorised=len(clients) > 1):
             result = self._trainer.train(training, context, before)
         uploads, after = result.uploads, result.states
-        for up in self._uploads.values():
-            assert up.times is None or uploads[up.times].shape == (len(clients), 1), (
-                f"{up.times!r} must be one number (1,)"
-            )
-        sent = {
-            n: uploads[n] if up.times is None else uploads[n] * uploads[up.times] for n, up in self._uploads.items()
-        }
+        sent = self._weighed(uploads)
         shared = context.broadcast["shared"]
         squares: Tensors = {}
         bounds = {}
@@ -162,8 +160,8 @@ class ClientEngine:
             bounds = {"shared": largest_entries(squares, shared)} if sent["shared"] is uploads["shared"] else {}
         accepted = acceptable(sent, after, self._uploads, bounds).cpu().numpy()
         for up in self._uploads.values():
-            if up.times is not None:
-                accepted = accepted & (uploads[up.times][:, 0] >= 0).cpu().numpy()
+            if up.weighed_by is not None:
+                accepted = accepted & (uploads[up.weighed_by].amin(dim=1) >= 0).cpu().numpy()
         sums = self._sums(training, uploads, sent, squares, shared, accepted)
         packed, trained = self.state_layout.pack(after), uploads["shared"]
         if not accepted.all():
@@ -173,17 +171,47 @@ class ClientEngine:
         evaluation = None
         if training.evaluate:
             now = replace(context, as_trained=True)
-            evaluation = self._evaluator.clients(clients, trained, self.state_layout.unpack(packed), now)
+            state = {**self.state_layout.unpack(packed), **training.messages}
+            evaluation = self._evaluator.clients(clients, trained, state, now)
+        traffic = self._trainer.traffic(training, context, {**before, **training.messages}, uploads)
         return Trained(
             clients,
             sums,
+            self._client_uploads(training, uploads, accepted),
             packed.cpu().numpy(),
             accepted,
             {name: value.cpu().numpy() for name, value in result.metrics.items()},
             {name: value.cpu().numpy() for name, value in result.metric_samples.items()},
             {kind: value.cpu().numpy() for kind, value in squares.items() if kind},
             evaluation,
+            traffic.double().cpu().numpy() if traffic is not None else None,
         )
+
+    def _weighed(self, uploads: Tensors) -> Tensors:
+        """The uploads, each (K, n), as they are summed up: those that are weighed by another one times that."""
+        sent = dict(uploads)
+        for name, up in self._uploads.items():
+            if up.times is not None:
+                one = uploads[up.times].shape[1] == 1
+                assert one, f"{up.times!r} must be one number (1,)"
+                sent[name] = uploads[name] * uploads[up.times]
+            elif up.mask is not None:
+                assert uploads[up.mask].shape == uploads[name].shape, (
+                    f"{up.mask!r} must have an entry for each of {name!r}"
+                )
+                sent[name] = uploads[name] * uploads[up.mask]
+        return sent
+
+    def _client_uploads(
+        self, training: LocalTraining, uploads: Tensors, accepted: NDArray[np.bool_]
+    ) -> ClientUploads | None:
+        """What the server gets of each client that reports and is accepted."""
+        names = [name for name, up in self._uploads.items() if up.weighting == "each"]
+        if not names:
+            return None
+        chosen = accepted & (training.weights["uniform"].counts > 0)
+        rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+        return ClientUploads(training.clients[chosen], {n: uploads[n][rows].float().cpu().numpy() for n in names})
 
     def _sums(
         self,
@@ -201,27 +229,40 @@ class ClientEngine:
             weights = training.weights[up.weighting]
             total, units = sum_and_directions(uploads["shared"], shared, squares, weights, accepted, self.layout)
             sums[DIRECTIONS] = fixed_point(units, weights.accepted(accepted), SCALE_BITS)
-            if sent["shared"] is uploads["shared"]:
+            if sent["shared"] is uploads["shared"] and up.groups is None:
                 del left["shared"]
                 sums["shared"] = fixed_point(total, weights.accepted(accepted), up.scale_bits)
         for name, values in left.items():
             up = self._uploads[name]
-            sums[name] = weighted_sum(values, training.weights[up.weighting], accepted, up.scale_bits)
+            if up.weighting == "each":
+                continue
+            weights = training.weights[up.weighting]
+            if up.groups is not None:
+                sums[name] = grouped_sum(values, uploads[up.groups], weights, accepted, up.scale_bits)
+            else:
+                sums[name] = weighted_sum(values, weights, accepted, up.scale_bits)
         return sums
 
     @torch.no_grad()
     def evaluate(
-        self, round: int, clients: Ints, broadcast: Tensors, states: NDArray[np.float32], adapt: bool = True
+        self,
+        round: int,
+        clients: Ints,
+        broadcast: Tensors,
+        states: NDArray[np.float32],
+        adapt: bool = True,
+        messages: Tensors | None = None,
     ) -> Evaluation:
         """Evaluate clients (K,) with the shared parameters of ``broadcast`` and their own states (K, size).
 
-        ``adapt``: after the adaptation that the algorithm asks for, if any.
+        ``adapt``: after the adaptation that the algorithm asks for, if any. ``messages``: the server's, each (K, m).
         """
         context = self._context(round, broadcast)
         if self.evaluates_one_model(adapt):
             return self._evaluator.one_model(clients, context.broadcast["shared"])
         shared = context.broadcast["shared"].expand(len(clients), -1)
-        return self._evaluator.clients(clients, shared, self._unpacked(states), context, adapt)
+        state = {**self._unpacked(states), **(messages or {})}
+        return self._evaluator.clients(clients, shared, state, context, adapt)
 
     def evaluates_one_model(self, adapt: bool = True) -> bool:
         """Whether ``evaluate`` evaluates all clients with the shared parameters as they are, and reads no states."""
@@ -235,7 +276,10 @@ class ClientEngine:
 
     @torch.no_grad()
     def predictor(self, round: int, client: int, broadcast: Tensors, state: Tensors) -> Predictor:
-        """The model with which a client with this state, each entry (n,), is evaluated, adapted if need be."""
+        """The model with which a client with this state, each entry (n,), is evaluated, adapted if need be.
+
+        ``state`` has the server's messages to it, too.
+        """
         states = {name: vector[None] for name, vector in state.items()}
         context = self._context(round, broadcast)
         return self._evaluator.predictor(np.array([client]), broadcast["shared"][None], states, context)

@@ -108,6 +108,16 @@ class LocalTrainer:
         )
         return LocalResult(uploads, after, metrics, seen)
 
+    def traffic(
+        self, training: LocalTraining, context: ClientContext, before: Tensors, uploads: Tensors
+    ) -> Tensor | None:
+        """(K, 2): how many numbers each client is sent and sends; None if the method does not say so."""
+        if training.prepare or not self._algorithm.has_own("traffic"):
+            return None
+        each = EachClient(self._samples.client_data(self._samples.training_indices(training.clients)))
+        numbers: Tensor = each(context, lambda ctx, b, u: self._algorithm.traffic(b, u, ctx))(before, uploads)
+        return numbers
+
     def _epochs(
         self,
         training: LocalTraining,

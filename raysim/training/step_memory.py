@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from raysim.training.aggregation import Weights
+from raysim.training.algorithm_server import AlgorithmServer
 from raysim.training.device_errors import is_out_of_memory
 from raysim.training.engine import ClientEngine
 from raysim.training.local_training import LocalTraining
@@ -72,15 +73,11 @@ def peak_bytes(engine: ClientEngine, num_clients: int) -> int | None:
 def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     """Train clients (K,) for one local step and evaluate them, with no effect; runs on any device."""
     equal = Weights(np.ones(len(clients), np.int64), len(clients))
-    shared = engine.layout.split(engine.initial)[0]
-    algorithm = engine.algorithm
-    broadcast = algorithm.broadcast(shared, algorithm.server_init(shared, engine.layout))
-    broadcast = {name: tensor.to(engine.device) for name, tensor in broadcast.items()}
+    samples, seed = engine.partition.num_train, engine.config.seed
+    server = AlgorithmServer(engine.algorithm, engine.layout, engine.initial, samples, seed)
+    broadcast = {name: tensor.to(engine.device) for name, tensor in server.sent().items()}
     states = np.tile(engine.initial_state, (len(clients), 1))
-    messages = {}
-    if algorithm.reads_cohort_states:
-        messages = algorithm.server_messages(engine.state_layout.unpack(torch.from_numpy(states)))
-        messages = {name: m.to(engine.device) for name, m in messages.items()}
+    messages = {name: m.to(engine.device) for name, m in server.messages(0, clients).items()}
     weights = {"samples": equal, "uniform": equal}
     epochs = engine.config.train.local_epochs
     training = LocalTraining(0, clients, weights, epochs, messages, sensitivity=True, steps_per_epoch=1)

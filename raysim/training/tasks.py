@@ -38,6 +38,7 @@ class Task(ABC):
         clients: (K,) ids.
         read: (K,) addresses of the clients' states.
         samples: how many go through the model, padding included; the task's duration is estimated from it.
+        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``; set when a worker gets the task.
     """
 
     kind: ClassVar[str]
@@ -45,13 +46,14 @@ class Task(ABC):
     passes: ClassVar[float]
     """The cost per sample in forward passes, used until a task of this kind has been measured."""
     reads_states: ClassVar[bool] = True
-    """Whether the clients' states are needed; if not, ``compute`` gets rows without entries."""
+    """Whether the clients' states, and messages to them, are needed; if not, ``compute`` gets rows without entries."""
 
     round: int
     index: int
     clients: Ints
     read: Ints
     samples: int = 1
+    messages: dict[str, Rows] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -65,7 +67,11 @@ class Task(ABC):
     def of_one(self, i: int) -> Task:
         """The same for the ``i``-th client alone."""
         one = slice(i, i + 1)
-        return replace(self, clients=self.clients[one], read=self.read[one])
+        messages = {name: rows[one] for name, rows in self.messages.items()}
+        return replace(self, clients=self.clients[one], read=self.read[one], messages=messages)
+
+    def _messages(self, engine: ClientEngine) -> Tensors:
+        return {name: torch.from_numpy(rows).to(engine.device) for name, rows in self.messages.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,6 @@ class Train(Task):
         weights: of the clients (K,), by weighting; 0 for those that do not report.
         reports: (K,) who reports to the server (``cohort.dropout``).
         work_share: (K,) the share of its local steps that each client does (``cohort.stragglers``); None is all of them.
-        messages: rows (K, m) of ``FederatedAlgorithm.server_messages``.
         pooled: samples to train on in place of the client's own (``FederatedAlgorithm.pooled``); K is 1.
         evaluate: evaluate them, too.
         sensitivity: sum up their updates as unit vectors, too.
@@ -89,7 +94,6 @@ class Train(Task):
     weights: dict[str, Weights]
     reports: NDArray[np.bool_]
     work_share: Floats | None = None
-    messages: dict[str, Rows] = field(default_factory=dict)
     pooled: Ints | None = None
     evaluate: bool = False
     sensitivity: bool = False
@@ -101,7 +105,7 @@ class Train(Task):
             self.clients,
             self.weights,
             engine.config.train.local_epochs,
-            _on_device(self.messages, engine),
+            self._messages(engine),
             evaluate=self.evaluate,
             sensitivity=self.sensitivity,
             pooled=self.pooled,
@@ -111,14 +115,13 @@ class Train(Task):
 
     def of_one(self, i: int) -> Task:
         one = slice(i, i + 1)
+        alone = super().of_one(i)
+        assert isinstance(alone, Train)
         return replace(
-            self,
-            clients=self.clients[one],
-            read=self.read[one],
+            alone,
             weights={name: w[one] for name, w in self.weights.items()},
             reports=self.reports[one],
             work_share=self.work_share[one] if self.work_share is not None else None,
-            messages={name: rows[one] for name, rows in self.messages.items()},
         )
 
 
@@ -130,7 +133,9 @@ class Prepare(Train):
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Trained:
         epochs = engine.config.train.local_epochs
-        training = LocalTraining(0, self.clients, self.weights, epochs, evaluate=False, prepare=True)
+        training = LocalTraining(
+            0, self.clients, self.weights, epochs, self._messages(engine), evaluate=False, prepare=True
+        )
         return engine.train(training, broadcast, states)
 
 
@@ -142,7 +147,7 @@ class Evaluate(Task):
     passes = 1.0
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
-        return engine.evaluate(self.round, self.clients, broadcast, states)
+        return engine.evaluate(self.round, self.clients, broadcast, states, messages=self._messages(engine))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ class EvaluateNewClients(Task):
     passes = 1.0
 
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
-        return engine.evaluate(self.round, self.clients, broadcast, states, adapt=False)
+        return engine.evaluate(self.round, self.clients, broadcast, states, False, self._messages(engine))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +183,6 @@ class AdaptNewClients(Task):
     kind = "adapted"
     passes = 3.0
 
-    messages: dict[str, Rows] = field(default_factory=dict)
-
     def compute(self, engine: ClientEngine, broadcast: Tensors, states: Rows) -> Evaluation:
         ones = Weights(np.ones(len(self.clients), np.int64), len(self.clients))
         training = LocalTraining(
@@ -187,21 +190,12 @@ class AdaptNewClients(Task):
             self.clients,
             {"samples": ones, "uniform": ones},
             engine.config.evaluate.adapt_epochs,
-            _on_device(self.messages, engine),
+            self._messages(engine),
             full_rate=True,
         )
         evaluation = engine.train(training, broadcast, states).evaluation
         assert evaluation is not None
         return evaluation
-
-    def of_one(self, i: int) -> Task:
-        one = slice(i, i + 1)
-        messages = {name: rows[one] for name, rows in self.messages.items()}
-        return replace(self, clients=self.clients[one], read=self.read[one], messages=messages)
-
-
-def _on_device(messages: dict[str, Rows], engine: ClientEngine) -> Tensors:
-    return {name: torch.from_numpy(rows).to(engine.device) for name, rows in messages.items()}
 
 
 @dataclass(frozen=True)
@@ -213,11 +207,17 @@ class TrainingReport:
     metric_samples: dict[str, Floats]
     squared_updates: dict[str, Floats]
     evaluation: Evaluation | None
+    traffic: Floats | None = None
 
     @classmethod
     def of(cls, trained: Trained) -> TrainingReport:
         return cls(
-            trained.accepted, trained.metrics, trained.metric_samples, trained.squared_updates, trained.evaluation
+            trained.accepted,
+            trained.metrics,
+            trained.metric_samples,
+            trained.squared_updates,
+            trained.evaluation,
+            trained.traffic,
         )
 
 

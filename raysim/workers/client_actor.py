@@ -10,6 +10,7 @@ import gc
 import os
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class ClientActor:
                 raise BrokenDevice(f"{task.kind} of clients {task.clients.tolist()}: {error}") from error
             failure = error
         else:
-            return TaskResult(task, outcome, now, time.perf_counter() - start)
+            # Without the messages, which may be as large as models: the driver needs them no more.
+            return TaskResult(replace(task, messages={}), outcome, now, time.perf_counter() - start)
         raise self._client_error(task, tensors, failure)
 
     def partial_sum(self, round: int) -> PartialSum:
@@ -138,7 +140,7 @@ class ClientActor:
             self._states.write(task.write, computed.states)
         if self._partial.round != task.round:
             self._partial = PartialSum(task.round)
-        self._partial.add(task.index, computed.sums)
+        self._partial.add(task.index, computed.sums, computed.uploads)
         return TrainingReport.of(computed)
 
     def _states_for(self, task: Task) -> NDArray[np.float32]:

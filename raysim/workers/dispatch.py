@@ -64,6 +64,7 @@ class Dispatch:
         version, broadcast: what the server sends, in the object store; equal versions are equal broadcasts.
         place: prepares a task for a worker of a node, before every attempt.
         sum_bytes: of a partial sum, at most.
+        one_by_one: collect the sums from each actor directly, since they hold what is not summed up.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Dispatch:
         broadcast: ray.ObjectRef,
         place: Callable[[Task, int], Task],
         sum_bytes: int = 0,
+        one_by_one: bool = False,
     ) -> None:
         assert pool.config is not None
         self._pool, self._round, self._tasks = pool, round, tasks
@@ -85,7 +87,7 @@ class Dispatch:
         self._owners: dict[ray.ObjectRef, Worker] = {}  # of the tasks that are under way
         self._results: dict[tuple[int, int], TaskResult] = {}
         self._dropped: list[Task] = []
-        self._sum_bytes, self._lost_sums = sum_bytes, 0
+        self._sum_bytes, self._lost_sums, self._one_by_one = sum_bytes, 0, one_by_one
         self._losses: dict[tuple[int, int], int] = {}  # by task: how many actors died with it
         self._patience = time.monotonic() + PATIENCE_SECONDS
 
@@ -184,7 +186,7 @@ class Dispatch:
     def _collect(self) -> list[PartialSum]:
         """The partial sums of all actors that trained, as one or a few."""
         refs = [(w, w.handle.partial_sum.remote(self._round)) for w in self._pool.workers if w.summed]
-        if (root := root_of_sums(refs, self._round)) is not None:
+        if not self._one_by_one and (root := root_of_sums(refs, self._round)) is not None:
             try:
                 return [ray.get(root, timeout=self._patience_for(depth(len(refs)) * FAN_IN))]
             except (*ACTOR_LOST, RayTaskError) as error:  # which actor was lost turns out below, one by one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -109,7 +109,7 @@ class Worker:
         if not self._running:
             self._since = time.monotonic()
         ref = self.handle.run.remote(task, version, broadcast)
-        self._running[ref] = task
+        self._running[ref] = replace(task, messages={})  # they may be as large as models, and are made anew for a retry
         return ref
 
     def finish(self, ref: ray.ObjectRef) -> Task:

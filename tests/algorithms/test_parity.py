@@ -151,11 +151,11 @@ def test_the_servers_states(schedule):
     }.items():
         task = ParityTask(schedule, METHODS[method])
         for round_, _ in task.run():
-            value = task.server_state[ours]
+            value = task.server.state[ours]
             compare(f"{method}/{schedule}/state/r{round_}/{theirs}", value if value.dim() > 1 else task.flat(value))
     task = ParityTask(schedule, METHODS["feddbe"])
     task.prepare()
-    compare(f"feddbe/{schedule}/state/global_mean", task.server_state["mean"])
+    compare(f"feddbe/{schedule}/state/global_mean", task.server.state["mean"])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

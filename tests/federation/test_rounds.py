@@ -37,7 +37,7 @@ class ShuffledPool:
 class ShuffledDispatch:
     """Tasks complete in a random order, on a random one of three partial sums."""
 
-    def __init__(self, pool, round_, tasks, version, broadcast, place, sum_bytes):
+    def __init__(self, pool, round_, tasks, version, broadcast, place, sum_bytes, one_by_one):
         self.pool, self.round, self.tasks, self.version, self.place = pool, round_, tasks, version, place
         self.broadcast = {name: torch.from_numpy(v.copy()) for name, v in ray.get(broadcast).items()}
 
@@ -57,7 +57,7 @@ class ShuffledDispatch:
             return TaskResult(task, computed)
         if task.write is not None:
             self.pool.slots.write(task.write, computed.states)
-        partial.add(task.index, computed.sums)
+        partial.add(task.index, computed.sums, computed.uploads)
         return TaskResult(task, TrainingReport.of(computed))
 
 
@@ -169,7 +169,7 @@ def test_all_clients_prepare_before_the_first_round_and_keep_nothing_of_it(run):
     assert prepared == [-1] * 8
     simulation = Simulation(**changes)
     simulation.prepare()
-    torch.testing.assert_close(rounds.sent()["mean"], simulation.server_state["mean"], rtol=0, atol=1e-7)
+    torch.testing.assert_close(rounds.sent()["mean"], simulation.server.state["mean"], rtol=0, atol=1e-7)
     cohorts = [sample_cohort(rounds.config, r) for r in range(2)]
     for round_, cohort in enumerate(cohorts):
         simulation.round(round_, [[c] for c in cohort])

@@ -21,6 +21,7 @@ from raysim.models.build import build_model
 from raysim.models.export import client_model, export, predict, read_images
 from raysim.models.saved import SavedRun, about_file, personal_file, shared_file
 from raysim.training.aggregation import Weights
+from raysim.training.algorithm_server import AlgorithmServer
 from raysim.training.engine import ClientEngine
 from raysim.training.local_training import LocalTraining
 from raysim.training.transforms import ModelInput
@@ -38,13 +39,12 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     engine = ClientEngine(
         run.config, model, torch.from_numpy(run.initial), data.images, data.labels, run.partition, "cpu"
     )
-    shared, _ = run.layout.split(torch.from_numpy(run.initial).clone())
-    broadcast = config.algorithm.broadcast(shared + 0.01, config.algorithm.server_init(shared, engine.layout))
+    server = AlgorithmServer(config.algorithm, run.layout, torch.from_numpy(run.initial), run.partition.num_train, 0)
+    server.shared += 0.01
+    broadcast = server.sent()
     one = Weights(np.ones(1, np.int64), 1)
     states = engine.initial_state[None].copy()
-    messages = {}
-    if config.algorithm.reads_cohort_states:
-        messages = config.algorithm.server_messages(engine.state_layout.unpack(torch.from_numpy(states)))
+    messages = server.messages(0, np.array([CLIENT]))
     weights, epochs = {"samples": one, "uniform": one}, config.train.local_epochs
     trained = engine.train(LocalTraining(0, np.array([CLIENT]), weights, epochs, messages), broadcast, states)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,8 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     )
     (folder / "shared.safetensors").write_bytes(shared_file(broadcast, run.layout, run.frozen))
     unpack = engine.state_layout.unpack
-    rows = {name: value.numpy() for name, value in unpack(torch.from_numpy(trained.states)).items()}
-    initial = unpack(torch.from_numpy(engine.initial_state))
+    rows = {name: value.numpy() for name, value in {**unpack(torch.from_numpy(trained.states)), **messages}.items()}
+    initial = {**unpack(torch.from_numpy(engine.initial_state)), **{name: m[0] for name, m in messages.items()}}
     (folder / "personal.safetensors").write_bytes(personal_file(np.array([CLIENT]), rows, initial))
     return engine, broadcast, trained.states
 

@@ -17,19 +17,26 @@ from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.algorithms.fedrep import FedRep
 
 
-class FedAMP(FederatedAlgorithm):
-    """A different model down for each client, from the models of the whole cohort. https://arxiv.org/abs/2007.03797"""
+class Known(FederatedAlgorithm):
+    """A server that knows its clients one by one: it keeps the last model of each, and sends each another one."""
 
-    reads_cohort_states = True
+    uploads = {"shared": Upload(), "own": Upload("each")}
     self_weight: float = 0.5
+
+    def server_init(self, shared, ctx):
+        return {"mean": shared.clone()}
+
+    def server_row(self, theta, ctx):
+        return {"own": theta + 0.01 * torch.randn(len(theta), generator=ctx.generator)}
+
+    def server_messages(self, shared, server_state, clients, ctx):
+        return {"cloud": self.self_weight * clients.rows["own"] + (1 - self.self_weight) * server_state["mean"]}
+
+    def server_step_each(self, shared, server_state, mean, clients, ctx):
+        return mean["shared"], {"mean": clients.uploads["own"].mean(dim=0)}, {"own": clients.uploads["own"]}
 
     def client_state(self, theta, layout):
         return {"own": theta.clone()}
-
-    def server_messages(self, states):
-        own = states["own"]
-        others = (own.sum(dim=0) - own) / max(1, len(own) - 1)
-        return {"cloud": self.self_weight * own + (1 - self.self_weight) * others}
 
     def client_init(self, state, ctx):
         return {"theta": state["cloud"]}
@@ -39,13 +46,13 @@ class FedAMP(FederatedAlgorithm):
         return {"theta": ctx.optimizer.step(carry["theta"], gradient, {})[0]}, {"loss": loss}
 
     def client_final(self, carry, ctx):
-        return {"shared": carry["theta"]}, {"own": carry["theta"]}
+        return {"shared": carry["theta"], "own": carry["theta"]}, {"own": carry["theta"]}
 
     def personalize(self, shared, state, ctx):
-        return state["own"]
+        return state["own"] if ctx.as_trained else state["cloud"]
 
 
-CONTRACT = [FedAMP]
+CONTRACT = [Known]
 
 
 class Told(FederatedAlgorithm):

@@ -102,7 +102,7 @@ def test_adding_a_batch_twice_is_a_no_op():
 
 
 def test_combine_wants_disjoint_and_complete_parts():
-    sums = combine([partial(3, {0: 1.0}), partial(3, {1: 3.0}), PartialSum(3)], 3, {0, 1})
+    sums = combine([partial(3, {0: 1.0}), partial(3, {1: 3.0}), PartialSum(3)], 3, {0, 1}).sums
     assert sums["shared"].mean(BITS).tolist() == [2.0]
     with pytest.raises(AssertionError, match="missing"):
         combine([partial(3, {0: 1.0})], 3, {0, 1})

@@ -17,6 +17,7 @@ from raysim.models.build import build_model
 from raysim.plugins.registry import PLUGINS
 from raysim.training import evaluation, local_training
 from raysim.training.aggregation import Weights
+from raysim.training.algorithm_server import AlgorithmServer
 from raysim.training.engine import ClientEngine, layout_of
 from raysim.training.local_training import LocalTraining
 
@@ -39,10 +40,10 @@ def on_meta(changes):
     layout = layout_of(model, config.algorithm)
     initial = layout.flatten(model.state_dict())
     engine = ClientEngine(config, model, initial, dataset.images, dataset.labels, partition, "meta")
-    shared = layout.split(initial)[0]
-    sent = config.algorithm.broadcast(shared, config.algorithm.server_init(shared, layout))
-    state = config.algorithm.client_state(initial, layout)
-    return engine, {n: t.to(META) for n, t in sent.items()}, {n: t.to(META) for n, t in state.items()}
+    server = AlgorithmServer(config.algorithm, layout, initial, partition.num_train, 0)
+    messages = {name: rows[0] for name, rows in server.messages(0, np.zeros(1, np.int64)).items()}
+    state = config.algorithm.client_state(initial, layout) | messages
+    return engine, {n: t.to(META) for n, t in server.sent().items()}, {n: t.to(META) for n, t in state.items()}
 
 
 def train(engine, broadcast, state, clients):

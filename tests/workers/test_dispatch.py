@@ -231,7 +231,7 @@ def test_every_sum_is_complete_whoever_dies_and_whenever(fake, caplog, monkeypat
             assert done.dropped == []
             assert [result.task for result in done.results] == [attempts[i] for i in range(len(tasks))]
             trained = [task for task in tasks if isinstance(task, Train)]
-            sums = combine(done.sums, round_, {task.index for task in trained})
+            sums = combine(done.sums, round_, {task.index for task in trained}).sums
             assert sums["shared"].total[0] == sum(task.clients[0] for task in trained)
             assert sums["shared"].weight == len(trained)
             met += len(done.sums) == 1 and len({result.actor for result in done.results[: len(trained)]}) > 1
@@ -265,7 +265,7 @@ def test_a_run_goes_on_without_clients_that_kill_their_actors_if_asked_to(fake, 
     assert [result.task.index for result in done.results] == [0, 2]
     assert said == ["round 6 goes on without clients [1]: their actors died 2 times"]
     if kind == "train":
-        assert combine(done.sums, 5, {0, 2})["shared"].total[0] == 2
+        assert combine(done.sums, 5, {0, 2}).sums["shared"].total[0] == 2
 
 
 def test_the_shared_model_can_not_be_dropped(fake):
@@ -441,7 +441,7 @@ def test_actors_that_can_not_be_placed_are_waited_for_with_a_message(fake, monke
         "waiting for Ray to start 1 of 2 actors: is the cluster busy?; the run starts with 1",
     ]
     done = run(pool, 0, tasks_of(0, 4, 0))
-    assert combine(done.sums, 0, {0, 1, 2, 3})["shared"].weight == 4
+    assert combine(done.sums, 0, {0, 1, 2, 3}).sums["shared"].weight == 4
     assert ray.deaths == 0
 
 
@@ -483,4 +483,4 @@ def test_what_a_failed_run_left_behind_is_no_part_of_the_next(fake):
     configure(pool)
     done = run(pool, 0, tasks_of(0, 2, 0))
     assert [int(r.task.clients[0]) for r in done.results] == [0, 1]
-    assert combine(done.sums, 0, {0, 1})["shared"].weight == 2
+    assert combine(done.sums, 0, {0, 1}).sums["shared"].weight == 2

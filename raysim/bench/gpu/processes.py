@@ -11,9 +11,8 @@ import torch
 
 from raysim.bench.gpu.bench import SMALL, TINY, VIT_S, Bench, made_up
 from raysim.bench.gpu.checks import digest
-from raysim.functional.context import ServerContext
-from raysim.training.aggregation import PartialSum, Weights, combine, mean_uploads
-from raysim.training.server_step import stepped
+from raysim.training.aggregation import PartialSum, Weights, combine
+from raysim.training.algorithm_server import AlgorithmServer
 from raysim.workers.device import keep_freed_memory, make_cuda_deterministic
 
 ROUNDS = 3
@@ -53,27 +52,25 @@ def _run(device: str, count: int, task: tuple[Any, ...]) -> tuple[str, float]:
         pipes.append(ours)
         processes.append(process)
     first, layout, algorithm, clients = pipes[0].recv()
-    shared = torch.from_numpy(first)
     for pipe in pipes[1:]:
         pipe.recv()
     size = max(1, clients // 8)
     groups = [np.arange(i, i + size) for i in range(0, clients, size)]
-    state = algorithm.server_init(shared, layout)
+    server = AlgorithmServer(algorithm, layout, torch.from_numpy(first), np.ones(clients, np.int64), 0)
     seconds = []
     for round in range(ROUNDS):
         begin = time.perf_counter()
         for i, pipe in enumerate(pipes):
             # As an array: tensors would go through /dev/shm, which is small in containers.
-            pipe.send((round, [(k, groups[k]) for k in range(i, len(groups), count)], shared.numpy()))
+            pipe.send((round, [(k, groups[k]) for k in range(i, len(groups), count)], server.shared.numpy()))
         parts: list[PartialSum] = [pipe.recv() for pipe in pipes]
-        means = mean_uploads(algorithm, combine(parts, round, set(range(len(groups)))))
-        shared, state = stepped(algorithm, shared, state, means, ServerContext(layout, round, clients, clients))
+        server.step(round, combine(parts, round, set(range(len(groups)))), np.arange(clients))
         seconds.append(time.perf_counter() - begin)
     for pipe in pipes:
         pipe.close()
     for process in processes:
         process.join()
-    return digest(shared), float(np.median(seconds[1:]))
+    return digest(server.shared), float(np.median(seconds[1:]))
 
 
 def _work(pipe: Connection, device: str, task: tuple[Any, ...]) -> None:
@@ -84,13 +81,13 @@ def _work(pipe: Connection, device: str, task: tuple[Any, ...]) -> None:
         make_cuda_deterministic()
     model, clients, train, test, batch_size = task
     run = made_up(device, model, clients, train, test, train={"batch_size": batch_size})
-    pipe.send((run.shared.numpy(), run.engine.layout, run.algorithm, clients))
+    pipe.send((run.initial.numpy(), run.engine.layout, run.algorithm, clients))
     while True:
         try:
             round, groups, shared = pipe.recv()
         except EOFError:
             return
-        run.shared = torch.from_numpy(shared)
+        run.server.shared = torch.from_numpy(shared)
         part = PartialSum(round)
         for index, ids in groups:
             equal = Weights(np.ones(len(ids), np.int64), clients)

@@ -36,6 +36,9 @@ class ResourcesConfig(Section):
     compile: bool = False
     """Run forward and backward through ``torch.compile``: takes a minute at the start of every actor, and needs a C++
     compiler (CPU) or Triton (GPU)."""
+    server_memory: float = Field(4.0, gt=0)
+    """GiB that the driver may take for what the clients of a round send each for itself, of methods whose server sees every
+    upload (FedAMP, pFedHN, …). The actors hold as much once more, and the object store while it is handed over."""
     client_timeout: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Seconds after which a client batch counts as hung and its actor is replaced. auto: twenty times what was measured
     for its number of samples, at least a minute."""

@@ -55,6 +55,8 @@ class CheckpointListener(RunListener):
             config.data.num_clients,
             run.states.layout.size,
             since,
+            run.server_rows.read,
+            run.server_rows.layout.size,
         )
 
     def between_rounds(self, run: FederatedRun) -> None:
@@ -92,6 +94,7 @@ class CheckpointListener(RunListener):
     def _begin(self, run: FederatedRun) -> None:
         assert self._writer is not None
         run.states.index.hold()
+        run.server_rows.index.hold()
         self._last = run.next_round
         self._writer.write(run.snapshot())
 
@@ -110,6 +113,7 @@ class CheckpointListener(RunListener):
             self._told = error.errno
         if started and not self._writer.pending:
             run.states.index.release()
+            run.server_rows.index.release()
         if done:
             self._told = None
             self._on_written(self._last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import ray
 
 from raysim.experiments.events import ActiveRun, RunListener
@@ -40,7 +41,10 @@ class ModelListener(RunListener):
         assert placed is not None
         if asked == "none":
             return {}
-        size = 4 * len(states.trained) * states.layout.size
+        told = run.config.algorithm.has_own("server_messages")  # then every client may have another model
+        clients = np.arange(run.config.data.num_clients) if told else states.trained
+        one = {name: rows[0] for name, rows in run.messages(np.zeros(1, np.int64)).items()}
+        size = 4 * len(clients) * (states.layout.size + sum(message.numel() for message in one.values()))
         with_states = asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES)
         files = {
             "about.json": saved.about_file(
@@ -49,12 +53,12 @@ class ModelListener(RunListener):
             "shared.safetensors": saved.shared_file(run.sent(), placed.layout, ray.get(placed.setup.frozen)),
         }
         if with_states:
-            clients = states.trained
-            rows = {name: value.numpy() for name, value in states.named(states.index.addresses[clients]).items()}
-            files["personal.safetensors"] = saved.personal_file(clients, rows, states.initial())
+            kept = {**states.named(states.index.addresses[clients]), **run.messages(clients)}
+            rows = {name: value.numpy() for name, value in kept.items()}
+            files["personal.safetensors"] = saved.personal_file(clients, rows, {**states.initial(), **one})
         elif asked == "auto":
             self._notify(
-                f"{self._name}: the states of {len(states.trained):,} clients are {size / 1e9:.1f} GB: they are not among "
+                f"{self._name}: the states of {len(clients):,} clients are {size / 1e9:.1f} GB: they are not among "
                 "the artifacts, unless tracking.models=all"
             )
         return files

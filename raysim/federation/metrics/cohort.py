@@ -47,6 +47,11 @@ class TrainedCohort:
         return self.accepted & self.sent
 
     @property
+    def traffic(self) -> NDArray[np.float64]:
+        """(K, 2): how many numbers each was sent and sends, of a method that says so."""
+        return self._in_order(lambda _, report: np.empty(0) if report.traffic is None else report.traffic).astype(float)
+
+    @property
     def rejected(self) -> list[int]:
         return self.clients[~self.accepted].tolist()
 
