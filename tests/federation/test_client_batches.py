@@ -37,7 +37,7 @@ def test_who_does_not_report_has_no_weight():
     config = tiny(cohort={"fraction": 1.0, "dropout": 0.5, "stragglers": 0.5})
     partition = make_partition(config.data, load_dataset(config.data, 8), 0)
     planner = BatchPlanner(config, partition, SlotIndex(8))
-    tasks = planner.train(3, np.arange(8), {}, evaluate=True, sensitivity=False)
+    tasks = planner.train(3, np.arange(8), evaluate=True, sensitivity=False)
     reports, work = participation(config, 3, np.arange(8))
     assert 0 < reports.sum() < 8
     for task in tasks:

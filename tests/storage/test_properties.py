@@ -44,7 +44,7 @@ def reads_or_names(folder):
         assert newest(folder)[0] is None
         return
     read = [clients for clients, _ in checkpoint.states()]
-    assert sum(map(len, read)) == len(checkpoint.clients)
+    assert sum(map(len, read)) == len(checkpoint.of_clients.clients)
     checkpoint.records.accuracy_tables("all", checkpoint.manifest.num_clients)
 
 

@@ -301,7 +301,7 @@ def test_a_node_that_joins_is_used_from_the_next_round_on(fake):
     ray.num_nodes, size[0] = 2, 4
     done = run(pool, 1, tasks_of(1, 9, 0))
     assert len(pool.workers) == 4
-    assert combine(done.sums, 1, set(range(9)))["shared"].weight == 9
+    assert combine(done.sums, 1, set(range(9))).sums["shared"].weight == 9
     ray.num_nodes = 1  # one that is lost takes no worker from the list: it is waited for
     run(pool, 2, tasks_of(2, 4, 0))
     assert len(pool.workers) == 4
@@ -379,7 +379,7 @@ def test_one_actor_that_keeps_its_sum_takes_none_from_the_others(fake, monkeypat
     hung.step = keep_the_sum
     done = run(pool, 0, tasks_of(0, 9, 0))
     assert len(done.results) == 9
-    assert combine(done.sums, 0, set(range(9)))["shared"].weight == 9
+    assert combine(done.sums, 0, set(range(9))).sums["shared"].weight == 9
     assert ray.deaths == 1
     assert hung.dead
 

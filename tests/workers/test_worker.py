@@ -42,9 +42,9 @@ def test_tasks_are_running_until_they_are_finished_and_training_ones_stay_in_the
     assert worker.running == [first, second, third]
     clock[0] += 5
     assert worker.seconds_on_task == 5
-    assert worker.finish(worker.refs[0]) is first
+    assert worker.finish(worker.refs[0]) == first
     assert worker.seconds_on_task == 0  # of the next one
-    assert worker.finish(worker.refs[0]) is second
+    assert worker.finish(worker.refs[0]) == second
     assert worker.summed == [first]
     assert worker.restart(Handle()) == [third, first]  # the one that it worked on first, then those in its sum
     assert (worker.running, worker.summed) == ([], [])

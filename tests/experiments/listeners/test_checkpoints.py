@@ -25,9 +25,10 @@ class CountedRun:
         index = SimpleNamespace(hold=lambda: self.held.append(True), release=lambda: self.held.pop())
         layout = SimpleNamespace(size=3)
         self.states = SimpleNamespace(index=index, layout=layout, read=lambda a: np.zeros((len(a), 3), np.float32))
+        self.server_rows = SimpleNamespace(index=index, layout=SimpleNamespace(size=0), read=None)
 
     def snapshot(self):
-        assert self.held == [True]  # its states stay where they are while they are copied
+        assert self.held == [True, True]  # its states stay where they are while they are copied
         nobody, no_version = np.full(8, -1, np.int64), np.zeros(8, np.int64)
         return Snapshot(self.next_round, np.zeros(2, np.float32), {}, Records(), None, nobody, no_version)
 
