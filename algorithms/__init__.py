@@ -16,10 +16,12 @@ from typing import Any
 
 from raysim import own_code
 from raysim.algorithms.apfl import APFL
+from raysim.algorithms.apple import APPLE
 from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.algorithms.centralized import Centralized
 from raysim.algorithms.ditto import Ditto
 from raysim.algorithms.fedala import FedALA
+from raysim.algorithms.fedamp import FedAMP
 from raysim.algorithms.fedas import FedAS
 from raysim.algorithms.fedavg import FedAvg
 from raysim.algorithms.fedavg_ft import FedAvgFT
@@ -28,9 +30,14 @@ from raysim.algorithms.fedbabu import FedBABU
 from raysim.algorithms.fedbn import FedBN
 from raysim.algorithms.fedcp import FedCP
 from raysim.algorithms.feddbe import FedDBE
+from raysim.algorithms.feddpa import FedDPA
 from raysim.algorithms.feddyn import FedDyn
+from raysim.algorithms.fedfomo import FedFomo
+from raysim.algorithms.fedit import FedIT
+from raysim.algorithms.fedkd import FedKD
 from raysim.algorithms.fednova import FedNova
 from raysim.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from raysim.algorithms.fedpac import FedPAC
 from raysim.algorithms.fedper import FedPer
 from raysim.algorithms.fedperfix import FedPerfix
 from raysim.algorithms.fedphp import FedPHP
@@ -38,13 +45,23 @@ from raysim.algorithms.fedproto import FedProto
 from raysim.algorithms.fedprox import FedProx
 from raysim.algorithms.fedrep import FedRep
 from raysim.algorithms.fedrod import FedRoD
+from raysim.algorithms.fedsa_lora import FedSALoRA
+from raysim.algorithms.fedtp import FedTP
+from raysim.algorithms.ffa_lora import FFALoRA
+from raysim.algorithms.flexlora import FlexLoRA
+from raysim.algorithms.fml import FML
 from raysim.algorithms.gpfl import GPFL
+from raysim.algorithms.hetlora import HetLoRA
+from raysim.algorithms.ifca import IFCA
 from raysim.algorithms.knnper import KNNPer
 from raysim.algorithms.lgfedavg import LGFedAvg
 from raysim.algorithms.local import Local
 from raysim.algorithms.moon import MOON
 from raysim.algorithms.perfedavg import PerFedAvg
+from raysim.algorithms.pfedhn import PFedHN
+from raysim.algorithms.pfedla import PFedLA
 from raysim.algorithms.pfedme import PFedMe
+from raysim.algorithms.pfedpt import PFedPT
 from raysim.algorithms.scaffold import Scaffold
 from raysim.algorithms.vanilla import Vanilla
 from raysim.errors import ConfigError
@@ -85,6 +102,23 @@ ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
     "fedas": FedAS,
     "knnper": KNNPer,
     "fedavg_ft": FedAvgFT,
+    "fedamp": FedAMP,
+    "fedfomo": FedFomo,
+    "fedpac": FedPAC,
+    "apple": APPLE,
+    "ifca": IFCA,
+    "pfedhn": PFedHN,
+    "pfedla": PFedLA,
+    "fedtp": FedTP,
+    "fml": FML,
+    "fedkd": FedKD,
+    "fedit": FedIT,
+    "ffa_lora": FFALoRA,
+    "fedsa_lora": FedSALoRA,
+    "feddpa": FedDPA,
+    "flexlora": FlexLoRA,
+    "hetlora": HetLoRA,
+    "pfedpt": PFedPT,
 }
 
 

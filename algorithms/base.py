@@ -107,6 +107,7 @@ class FederatedAlgorithm(ModelOptions):
         local_optimizers: which ``train.optimizer.name`` its arithmetic allows.
         trains_own_model: its clients train a whole model of their own, by ``ctx.optimizer.of_own_model()``.
         whole_phases: phases of ``epochs`` that are no training: stragglers go through all of them, and they are no steps.
+        held_back_phases: phases that go through the samples that ``held_back`` keeps from all others.
         uses_features: it needs the model's representation and its one classifier (``ctx.features``, ``ctx.head``).
         second_derivatives: it differentiates a gradient of the model, which then goes through autograd, at half the speed.
         depends_on_rounds: what it does in a round depends on how many there are (``ctx.num_rounds``), so that a run can't get
@@ -123,6 +124,7 @@ class FederatedAlgorithm(ModelOptions):
     local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
     trains_own_model: ClassVar[bool] = False
     whole_phases: ClassVar[tuple[str, ...]] = ()
+    held_back_phases: ClassVar[tuple[str, ...]] = ()
     uses_features: ClassVar[bool] = False
     second_derivatives: ClassVar[bool] = False
     depends_on_rounds: ClassVar[bool] = False
@@ -155,11 +157,11 @@ class FederatedAlgorithm(ModelOptions):
         """The server's state before round 0 (momentum, control variates, ...), tensors by name, for a shared vector (S,)."""
         return {}
 
-    def server_row(self, theta: Tensor, ctx: ServerContext) -> Tensors:
+    def server_row(self, ctx: ServerContext) -> Tensors:
         """What the server keeps of a client before it knows anything of it: float32 vectors (n,) by name.
 
-        ``theta`` (P,) are the model's initial parameters; ``ctx.generator`` is seeded for the client. Rows are on disk, like
-        the states of clients, and only those that a function asks for are read.
+        ``ctx.generator`` is seeded for the client. Rows are on disk, like the states of clients, and only those that a
+        function asks for are read.
         """
         return {}
 
@@ -206,6 +208,10 @@ class FederatedAlgorithm(ModelOptions):
         """The phase of each local epoch. More than ``local_epochs`` entries cost more than FedAvg: document that."""
         return ["train"] * local_epochs
 
+    def held_back(self) -> float:
+        """The share of a client's training samples, its last ones, that only ``held_back_phases`` go through."""
+        return 0.0
+
     def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
         """Which of the ``phases`` of local training a client goes through: a boolean vector (len(phases),).
 
@@ -239,9 +245,10 @@ class FederatedAlgorithm(ModelOptions):
         return {**carry, "theta": theta, "optimizer": optimizer}, {"loss": loss}
 
     def traffic(self, state: Tensors, uploads: Tensors, ctx: ClientContext) -> Tensor:
-        """How many numbers a client is sent and sends (2,), where that is not all of broadcast, messages and uploads.
+        """How many numbers a client is sent and sends, (2,) float64, of a method that counts for itself.
 
-        ``state`` is what it had when it began to train, messages included; integers below 2^24 are exact.
+        Without it, that is all of broadcast, messages and uploads. ``state`` is what it had when it began to train, messages
+        included.
         """
         raise NotImplementedError
 

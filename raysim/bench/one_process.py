@@ -44,7 +44,7 @@ class OneProcess:
         self.config, self.algorithm, self.initial = config, config.algorithm, initial
         self.engine = ClientEngine(config, model, initial, images, labels, partition, device)
         samples = partition.num_train[: config.data.num_clients]
-        self.server = AlgorithmServer(self.algorithm, self.engine.layout, initial, samples, config.seed)
+        self.server = AlgorithmServer(config, self.engine.layout, initial, samples)
         self.states = np.tile(self.engine.initial_state, (config.data.num_clients, 1))
 
     @property

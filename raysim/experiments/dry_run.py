@@ -106,7 +106,7 @@ class Estimate:
         )
         trained = min(config.data.num_clients, config.rounds * config.cohort_size)
         samples = run.partition.num_train[: config.data.num_clients]
-        server = AlgorithmServer(config.algorithm, layout, torch.from_numpy(run.initial), samples, config.seed)
+        server = AlgorithmServer(config, layout, torch.from_numpy(run.initial), samples)
         down = [*server.sent().values(), *(m[0] for m in server.messages(0, np.zeros(1, np.int64)).values())]
         sent = 4 * sum(tensor.numel() for tensor in down) * config.cohort_size
         kept = "mapped from disk on every node" if run.dataset.cache else "of images once per node"

@@ -83,7 +83,7 @@ class FederatedRun:
         theta = torch.from_numpy(initial.copy())
         self.states = ClientStates(self._algorithm.client_state(theta, layout), config.data.num_clients, nodes)
         samples = partition.num_train[: config.data.num_clients]
-        self._server = Server(self._algorithm, layout, theta, samples, config.seed)
+        self._server = Server(config, layout, theta, samples)
         self._schedule = EvaluationSchedule(config)
         ever_trained = min(config.data.num_clients, config.rounds * config.cohort_size)
         evaluations = self._schedule.num_due * len(self._schedule.reported(config.rounds - 1))

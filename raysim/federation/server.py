@@ -7,7 +7,7 @@ import ray
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysim.algorithms import FederatedAlgorithm
+from raysim.config.schema import Config
 from raysim.functional.optimizers import Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.aggregation import PartialSum
@@ -25,10 +25,8 @@ class Server(AlgorithmServer):
         message_size: how many numbers each client of the round was sent beside it.
     """
 
-    def __init__(
-        self, algorithm: FederatedAlgorithm, layout: ParameterLayout, theta: Tensor, num_samples: Ints, seed: int
-    ) -> None:
-        super().__init__(algorithm, layout, theta, num_samples, seed)
+    def __init__(self, config: Config, layout: ParameterLayout, theta: Tensor, num_samples: Ints) -> None:
+        super().__init__(config, layout, theta, num_samples)
         self.version = self.message_size = 0
 
     def send(self) -> None:

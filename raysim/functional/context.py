@@ -26,7 +26,9 @@ class ServerContext:
 
     Attributes:
         round: counted from 0; of the first, before it begins, too.
+        num_rounds: of the run; use it only where the method says ``depends_on_rounds``.
         num_reported: how many clients' uploads are in the means.
+        initial: (P,) the model's initial parameters.
         num_samples: (N,) float64, the training samples of every client of the run.
         generator: for what the server draws, seeded for this use of it (a round's step; a client's row).
         rows: the rows that the server keeps of clients with ids (K,), each (K, n), read from disk: of others than those at
@@ -35,7 +37,9 @@ class ServerContext:
 
     layout: ParameterLayout
     round: int
+    num_rounds: int
     num_reported: int
+    initial: Tensor
     num_samples: Tensor
     generator: torch.Generator
     rows: Callable[[Tensor], Tensors]

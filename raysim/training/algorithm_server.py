@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raysim import seeds
 from raysim.algorithms import FederatedAlgorithm
+from raysim.config.schema import Config
 from raysim.errors import ClientError
 from raysim.functional.context import ClientRows, ServerContext
 from raysim.functional.optimizers import Tensors
@@ -29,7 +30,6 @@ class AlgorithmServer:
     Args:
         theta: (P,) the model's initial parameters.
         num_samples: (N,) training samples of every client of the run.
-        seed: of the run.
 
     Attributes:
         shared: (S,) float32.
@@ -37,15 +37,13 @@ class AlgorithmServer:
         rows: what it keeps of each client.
     """
 
-    def __init__(
-        self, algorithm: FederatedAlgorithm, layout: ParameterLayout, theta: Tensor, num_samples: Ints, seed: int
-    ) -> None:
-        self._algorithm, self._layout, self._seed = algorithm, layout, seed
+    def __init__(self, config: Config, layout: ParameterLayout, theta: Tensor, num_samples: Ints) -> None:
+        algorithm: FederatedAlgorithm = config.algorithm
+        self._algorithm, self._layout, self._initial = algorithm, layout, theta
+        self._seed, self._num_rounds = config.seed, config.rounds
         self._num_samples = torch.from_numpy(num_samples.astype(np.float64))
         self.shared = layout.split(theta)[0].clone()
-        self.rows = ServerRows(
-            len(num_samples), lambda client: algorithm.server_row(theta, self._context(0, 0, ROW, client))
-        )
+        self.rows = ServerRows(len(num_samples), lambda c: algorithm.server_row(self._context(0, 0, ROW, c)))
         self.state = algorithm.server_init(self.shared, self._context(0, 0, INIT))
 
     def restore(self, shared: NDArray[np.float32], state: Mapping[str, NDArray[Any]], rows: Any = ()) -> None:
@@ -118,5 +116,12 @@ class AlgorithmServer:
     def _context(self, round: int, num_reported: int, purpose: int, client: int = 0) -> ServerContext:
         generator = torch.Generator().manual_seed(seeds.torch_seed(self._seed, "server", 3 * round + purpose, client))
         return ServerContext(
-            self._layout, round, num_reported, self._num_samples, generator, lambda ids: self.rows.named(ids.numpy())
+            self._layout,
+            round,
+            self._num_rounds,
+            num_reported,
+            self._initial,
+            self._num_samples,
+            generator,
+            lambda ids: self.rows.named(ids.numpy()),
         )

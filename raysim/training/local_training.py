@@ -136,12 +136,14 @@ class LocalTrainer:
         order = samples.order(purpose, training.round, training.clients, pool, len(phases))
         working = self._working(training, phases, part, left, pool)
         on_device = None if working.all() else to_device(torch.from_numpy(working), self._device)
+        held = samples.held_back(pool, algorithm.held_back()) if algorithm.held_back() else None
         totals: Tensors = {}
         seen: Tensors = {}  # per metric: an algorithm may report one in some of its phases only
         for epoch, phase in enumerate(phases):
             now = replace(context, epoch=epoch, phase=phase)
             step = each(now, lambda ctx, carry, batch: algorithm.client_step(carry, batch, ctx))
-            steps = samples.batches(pool, order, epoch, algorithm.batches_per_step)
+            chosen = held if held is None or phase in algorithm.held_back_phases else 1 - held
+            steps = samples.batches(pool, order, epoch, algorithm.batches_per_step, chosen)
             for number, (batch, everyone) in enumerate(islice(steps, training.steps_per_epoch)):
                 if not working[epoch, number].any():
                     break

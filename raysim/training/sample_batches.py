@@ -151,10 +151,22 @@ class ClientSamples:
             self._config.seed, purpose, round, clients, pool.counts, epochs, self._augment, self.data.side, self._device
         )
 
-    def batches(self, pool: Pool, order: Order, epoch: int, batches_per_step: int) -> Iterator[tuple[Batch, bool]]:
-        """The batches (K, B, ...) of an epoch, and whether every client has samples in it."""
+    def batches(
+        self, pool: Pool, order: Order, epoch: int, batches_per_step: int, chosen: Tensor | None = None
+    ) -> Iterator[tuple[Batch, bool]]:
+        """The batches (K, B, ...) of an epoch, and whether every client has samples in it.
+
+        ``chosen`` (K, n) float: 0 for samples of the pool that the epoch leaves out, as if they were padding.
+        """
         size, least = self._step(batches_per_step)
-        return batches(pool, order, epoch, size, self.model_input, self._augment, least)
+        return batches(pool, order, epoch, size, self.model_input, self._augment, least, chosen)
+
+    def held_back(self, pool: Pool, share: float) -> Tensor:
+        """(K, n) float: 1 for the last ``share`` of each client's samples in the pool, rounded down."""
+        first = pool.counts - (share * pool.counts).astype(np.int64)
+        position = np.arange(pool.images.shape[1])
+        held = (position >= first[:, None]) & (position < pool.counts[:, None])
+        return to_device(torch.from_numpy(held.astype(np.float32)), self._device)
 
     def steps_per_epoch(self, counts: Ints, batches_per_step: int) -> Ints:
         """(K,): in how many batches of an epoch clients with so many samples have a part."""
@@ -223,11 +235,12 @@ def batches(
     model_input: ModelInput,
     augment: Augmentation | None = None,
     least: int = 1,
+    chosen: Tensor | None = None,
 ) -> Iterator[tuple[Batch, bool]]:
     """The batches (K, B, ...) of one epoch, and whether every client has samples in it.
 
     The last batch of an epoch is as wide as its largest client needs; one client alone is never padded. A last batch of
-    fewer than ``least`` samples is left out.
+    fewer than ``least`` samples is left out, and so are samples that are not ``chosen`` (K, n).
     """
     width = order.positions.shape[2]
     client = torch.arange(len(pool.counts), device=pool.images.device)[:, None]
@@ -238,5 +251,8 @@ def batches(
         if augment is not None:
             drawn = (whole[epoch, :, here].flatten(0, 1) for whole in order.drawn)
             images = augment.apply(images.flatten(0, 1), *drawn).view_as(images)
-        batch = Batch(model_input(images), pool.labels[client, positions], order.mask[:, here])
-        yield batch, bool((pool.counts > start).all())
+        mask = order.mask[:, here]
+        if chosen is not None:
+            mask = mask * chosen.gather(1, positions)
+        batch = Batch(model_input(images), pool.labels[client, positions], mask)
+        yield batch, chosen is None and bool((pool.counts > start).all())

@@ -73,8 +73,8 @@ def peak_bytes(engine: ClientEngine, num_clients: int) -> int | None:
 def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     """Train clients (K,) for one local step and evaluate them, with no effect; runs on any device."""
     equal = Weights(np.ones(len(clients), np.int64), len(clients))
-    samples, seed = engine.partition.num_train, engine.config.seed
-    server = AlgorithmServer(engine.algorithm, engine.layout, engine.initial, samples, seed)
+    samples = engine.partition.num_train[: engine.config.data.num_clients]
+    server = AlgorithmServer(engine.config, engine.layout, engine.initial, samples)
     broadcast = {name: tensor.to(engine.device) for name, tensor in server.sent().items()}
     states = np.tile(engine.initial_state, (len(clients), 1))
     messages = {name: m.to(engine.device) for name, m in server.messages(0, clients).items()}

@@ -27,7 +27,7 @@ def check_uploads(
         ConfigError: they do; names the largest cohort that fits.
     """
     algorithm = config.algorithm
-    server = AlgorithmServer(algorithm, layout, theta, num_samples, config.seed)
+    server = AlgorithmServer(config, layout, theta, num_samples)
     if not any(upload.weighting == "each" for upload in algorithm.uploads.values()):
         return
     per_client = 4 * sum(upload_sizes(config, server, layout, theta, num_classes).values())

@@ -39,7 +39,7 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     engine = ClientEngine(
         run.config, model, torch.from_numpy(run.initial), data.images, data.labels, run.partition, "cpu"
     )
-    server = AlgorithmServer(config.algorithm, run.layout, torch.from_numpy(run.initial), run.partition.num_train, 0)
+    server = AlgorithmServer(config, run.layout, torch.from_numpy(run.initial), run.partition.num_train)
     server.shared += 0.01
     broadcast = server.sent()
     one = Weights(np.ones(1, np.int64), 1)

@@ -26,8 +26,8 @@ class Known(FederatedAlgorithm):
     def server_init(self, shared, ctx):
         return {"mean": shared.clone()}
 
-    def server_row(self, theta, ctx):
-        return {"own": theta + 0.01 * torch.randn(len(theta), generator=ctx.generator)}
+    def server_row(self, ctx):
+        return {"own": ctx.initial + 0.01 * torch.randn(len(ctx.initial), generator=ctx.generator)}
 
     def server_messages(self, shared, server_state, clients, ctx):
         return {"cloud": self.self_weight * clients.rows["own"] + (1 - self.self_weight) * server_state["mean"]}

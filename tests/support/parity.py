@@ -35,14 +35,14 @@ class ParityTask(Simulation):
 
     work = None
 
-    def __init__(self, schedule, algorithm, extra=None, local_epochs=2):
+    def __init__(self, schedule, algorithm, extra=None, local_epochs=2, lr=0.05):
         cohorts = NUMBERS[f"task/schedule_{schedule}"].tolist()
         config = tiny(
             rounds=3,
             data={"num_clients": 4},
             model={"image_size": 16, "kwargs": MODEL},
             algorithm=algorithm,
-            train={"local_epochs": local_epochs, "batch_size": 28, "optimizer": {"lr": 0.05}},
+            train={"local_epochs": local_epochs, "batch_size": 28, "optimizer": {"lr": lr}},
             cohort={"schedule": cohorts},
         )
         self.cohorts = [np.array(cohort) for cohort in cohorts]
@@ -50,7 +50,9 @@ class ParityTask(Simulation):
         layout = layout_of(model, config.algorithm)
         pieces = torch.from_numpy(NUMBERS["task/init_flat"]).split(SIZES)
         values = {n: piece.view(shape) for (n, shape), piece in zip(SHAPES.items(), pieces, strict=True)}
-        initial = layout.flatten({**model.state_dict(), **values, **self.copies(values), **(extra or {})})
+        values = {**values, **self.copies(values), **(extra or {})}
+        initial = layout.flatten({**model.state_dict(), **values})
+        model.load_state_dict(values, strict=False)  # of those that are frozen
         parts = [NUMBERS[f"task/{kind}_{i}"] for i in CLIENTS for kind in ("train", "test")]
         sizes = np.array([len(part) for part in parts])
         offsets = np.concatenate([[0], np.cumsum(sizes)[1::2]])

@@ -1,5 +1,6 @@
 """Rounds in this process, without Ray, of the tiny configuration."""
 
+import numpy as np
 import torch
 
 from raysim.bench.one_process import OneProcess
@@ -23,5 +24,7 @@ class Simulation(OneProcess):
         super().__init__(config, model, initial, dataset.images, dataset.labels, partition)
 
     def state(self, client):
-        """What a client keeps, by name."""
-        return self.engine.state_layout.unpack(torch.from_numpy(self.states[client]))
+        """What a client keeps, and is sent for itself, by name."""
+        kept = self.engine.state_layout.unpack(torch.from_numpy(self.states[client]))
+        sent = self.server.messages(self.config.rounds, np.array([client]))
+        return {**kept, **{name: rows[0] for name, rows in sent.items()}}

@@ -40,7 +40,7 @@ def on_meta(changes):
     layout = layout_of(model, config.algorithm)
     initial = layout.flatten(model.state_dict())
     engine = ClientEngine(config, model, initial, dataset.images, dataset.labels, partition, "meta")
-    server = AlgorithmServer(config.algorithm, layout, initial, partition.num_train, 0)
+    server = AlgorithmServer(config, layout, initial, partition.num_train)
     messages = {name: rows[0] for name, rows in server.messages(0, np.zeros(1, np.int64)).items()}
     state = config.algorithm.client_state(initial, layout) | messages
     return engine, {n: t.to(META) for n, t in server.sent().items()}, {n: t.to(META) for n, t in state.items()}

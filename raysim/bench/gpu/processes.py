@@ -51,12 +51,12 @@ def _run(device: str, count: int, task: tuple[Any, ...]) -> tuple[str, float]:
         theirs.close()  # so that a process that died is an end of its pipe
         pipes.append(ours)
         processes.append(process)
-    first, layout, algorithm, clients = pipes[0].recv()
+    first, layout, config, clients = pipes[0].recv()
     for pipe in pipes[1:]:
         pipe.recv()
     size = max(1, clients // 8)
     groups = [np.arange(i, i + size) for i in range(0, clients, size)]
-    server = AlgorithmServer(algorithm, layout, torch.from_numpy(first), np.ones(clients, np.int64), 0)
+    server = AlgorithmServer(config, layout, torch.from_numpy(first), np.ones(clients, np.int64))
     seconds = []
     for round in range(ROUNDS):
         begin = time.perf_counter()
@@ -81,7 +81,7 @@ def _work(pipe: Connection, device: str, task: tuple[Any, ...]) -> None:
         make_cuda_deterministic()
     model, clients, train, test, batch_size = task
     run = made_up(device, model, clients, train, test, train={"batch_size": batch_size})
-    pipe.send((run.initial.numpy(), run.engine.layout, run.algorithm, clients))
+    pipe.send((run.initial.numpy(), run.engine.layout, run.config, clients))
     while True:
         try:
             round, groups, shared = pipe.recv()
