@@ -78,7 +78,7 @@ class FedDPA(FederatedLoRA):
         return {"theta": carry["theta"], "rounds": state["rounds"], **optimizers}
 
     def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
-        weight = theta.new_tensor(self.train_weight if ctx.phase == "local" else 0.0)
+        weight = self.train_weight if ctx.phase == "local" else 0.0
         logits = ctx.logits(_mixed(theta, weight, ctx), batch.images)
         return F.cross_entropy(logits, batch.labels, reduction="none"), ()
 
@@ -95,12 +95,12 @@ class FedDPA(FederatedLoRA):
         return uploads, {**state, "rounds": carry["rounds"] + 1}
 
     def remember(self, theta: Tensor, batch: Batch, ctx: ClientContext) -> Tensors:
-        z = ctx.features(_mixed(theta, theta.new_ones(()), ctx), batch.images)
+        z = ctx.features(_mixed(theta, 1.0, ctx), batch.images)
         return {"directions": F.normalize(z, dim=1)}
 
     def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
         mean = state["remembered"] @ state["directions"] / state["remembered"].sum()
-        z = ctx.features(_mixed(theta, theta.new_ones(()), ctx), images)
+        z = ctx.features(_mixed(theta, 1.0, ctx), images)
         begun = (state["rounds"] > (1.0 if ctx.as_trained else 0.0)).float()
         weights = self.lamda * begun * (F.normalize(z, dim=1) @ mean)
 
@@ -110,9 +110,9 @@ class FedDPA(FederatedLoRA):
         return torch.func.vmap(of_one)(images, weights)
 
 
-def _mixed(theta: Tensor, weight: Tensor, ctx: ClientContext) -> Tensor:
+def _mixed(theta: Tensor, weight: Tensor | float, ctx: ClientContext) -> Tensor:
     """Parameters (P,) at which the model has this share, a scalar, of the local LoRA and the rest of the shared one."""
-    shared = torch.where(ctx.mask("lora.up"), 1 - weight, torch.ones_like(weight))
+    shared = torch.where(ctx.mask("lora.up"), 1 - weight, 1.0)
     return theta * torch.where(ctx.mask("local.up"), weight, shared)
 
 

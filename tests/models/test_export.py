@@ -31,8 +31,8 @@ from configs import TINY, tiny
 CLIENT = 3
 
 
-def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, torch.Tensor], np.ndarray]:
-    """A client trains a round; its files are written; returns engine, broadcast and its state (1, n)."""
+def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A client trains a round; its files are written; returns engine, broadcast and what it keeps and is sent."""
     (run,) = prepare(config)
     data = run.dataset
     model = build_model(config.model, config.algorithm, data.num_classes, data.images.shape[3], config.seed)
@@ -53,17 +53,17 @@ def train_one(config: Config, folder: Path) -> tuple[ClientEngine, dict[str, tor
     )
     (folder / "shared.safetensors").write_bytes(shared_file(broadcast, run.layout, run.frozen))
     unpack = engine.state_layout.unpack
-    rows = {name: value.numpy() for name, value in {**unpack(torch.from_numpy(trained.states)), **messages}.items()}
+    state = {**unpack(torch.from_numpy(trained.states)), **messages}
+    rows = {name: value.numpy() for name, value in state.items()}
     initial = {**unpack(torch.from_numpy(engine.initial_state)), **{name: m[0] for name, m in messages.items()}}
     (folder / "personal.safetensors").write_bytes(personal_file(np.array([CLIENT]), rows, initial))
-    return engine, broadcast, trained.states
+    return engine, broadcast, {name: value[0] for name, value in state.items()}
 
 
 def inside(
-    engine: ClientEngine, broadcast: dict[str, torch.Tensor], state: np.ndarray, images: np.ndarray
+    engine: ClientEngine, broadcast: dict[str, torch.Tensor], state: dict[str, torch.Tensor], images: np.ndarray
 ) -> torch.Tensor:
     """The scores with which raysim evaluates the client, and its next round's number is that of the export."""
-    state = engine.state_layout.unpack(torch.from_numpy(state)[0])
     predictor = engine.predictor(engine.config.rounds, CLIENT, broadcast, state)
     inputs = ModelInput(engine.config.model.image_size)(torch.from_numpy(images))
     with torch.no_grad():
@@ -136,6 +136,9 @@ def test_every_method_predicts_and_is_exported_or_says_why_not(name, tmp_path):
     torch.testing.assert_close(model.scores(images), scores, atol=1e-5, rtol=0)
     if METHODS[name].has_own("predict"):
         with pytest.raises(ConfigError, match=f"'{name}' predicts with more than the model"):
+            export(model, tmp_path / "client.safetensors")
+    elif METHODS[name].modules:
+        with pytest.raises(ConfigError, match="to the model, a plugin that raysim does not know"):
             export(model, tmp_path / "client.safetensors")
     else:
         assert export(model, tmp_path / "client.safetensors").is_file()

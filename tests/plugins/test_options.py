@@ -16,7 +16,9 @@ KEEP_A_MODEL = {name for name, cls in ALGORITHMS.items() if cls.whole_model_kept
 
 
 def test_which_methods_take_personal_patterns():
-    assert {"apfl", "centralized", "ditto", "fedala", "fedphp", "fedproto", "local", "pfedme"} == KEEP_A_MODEL
+    of_their_own = {"apfl", "centralized", "ditto", "fedala", "fedkd", "fedphp", "fedproto", "fml", "local", "pfedme"}
+    by_the_server = {"apple", "fedamp", "fedfomo", "pfedhn", "pfedla"}
+    assert of_their_own | by_the_server == KEEP_A_MODEL
     for name in KEEP_A_MODEL:
         with pytest.raises(ValueError, match="'personal' is not used by this method: "):
             ALGORITHMS[name](personal=["head"])
@@ -25,18 +27,25 @@ def test_which_methods_take_personal_patterns():
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"centralized"}))
 def test_every_method_trains_a_plugin_with_a_frozen_backbone(name):
     """Only the plugin, the head and the method's own modules are parameters at all; and they move."""
-    s = Simulation(algorithm={"name": name, **LORA, **({"personal": ["lora", "head"]} if name == "fedbn" else {})})
-    own = ALGORITHMS[name].modules
-    assert all(n.startswith(("head", *own)) or ".lora." in n for n in s.engine.layout.names)
-    before = s.shared.clone(), s.states.copy()
+    patterns = {"fedbn": ["lora", "head"], "fedtp": ["lora"]}
+    keys = {"personal": patterns[name]} if name in patterns else {}
+    keys |= {"ranks": [1, 2]} if "ranks" in ALGORITHMS[name].model_fields else {}
+    s = Simulation(algorithm={"name": name, **LORA, **keys})
+    own = {"head", "lora", *ALGORITHMS[name].modules}
+    assert all(own & set(n.split(".")) for n in s.engine.layout.names)
+    before = torch.cat([s.shared, *map(torch.flatten, s.server.state.values())]), s.states.copy()
     if s.algorithm.prepares:
         s.prepare()
     together = s.round(0, [[0, 1, 2, 3]])
     assert together[0].accepted.all()
-    assert not (torch.equal(before[0], s.shared) and np.array_equal(before[1], s.states))
+    after = torch.cat([s.shared, *map(torch.flatten, s.server.state.values())])
+    assert not (torch.equal(before[0], after) and np.array_equal(before[1], s.states))
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - KEEP_A_MODEL - {"fedcp", "lgfedavg"}))
+ON_LORA = {name for name, cls in ALGORITHMS.items() if cls.model_fields["freeze_backbone"].default is not False}
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - KEEP_A_MODEL - {"fedcp", "lgfedavg"} - ON_LORA))
 def test_a_personal_head_and_norms_stay_with_their_client(name):
     """Of every method that takes patterns: vectorised as one by one, and nothing of another client in them."""
     keys = {"personal": ["head", "norm*"]}

@@ -34,7 +34,7 @@ def data():
 
 
 def on_meta(changes):
-    """An engine on the meta device, what the server sends, and what clients keep."""
+    """An engine on the meta device, what the server sends, what clients keep, and what is sent to each."""
     config, (dataset, partition) = tiny(**changes), data()
     model = build_model(config.model, config.algorithm, 10, 1, 0)
     layout = layout_of(model, config.algorithm)
@@ -42,14 +42,16 @@ def on_meta(changes):
     engine = ClientEngine(config, model, initial, dataset.images, dataset.labels, partition, "meta")
     server = AlgorithmServer(config, layout, initial, partition.num_train)
     messages = {name: rows[0] for name, rows in server.messages(0, np.zeros(1, np.int64)).items()}
-    state = config.algorithm.client_state(initial, layout) | messages
-    return engine, {n: t.to(META) for n, t in server.sent().items()}, {n: t.to(META) for n, t in state.items()}
+    state, sent = config.algorithm.client_state(initial, layout), server.sent()
+    return engine, *({n: t.to(META) for n, t in tensors.items()} for tensors in (sent, state, messages))
 
 
-def train(engine, broadcast, state, clients):
+def train(engine, broadcast, state, message, clients):
     equal = Weights(np.ones(len(clients), np.int64), len(clients))
     pooled = np.arange(20) if engine.algorithm.pooled else None
-    training = LocalTraining(0, clients, {"samples": equal, "uniform": equal}, 2, pooled=pooled, steps_per_epoch=2)
+    weights = {"samples": equal, "uniform": equal}
+    messages = {name: vector.expand(len(clients), -1) for name, vector in message.items()}
+    training = LocalTraining(0, clients, weights, 2, messages, pooled=pooled, steps_per_epoch=2)
     context = engine._context(0, broadcast)
     rows = {name: vector.expand(len(clients), -1) for name, vector in state.items()}
     with torch.no_grad(), engine._model.mode(training=True, vectorised=len(clients) > 1):
@@ -57,7 +59,8 @@ def train(engine, broadcast, state, clients):
         for tensor in (*result.uploads.values(), *result.states.values(), *result.metrics.values()):
             assert tensor.is_meta
     if not engine.algorithm.adapt_steps():
-        predictor = engine._evaluator.predictor(clients, result.uploads["shared"], result.states, context)
+        state = {**result.states, **messages}
+        predictor = engine._evaluator.predictor(clients, result.uploads["shared"], state, context)
         assert predictor.scores(torch.empty(len(clients), 2, 1, 8, 8, device=META)).shape == (len(clients), 2, 10)
 
 
@@ -83,8 +86,8 @@ def test_no_local_step_waits_for_a_number(changes, monkeypatch):
     monkeypatch.setattr(evaluation, "takes_part", everything)
     changes = dict(changes)
     general = changes.pop("autograd", False)
-    engine, broadcast, state = on_meta(changes)
+    engine, *tensors = on_meta(changes)
     if general:
         engine._model._written = None
     for clients in ([0], [0, 1, 2]):
-        train(engine, broadcast, state, np.array(clients[:1] if engine.algorithm.pooled else clients))
+        train(engine, *tensors, np.array(clients[:1] if engine.algorithm.pooled else clients))
