@@ -101,7 +101,7 @@ class FedDPA(FederatedLoRA):
     def predict(self, theta: Tensor, state: Tensors, images: Tensor, ctx: ClientContext) -> Tensor:
         mean = state["remembered"] @ state["directions"] / state["remembered"].sum()
         z = ctx.features(_mixed(theta, 1.0, ctx), images)
-        begun = (state["rounds"] > (1.0 if ctx.as_trained else 0.0)).float()
+        begun = (state["rounds"] > 1).float()
         weights = self.lamda * begun * (F.normalize(z, dim=1) @ mean)
 
         def of_one(image: Tensor, weight: Tensor) -> Tensor:

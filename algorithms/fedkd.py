@@ -83,7 +83,7 @@ class FedKD(FederatedAlgorithm):
         pieces, count = [], vector.new_zeros(())
         shapes = layout.shapes[: layout.num_shared_tensors]
         for piece, shape in zip(vector.split(layout.sizes[: len(shapes)]), shapes, strict=True):
-            if len(shape) < 2 or shape[-2] == 1:
+            if len(shape) < 2 or shape[0] == 1:
                 pieces.append(piece)
                 count = count + piece.numel()
                 continue

@@ -175,7 +175,7 @@ def test_the_shared_model_needs_no_client(tmp_path):
     engine, broadcast, _ = train_one(tiny(algorithm={"name": "fedavg"}), tmp_path)
     model = client_model(SavedRun.open(tmp_path), None)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-    expected = inside(engine, broadcast, np.zeros((1, 0), np.float32), images)
+    expected = inside(engine, broadcast, {"personal": torch.empty(0)}, images)
     torch.testing.assert_close(model.scores(images), expected, atol=1e-6, rtol=0)
 
 
