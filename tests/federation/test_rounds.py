@@ -95,7 +95,26 @@ def run(start):
     return to_the_end
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fedadam", "feddbe", "fedproto", "gpfl", "fedala"])
+# A method of each kind: with a state of the server or the clients, rows of the server, uploads of each, messages, a server
+# that trains, several shared models, other ranks.
+OF_EACH_KIND = ["scaffold", "fedadam", "feddbe", "fedproto", "gpfl", "fedala"]
+KNOWN = [
+    "fedamp",
+    "fedfomo",
+    "fedpac",
+    "apple",
+    "ifca",
+    "pfedhn",
+    "pfedla",
+    "fedtp",
+    "fedkd",
+    "feddpa",
+    "flexlora",
+    "hetlora",
+]
+
+
+@pytest.mark.parametrize("name", [*OF_EACH_KIND, *KNOWN, "methods:Known", "methods:Masked"])
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(start, run, tmp_path, name):
     """Of methods whose servers or clients keep more than parameters."""
     changes = {"algorithm": {"name": name}, "train": {"optimizer": {"lr": 0.02}}}
@@ -104,8 +123,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(start, run
     for _ in range(2):
         list(rounds.round())
     folder = Folder(str(tmp_path))
-    size = rounds.states.layout.size
-    writer = CheckpointWriter(folder, 2, {}, {}, rounds.states.read, 8, size)
+    size, rows = rounds.states.layout.size, rounds.server_rows
+    writer = CheckpointWriter(folder, 2, {}, {}, rounds.states.read, 8, size, None, rows.read, rows.layout.size)
     writer.write(rounds.snapshot())
     writer.finished(wait=True)
     checkpoint, problems = newest(folder)
@@ -137,6 +156,10 @@ def history(rounds):
         {"algorithm": {"name": "fedproto"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
         {"algorithm": {"name": "fednova"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
         {"algorithm": {"name": "fedas"}, "cohort": {"dropout": 0.3, "stragglers": 0.5}},
+        *(
+            {"algorithm": {"name": name}, "cohort": {"dropout": 0.3, "stragglers": 0.5}, "evaluate": {"new_clients": 2}}
+            for name in [*KNOWN, "methods:Masked"]
+        ),
         {
             "algorithm": {"name": "fedala", "initial_epochs": 2},
             "cohort": {"stragglers": 0.5},

@@ -52,7 +52,45 @@ class Known(FederatedAlgorithm):
         return state["own"] if ctx.as_trained else state["cloud"]
 
 
-CONTRACT = [Known]
+class Masked(FederatedAlgorithm):
+    """A client trains every third parameter, other ones in each round, and counts in one of two means of its bias."""
+
+    uploads = {
+        "shared": Upload(mask="trains"),
+        "trains": Upload(known=True, scale_bits=60),
+        "bias": Upload("uniform", groups="group"),
+        "group": Upload("uniform"),
+    }
+
+    def server_init(self, shared, ctx):
+        return {"bias": torch.zeros(2, 10)}
+
+    def server_messages(self, shared, server_state, clients, ctx):
+        return {"id": clients.ids[:, None].float()}
+
+    def server_step(self, shared, server_state, mean, ctx):
+        bias = torch.where(mean["bias"].isnan(), server_state["bias"], mean["bias"])
+        return mean["shared"], {"bias": bias.float()}
+
+    def _trains(self, state, ctx):
+        position = torch.arange(ctx.layout.num_shared, device=state["id"].device)
+        return (position + state["id"] + ctx.round) % 3 == 0
+
+    def client_init(self, state, ctx):
+        return {**super().client_init(state, ctx), "id": state["id"]}
+
+    def gradient(self, carry, batch, ctx):
+        gradient, loss = ctx.gradient(carry["theta"], batch)
+        return gradient * self._trains(carry, ctx), loss
+
+    def client_final(self, carry, ctx):
+        uploads, state = super().client_final(carry, ctx)
+        group = torch.stack([carry["id"] % 2 == 0, carry["id"] % 2 == 1]).flatten().float()
+        more = {"trains": self._trains(carry, ctx).float(), "group": group, "bias": ctx.client.class_counts}
+        return uploads | more, state
+
+
+CONTRACT = [Known, Masked]
 
 
 class Told(FederatedAlgorithm):

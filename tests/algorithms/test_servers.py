@@ -1,0 +1,314 @@
+"""What the contract gives a server that knows its clients, and what single methods make of it."""
+
+import numpy as np
+import pytest
+import torch
+from parity import ParityTask
+
+from raysim.algorithms.base import FederatedAlgorithm, Upload
+from raysim.algorithms.fedpac import combination_weights
+from raysim.errors import ConfigError
+from raysim.experiments.preparation import prepare
+from raysim.training.aggregation import ClientUploads
+
+from configs import tiny
+from simulation import Simulation
+
+EVERYONE = np.arange(8)
+
+
+def test_an_entry_is_averaged_over_those_that_trained_it():
+    s = Simulation(algorithm={"name": "methods:Masked"})
+    before, clients = s.shared.clone(), np.array([1, 4])  # both train the same third in a round, nobody the others
+    alone = [s.train(0, clients[[i]]) for i in range(2)]
+    trained = [result.sums["shared"].total / 2.0**40 for result in alone]  # times the mask, with weight 1
+    s.round(0, [clients])
+    mask = (np.arange(len(before)) + 1) % 3 == 0
+    sizes = s.engine.partition.num_train[clients]
+    np.testing.assert_allclose(
+        s.shared[mask], (trained[0] * sizes[0] + trained[1] * sizes[1])[mask] / sizes.sum(), atol=1e-6
+    )
+    assert torch.equal(s.shared[~mask], before[~mask])
+    assert not torch.equal(s.shared[mask], before[mask])
+
+
+def test_masks_of_several_clients_are_an_exact_mean_of_each_entry():
+    """With whole numbers nothing is rounded: the mean of each entry is over the clients whose mask has it."""
+
+    class Whole(FederatedAlgorithm):
+        uploads = {"shared": Upload("uniform", mask="mask"), "mask": Upload("uniform", known=True, scale_bits=60)}
+
+    from raysim.training.aggregation import Weights, mean_uploads, weighted_sum
+
+    values = torch.tensor([[3.0, 5, 7, 9], [1, 1, 1, 1], [10, 20, 30, 40]])
+    mask = torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0]])
+    weights, everyone = Weights(np.ones(3, np.int64), 3), np.ones(3, bool)
+    sums = {
+        "shared": weighted_sum(values * mask, weights, everyone, 40),
+        "mask": weighted_sum(mask, weights, everyone, 60),
+    }
+    mean = mean_uploads(Whole(), sums)["shared"]
+    np.testing.assert_allclose(mean[:3], [2.0, 12.5, 1.0], atol=1e-11)
+    assert mean[3].isnan()
+
+
+def test_groups_have_means_of_their_own():
+    s = Simulation(algorithm={"name": "methods:Masked"})
+    counts = np.stack(
+        [np.bincount(s.engine.samples._labels[s.engine.partition.train(c)], minlength=10) for c in EVERYONE]
+    )
+    s.round(0, [[0, 2, 6], [4]])
+    np.testing.assert_allclose(s.server.state["bias"][0], counts[[0, 2, 4, 6]].mean(axis=0), atol=1e-6)
+    assert (s.server.state["bias"][1] == 0).all()  # nobody: as it was
+    s.round(1, [[0, 1, 3]])
+    np.testing.assert_allclose(s.server.state["bias"][0], counts[0], atol=1e-6)
+    np.testing.assert_allclose(s.server.state["bias"][1], counts[[1, 3]].mean(axis=0), atol=1e-6)
+
+
+def test_uploads_of_each_are_in_the_order_of_ids_whatever_trained_first():
+    parts = [
+        ClientUploads(np.array([5, 1]), {"x": np.array([[5.0], [1.0]], np.float32)}),
+        ClientUploads(np.array([], np.int64), {"x": np.empty((0, 1), np.float32)}),
+        ClientUploads(np.array([3, 0]), {"x": np.array([[3.0], [0.0]], np.float32)}),
+    ]
+    merged = ClientUploads.merge(parts)
+    assert merged.clients.tolist() == merged.values["x"][:, 0].tolist() == [0, 1, 3, 5]
+
+
+def test_who_is_rejected_or_silent_is_not_among_the_uploads_and_keeps_its_row():
+    s = Simulation(algorithm={"name": "methods:Known"})
+    s.server.rows.write(np.array([1]), {"own": torch.full((1, len(s.initial)), torch.inf)})  # its message is no model
+    before = s.server.rows.named(EVERYONE)["own"]
+    (trained,) = s.round(0, [[0, 1, 2]])
+    assert trained.accepted.tolist() == [True, False, True]
+    assert trained.uploads.clients.tolist() == [0, 2]
+    after = s.server.rows.named(EVERYONE)["own"]
+    changed = (after != before).any(dim=1)
+    assert changed.tolist() == [True, False, True] + [False] * 5
+
+
+def test_a_cohort_whose_uploads_do_not_fit_is_refused_with_the_one_that_does():
+    config = tiny(algorithm={"name": "fedamp"}, cohort={"size": 8}, data={"num_clients": 8})
+    size = 4 * prepare(config)[0].layout.num_parameters
+    for fits in (8, 5):
+        limit = {"server_memory": fits * size / 2**30 + 1e-9}
+        config = tiny(algorithm={"name": "fedamp"}, cohort={"size": 8}, data={"num_clients": 8}, resources=limit)
+        if fits == 8:
+            prepare(config)
+        else:
+            with pytest.raises(
+                ConfigError, match=r"resources.server_memory: the server of fedamp gets .*cohort.size=5 or less"
+            ):
+                prepare(config)
+
+
+def test_apple_is_for_few_clients():
+    kwargs = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    with pytest.raises(ConfigError, match="apple sends the models of all clients to each"):
+        prepare(tiny(algorithm={"name": "apple"}, data={"num_clients": 800}, model={"kwargs": kwargs}))
+
+
+@pytest.mark.parametrize(
+    ("uploads", "message"),
+    [
+        ({"shared": Upload(times="w", mask="w"), "w": Upload()}, "can't all be used for one mean"),
+        ({"shared": Upload("each", mask="w"), "w": Upload("each")}, "can't all be used for one mean"),
+        ({"shared": Upload(groups="w"), "w": Upload("uniform")}, "groups='w' must be an upload of equal weighting"),
+        (
+            {"shared": Upload(mask="v"), "v": Upload(mask="w"), "w": Upload()},
+            "mask='v' must be an upload of equal weighting",
+        ),
+    ],
+)
+def test_what_weighs_an_upload_must_fit_it(uploads, message):
+    with pytest.raises(TypeError, match=message):
+        type("Own", (FederatedAlgorithm,), {"uploads": uploads})
+
+
+def test_rows_begin_as_the_seed_says_and_are_kept():
+    first, second, other = (Simulation(algorithm={"name": "pfedhn"}, seed=seed) for seed in (0, 0, 1))
+    rows = [s.server.rows.named(EVERYONE)["embedding"] for s in (first, second, other)]
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+    assert len(rows[0].unique(dim=0)) == 8
+    first.round(0, [[2, 5]])
+    now = first.server.rows.named(EVERYONE)["embedding"]
+    assert (now != rows[0]).any(dim=1).tolist() == [c in (2, 5) for c in EVERYONE]
+    beyond = first.server.rows.named(np.array([8]))  # a client that never takes part
+    assert beyond["embedding"].isfinite().all()
+
+
+# Methods.
+
+
+def test_attention_beyond_an_average_is_scaled_to_one():
+    s = Simulation(algorithm={"name": "fedamp", "alpha": 1.0, "sigma": 1.0})
+    s.round(0, [EVERYONE])
+    near = s.server.state["models"].mean(dim=0).expand(8, -1) + 1e-4 * torch.randn(8, 1)
+    s.server.state["models"] = near
+    s.server.rows.write(EVERYONE, {"own": near})
+    cloud = s.server.messages(1, EVERYONE)["cloud"]  # all seven others count nearly 1, so none of its own is left
+    for client in EVERYONE:
+        np.testing.assert_allclose(cloud[client], near[EVERYONE != client].mean(dim=0), atol=1e-5)
+
+
+def test_a_rank_is_pruned_when_its_tail_has_shrunk():
+    s = Simulation(
+        algorithm={"name": "hetlora", "ranks": [4, 2], "gamma": 0.5, "lamda": 1e-2}, train={"optimizer": {"lr": 0.5}}
+    )
+    ranks = []
+    for round_ in range(6):
+        s.round(round_, [[0, 1, 2]])
+        ranks.append([int(s.algorithm._rank(s.state(c)).item()) for c in range(3)])
+        for client in (0, 1, 2):
+            theta = s.engine.predictor(round_, client, s.broadcast, s.state(client)).theta[0]
+            down, _ = (s.engine.layout.piece(theta, f"blocks.0.attn.qkv.lora.{part}.weight") for part in ("down", "up"))
+            assert (down[ranks[-1][client] :] == 0).all()
+    assert ranks[0] != ranks[-1]
+    assert all(set(column) <= {4, 2, 1} for column in zip(*ranks, strict=True))
+    assert all((np.diff(np.array(ranks), axis=0) <= 0).ravel())
+
+
+def test_a_client_without_any_weight_keeps_its_own_model():
+    s = Simulation(algorithm={"name": "pfedla", "embedding": 2, "hidden": 3})
+    rows = s.server.rows.named(EVERYONE)
+    own = torch.randn(8, len(s.initial), generator=torch.Generator().manual_seed(0))
+    s.server.rows.write(EVERYONE, {**rows, "model": own, "W": torch.zeros_like(rows["W"])})
+    np.testing.assert_allclose(s.server.messages(0, EVERYONE)["mixed"], own, atol=1e-6)
+
+
+def test_clusters_of_the_first_rounds_are_by_id_and_an_empty_one_stays():
+    s = Simulation(algorithm={"name": "ifca", "clusters": 3, "warmup_rounds": 1})
+    assert all(torch.equal(model, s.shared) for model in s.server.state["others"])
+    before = s.shared.clone()
+    s.round(0, [[0, 3], [4]])  # clusters 0, 0 and 1
+    models = torch.cat([s.shared[None], s.server.state["others"]])
+    assert [not torch.equal(model, before) for model in models] == [True, True, False]
+    drawn = Simulation(algorithm={"name": "ifca"})
+    layout, other = drawn.engine.layout, drawn.server.state["others"][0]
+    for name in layout.names:
+        first, second = layout.piece(drawn.shared, name).flatten(), layout.piece(other, name).flatten()
+        assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(other, drawn.shared)
+
+
+def test_one_cluster_is_fedavg_with_equal_weights():
+    one = Simulation(algorithm={"name": "ifca", "clusters": 1})
+    plain = Simulation(algorithm={"name": "fedavg"})
+    type_ = type("Uniform", (type(plain.algorithm),), {"uploads": {"shared": Upload("uniform")}})
+    plain.algorithm.__class__ = type_
+    plain.engine._uploads = type_.uploads
+    for round_ in range(2):
+        one.round(round_, [[0, 1, 2]])
+        plain.round(round_, [[0, 1, 2]])
+    np.testing.assert_allclose(one.shared, plain.shared, atol=1e-6)
+
+
+def test_heads_are_combined_by_the_best_weights_on_the_simplex():
+    """Against a fine grid: three clients, of which two are alike."""
+    draw = torch.Generator().manual_seed(1)
+    means = torch.randn(3, 6, generator=draw, dtype=torch.float64)
+    means[1] = means[0] + 0.05
+    statistics = torch.cat([torch.tensor([[0.3], [0.2], [0.1]], dtype=torch.float64), means], dim=1)
+    weights = combination_weights(statistics)
+    grid = torch.tensor([[a, b, 100 - a - b] for a in range(101) for b in range(101 - a)], dtype=torch.float64) / 100
+    for i in range(3):
+        gaps = means[i] - means
+        matrix = torch.diag(statistics[:, 0]) + gaps @ gaps.T
+        least = torch.einsum("gj,jk,gk->g", grid, matrix, grid).min()
+        found = weights[i] @ matrix @ weights[i]
+        assert found <= least + 1e-9
+        np.testing.assert_allclose(weights[i].sum(), 1)
+    assert weights[0, 2] < 0.2 < weights[0, 1]
+
+
+def test_equal_clients_without_variance_share_their_heads():
+    np.testing.assert_allclose(combination_weights(torch.zeros(4, 3, dtype=torch.float64)), 0.25)
+
+
+def test_held_back_samples_only_validate():
+    """What the samples held back are changes what a client mixes, never what it trains on."""
+    s = Simulation(algorithm={"name": "fedfomo", "validation": 0.25}, train={"batch_size": 4})
+    seen = {"mix": 0.0, "train": 0.0}
+    step = type(s.algorithm).client_step
+
+    def counted(self, carry, batch, ctx):
+        seen[ctx.phase] += float(batch.mask.sum())
+        return step(self, carry, batch, ctx)
+
+    s.engine.algorithm.__class__ = type("Counted", (type(s.algorithm),), {"client_step": counted})
+    s.train(0, np.array([3]), local_epochs=1)
+    size = int(s.engine.partition.num_train[3])
+    held = int(0.25 * size)
+    assert seen == {"mix": held, "train": size - held}
+
+
+def test_a_mixture_of_adapters_is_for_each_image():
+    """As many forward passes as images, each with its own share of the local adapter."""
+    from raysim.algorithms.feddpa import _mixed
+
+    s = Simulation(algorithm={"name": "feddpa", "mid_dim": 2}, train={"optimizer": {"lr": 0.5}})
+    for round_ in range(3):
+        s.round(round_, [[0, 1, 2]])
+    predictor = s.engine.predictor(3, 0, s.broadcast, s.state(0))
+    pool = s.engine.samples.held_out(np.array([0]))
+    images = s.engine.samples.model_input(pool.images)
+    context = s.engine._context(3, s.broadcast)
+    with torch.no_grad(), s.engine._model.mode(training=False, vectorised=False):
+        scores, theta = predictor.scores(images)[0], predictor.theta[0]
+        z = context.features(_mixed(theta, 1.0, context), images[0])
+        train = s.engine.samples.model_input(s.engine.samples.training(np.array([0])).images)[0]
+        known = context.features(_mixed(theta, 1.0, context), train)
+        weights = 0.5 * torch.nn.functional.cosine_similarity(z[:, None], known[None], dim=2).mean(dim=1)
+        each = [context.logits(_mixed(theta, w, context), x[None])[0] for w, x in zip(weights, images[0], strict=True)]
+    assert weights.std() > 0
+    np.testing.assert_allclose(scores, torch.stack(each), atol=1e-5)
+
+
+def test_the_energy_decides_how_much_is_sent():
+    counts = {}
+    for energy in (0.3, 0.9, 1.0):
+        s = Simulation(algorithm={"name": "fedkd", "energy_start": energy, "energy_end": energy})
+        (trained,) = s.round(0, [[0, 1]])
+        counts[energy] = trained.traffic[:, 1].tolist()
+    size = s.engine.layout.num_parameters
+    assert counts[1.0] == [size, size]
+    assert max(counts[0.3]) < min(counts[0.9]) <= size
+
+
+def test_ranks_decide_how_much_is_sent():
+    s = Simulation(algorithm={"name": "flexlora", "ranks": [1, 3]})
+    (trained,) = s.round(0, [[0, 1]])
+    per_rank = sum(n for n, c in zip(s.engine.layout.sizes, s.engine.layout.names, strict=True) if "lora" in c) // 3
+    rest = s.engine.layout.num_shared - 3 * per_rank
+    assert trained.traffic.tolist() == [[rest + per_rank] * 2, [rest + 3 * per_rank] * 2]
+
+
+def test_ranks_that_do_not_fit_are_refused():
+    for keys, message in (
+        ({"ranks": []}, "must be whole numbers of at least 1"),
+        ({"ranks": [0, 2]}, "must be whole numbers of at least 1"),
+        ({"ranks": [2, 4], "mid_dim": 8}, "'mid_dim' is the largest of 'ranks', 4, not 8"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny(algorithm={"name": "hetlora", **keys})
+    with pytest.raises(ConfigError, match=r"this method needs blocks.0.attn.qkv.lora.up.weight shared and trained"):
+        prepare(tiny(algorithm={"name": "flexlora", "personal": ["lora.up"]}))
+
+
+def test_a_frame_larger_than_the_image_is_refused():
+    with pytest.raises(ConfigError, match=r"algorithm.width: a frame of 4 pixels leaves nothing of 8x8 pixels"):
+        prepare(tiny(algorithm={"name": "pfedpt", "width": 4}))
+
+
+def test_fedkd_needs_a_model_without_batch_norm():
+    model = {"name": "resnet10t", "image_size": 32, "kwargs": {}}
+    with pytest.raises(ConfigError, match="fedkd trains two models in one step"):
+        prepare(tiny(algorithm={"name": "fedkd"}, model=model, resources={"clients_per_batch": 1}))
+
+
+def test_a_server_step_that_gives_no_number_names_what():
+    task = ParityTask("all", {"name": "pfedhn", "server_lr": 1e38})
+    with pytest.raises(RuntimeError, match=r"round 0: the server step of 'pfedhn' gives '\w+' that are not finite"):
+        for _ in task.run():
+            pass
