@@ -20,8 +20,8 @@ from configs import tiny
 K, B = 3, 5
 
 
-def networks(**options):
-    config = tiny()
+def networks(depth=2, **options):
+    config = tiny(model={"kwargs": {"depth": depth}})
     model = build_model(config.model, config.algorithm, 10, 1, 0).requires_grad_(False)
     set_fused_attention(model, False)
     layout = layout_of(model, config.algorithm)
@@ -51,7 +51,7 @@ def test_bfloat16_is_near_float32_and_parameters_stay_float32():
 @pytest.mark.slow  # half a minute in a C++ compiler
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_gradients_are_the_same_for_many_and_for_one():
-    (plain, compiled), theta, batch = networks(compiled=True)
+    (plain, compiled), theta, batch = networks(depth=1, compiled=True)
     expected, losses = torch.func.vmap(plain.gradient)(theta, batch)
     got = torch.func.vmap(compiled.gradient)(theta, batch)
     torch.testing.assert_close(got, (expected, losses), rtol=1e-4, atol=1e-6)
@@ -120,7 +120,7 @@ def test_losses_that_are_not_one_per_sample_are_told():
 
 
 def test_a_compiled_model_refuses_a_loss_of_its_own():
-    (_, compiled), theta, batch = networks(compiled=True)
+    (_, compiled), theta, batch = networks(depth=1, compiled=True)
     with pytest.raises(ConfigError, match="only cross entropy is compiled"):
         compiled.gradient_of(own_losses, theta[0], Batch(*(part[0] for part in batch)), ())
 
