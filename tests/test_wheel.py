@@ -38,5 +38,5 @@ def test_an_installed_wheel_runs_an_example(tmp_path: Path) -> None:
         return rest
 
     assert "fedperfix/cifar100_small" in raysim("examples")
-    assert "round 2 of 2" in raysim("run", "quickstart", "rounds=2", "study=null")
+    assert "round 2 of 2" in raysim("run", "quickstart", "rounds=2", "study=null", "resources.num_actors=1")
     assert (folder / "mlflow.db").is_file()

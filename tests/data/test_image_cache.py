@@ -194,8 +194,7 @@ def test_a_run_on_mapped_images_has_the_same_bits(cluster, tmp_path, monkeypatch
     monkeypatch.delenv("RAYSIM_CACHE")  # the actors of the session's cluster have its own
     root = make_images(tmp_path / "images", count=120, size=(8, 8))
     data = {"name": "image_folder", "root": str(root), "subset": None, "num_clients": 4, "partition": {"name": "iid"}}
-    runs = [
-        raysim.run(tiny(data={**data, "cache": cache}, tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})).runs[0]
-        for cache in ("memory", "disk")
-    ]
+    study = [{"name": cache, "data": {"cache": cache}} for cache in ("memory", "disk")]
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    runs = raysim.run(tiny(data=data, study=study, tracking=tracking, resources={"num_actors": 1})).runs
     assert runs[0].checksums == runs[1].checksums

@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "where", raising=False)
 
     def run(**changes):
-        given = {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, **changes}
+        given = {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, "resources": {"num_actors": 1}, **changes}
         begin = time.perf_counter()
         result = raysim.run(tiny(**given))
         return result, time.perf_counter() - begin
@@ -78,7 +78,7 @@ def test_runs_share_processes_as_long_as_the_same_code_and_resources_are_asked_f
         run()
         last = process(session)
         (tmp_path / "mlflow.db").rename(tmp_path / "moved.db")
-        run(resources={"num_actors": 1})  # another store, and other resources
+        run(resources={"num_actors": 2})  # another store, and other resources
         assert not is_there(last)
         last = process(session)
     assert module.current() is None

@@ -30,6 +30,7 @@ BASE = {
     "data": {**TINY["data"], "validation_fraction": 0.3},
     "algorithm": {"name": "local"},
     "train": {"local_epochs": 2, "batch_size": 8, "optimizer": {"name": "adamw", "lr": 0.01}},
+    "resources": {**TINY["resources"], "num_actors": 1},
 }
 DIVERGES = {"name": "diverges", "algorithm": {"name": "fedprox"}, "tune": {"space": {"algorithm.mu": [0.1, 1e30]}}}
 
@@ -163,7 +164,7 @@ def test_a_trial_that_diverges_counts_and_several_run_at_a_time(tmp_path, monkey
         "lr_only": False,
         "space": {LR: [0.01, 0.1]},
     }
-    resources = {**TINY["resources"], "num_actors": 1, "concurrent_runs": 2}
+    resources = {**BASE["resources"], "concurrent_runs": 2}
     train = {**BASE["train"], "optimizer": {"name": "sgd", "lr": 0.1}}
     config = tuning(tmp_path, monkeypatch, study=[DIVERGES], tune=tune, resources=resources, train=train)
     found = raysim.tune(config, final=False, notify=print)
