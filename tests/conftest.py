@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,13 +35,21 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def quickstart(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder with the store that a shorter quickstart filled, and its result."""
+def quickstart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with the store that a shorter quickstart filled, and its result; run once for all processes of pytest-xdist."""
     import raysim
 
-    folder = tmp_path_factory.mktemp("quickstart")
-    file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
-    return folder, raysim.run(raysim.load_config(file, ["rounds=3", f"tracking.uri=sqlite:///{folder}/mlflow.db"]))
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "quickstart"
+    kept = folder.with_suffix(".pickle")
+    with FileLock(folder.with_suffix(".lock")):
+        if not kept.exists():
+            request.getfixturevalue("cluster")
+            folder.mkdir()
+            file = Path(__file__).parent.parent / "yaml" / "quickstart.yaml"
+            changes = ["rounds=3", "resources.num_actors=2", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+            kept.write_bytes(pickle.dumps(raysim.run(raysim.load_config(file, changes))))
+    return folder, pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture

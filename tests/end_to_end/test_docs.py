@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -143,9 +144,19 @@ def test_every_command_of_the_docs_is_one_that_raysim_has():
 
 
 @pytest.mark.slow  # docs/build.py runs them, too
-def test_getting_started(quickstart, tmp_path, monkeypatch):
-    """Its commands as they stand there, on the store that a shorter quickstart filled; ``docs/build.py`` runs the whole."""
+def test_getting_started(cluster, quickstart, tmp_path, monkeypatch, invoke):
+    """Its commands as they stand there, on the store that a shorter quickstart filled; ``docs/build.py`` runs the whole.
+
+    In this process, where everything is imported; ``docs/build.py`` starts one for each.
+    """
     build, (store, _) = docs_build(), quickstart
+
+    def in_this_process(command, cwd, **options):
+        assert (command[:3], cwd) == ([sys.executable, "-m", "raysim"], tmp_path)
+        done = invoke(*command[3:])
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+    monkeypatch.setattr(build, "subprocess", SimpleNamespace(run=in_this_process))
     monkeypatch.setattr(build, "PAGES", ("docs/getting_started.md",))
     for item in store.iterdir():
         (tmp_path / item.name).symlink_to(item)
