@@ -24,13 +24,19 @@ from commands import start_command
 from configs import TINY, tiny
 
 pytestmark = pytest.mark.usefixtures("cluster")
-SLOW = {"algorithm": {"name": "methods:Slow", "pause": 0.05}, "rounds": 8, "checkpoint": {"every": 2}}
+SLOW = {"algorithm": {"name": "methods:Slow", "pause": 0.02}, "rounds": 8, "checkpoint": {"every": 2}}
+AT_ONCE = {**SLOW, "algorithm": {"name": "methods:Slow", "pause": 0.0}}  # with the same bits
+ONE_ACTOR = {"num_actors": 1}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return raysim.run(tiny(**SLOW, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})).runs[0]
+def undisturbed_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_folder):
+    return raysim.run(tiny(**AT_ONCE, tracking={"uri": f"sqlite:///{undisturbed_folder}/mlflow.db"})).runs[0]
 
 
 def steps(uri, run_id, key="train/loss"):
@@ -230,11 +236,11 @@ def test_a_run_that_nobody_watches_can_be_stopped_and_resumed(tmp_path, undistur
 @pytest.mark.slow
 def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, undisturbed):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    finished = raysim.run(tiny(**{**SLOW, "rounds": 2}, tracking={"uri": uri})).runs[0]
+    finished = raysim.run(tiny(**{**AT_ONCE, "rounds": 2}, tracking={"uri": uri}, resources=ONE_ACTOR)).runs[0]
     (folder,) = studies(tmp_path)
     with pytest.raises(raysim.ConfigError, match=r"train\.batch_size: was 8, is 4\nthe run can.t go on with changes"):
         raysim.resume(folder, ["train.batch_size=4"])
-    assert raysim.resume(folder, ["resources.num_actors=1"]).runs[0].checksums == finished.checksums
+    assert raysim.resume(folder, ["resources.num_actors=2"]).runs[0].checksums == finished.checksums
     with pytest.raises(raysim.ConfigError, match=r"rounds: was 2, is 1"):
         raysim.resume(folder, ["rounds=1"])
     with pytest.raises(raysim.ConfigError, match=r"there is no folder nothing, and no such run"):
@@ -244,7 +250,8 @@ def test_a_change_that_changes_results_is_refused_with_the_difference(tmp_path, 
     with pytest.raises(raysim.ConfigError, match=r"has 1 folders of checkpoints; name one of them:\n  .* \(finished\)"):
         raysim.resume(str(tmp_path / "checkpoints"))
     assert raysim.attach(folder).runs[0].checksums == finished.checksums  # looked at a moment too late
-    check(raysim.resume(folder, ["rounds=8"]), undisturbed, uri)  # more rounds than it was asked for
+    more = raysim.resume(folder, ["rounds=8", "resources.num_actors=1"])  # more rounds than it was asked for
+    check(more, undisturbed, uri)
     (parameters,) = FinishedRuns(uri, "tiny").parameters().values()
     assert parameters["rounds"] == "8"
 
@@ -266,7 +273,7 @@ def test_a_bug_that_is_mended_before_the_first_checkpoint_starts_another_run(tmp
     uri, file = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mended_of_test.py"
     monkeypatch.syspath_prepend(tmp_path)
     file.write_text(CODE.format(broken=True, rate=1.0))
-    config = tiny(algorithm={"name": "mended_of_test:Mine"}, rounds=3, tracking={"uri": uri})
+    config = tiny(algorithm={"name": "mended_of_test:Mine"}, rounds=3, tracking={"uri": uri}, resources=ONE_ACTOR)
     with pytest.raises(raysim.RunFailed, match="a bug"):
         raysim.run(config)
     client = MlflowClient(uri)
@@ -291,7 +298,7 @@ def test_another_algorithm_under_the_same_name_is_refused(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     code = "from raysim.algorithms import FederatedAlgorithm\n\nclass Mine(FederatedAlgorithm):\n    pi: int = 3\n"
     (tmp_path / "mine_of_test.py").write_text(code)
-    config = tiny(algorithm={"name": "mine_of_test:Mine"}, rounds=1, tracking={"uri": uri})
+    config = tiny(algorithm={"name": "mine_of_test:Mine"}, rounds=1, tracking={"uri": uri}, resources=ONE_ACTOR)
     raysim.run(config)
     (folder,) = studies(tmp_path)
     (tmp_path / "mine_of_test.py").write_text(code.replace("3", "4"))
@@ -301,7 +308,8 @@ def test_another_algorithm_under_the_same_name_is_refused(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_without_checkpoints_nothing_is_left_behind(tmp_path, undisturbed):
-    config = tiny(**{**SLOW, "checkpoint": {"every": None}}, tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    changes = {**AT_ONCE, "checkpoint": {"every": None}, "resources": ONE_ACTOR}
+    config = tiny(**changes, tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
     assert raysim.run(config).runs[0].checksums == undisturbed.checksums
     assert not (tmp_path / "checkpoints").exists()
 
@@ -321,9 +329,8 @@ def test_simulated_participants_are_the_same_in_every_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_lies_in_a_study_folder_is_json_and_safetensors(tmp_path):
-    raysim.run(tiny(tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"}))
-    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+def test_what_lies_in_a_study_folder_is_json_and_safetensors(undisturbed, undisturbed_folder):
+    files = [path for path in (undisturbed_folder / "checkpoints").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors", ""}
     assert [path.name for path in files if not path.suffix] == ["lock"]
     state = json.loads(next(path for path in files if path.name == "study.json").read_text())

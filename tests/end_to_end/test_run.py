@@ -237,7 +237,7 @@ def test_clients_that_always_kill_their_actor_end_the_run(store, tmp_path):
 def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_ones(store):
     hungry = {"algorithm": {"name": "methods:OutOfMemory"}, **EVERYONE}
     with pytest.raises(raysim.RunFailed, match="out of memory: lower resources.clients_per_batch"):
-        run(store, name="asked", **hungry, resources={"clients_per_batch": 2})
+        run(store, name="asked", **hungry, resources={"num_actors": 1, "clients_per_batch": 2})
     notes = []
     config = tiny(**hungry, name="auto", tracking={"uri": store}, resources={"clients_per_batch": "auto"})
     chosen = raysim.run(config, lambda status, *_: notes.extend(map(str, status.events))).runs[0]
@@ -248,14 +248,14 @@ def test_a_run_whose_batches_do_not_fit_into_memory_starts_again_with_smaller_on
     assert [r.data.params["resources.clients_per_batch"] for r in runs] == ["2", "1"]
     assert runs[1].data.tags["raysim.restarted"] == "out of device memory with 2 clients per batch"
     assert "raysim.restarted" not in runs[0].data.tags
-    same = run(store, name="one", **hungry, resources={"clients_per_batch": 1}).runs[0]
+    same = run(store, name="one", **hungry, resources={"num_actors": 1, "clients_per_batch": 1}).runs[0]
     assert chosen.checksums == same.checksums
 
 
 @pytest.mark.slow
 def test_a_bug_in_an_algorithm_surfaces_once_with_client_and_traceback(store):
     with pytest.raises(raysim.RunFailed) as caught:
-        run(store, name="buggy", algorithm={"name": "methods:Buggy"})
+        run(store, name="buggy", algorithm={"name": "methods:Buggy"}, resources={"num_actors": 1})
     message = str(caught.value)
     assert "train of client" in message
     assert "round 0" in message
@@ -284,7 +284,8 @@ def test_resources_that_the_cluster_does_not_have_are_an_error_not_a_hang(store,
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["SIGINT", "SIGTERM", "closed pipe"])
 def test_a_run_that_is_ended_is_closed_as_killed(tmp_path, ending):
-    (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, "rounds": 500, "algorithm": {"name": "methods:Slow"}}))
+    changes = {"rounds": 500, "algorithm": {"name": "methods:Slow"}, "resources": {"num_actors": 1}}
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
     path = {"PYTHONPATH": str(next(p for p in sys.path if p.endswith("support")))}
     with (tmp_path / "errors").open("w") as errors:
         process = subprocess.Popen(
