@@ -76,7 +76,7 @@ class Harness:
         """What a configuration comes to when nothing happens."""
         if name in self.expected:
             return
-        episode = Episode(self.world, name, True, self.rounds)
+        episode = Episode(self.world, name, True, self.rounds, pause=0.0)
         episode.start("run", "run.yaml")
         assert episode.finish() == 0, episode.text()
         self.expected[name], problems = self.outcome(episode)

@@ -50,7 +50,7 @@ def configuration(of: str, rounds: int, **changes: Any) -> dict[str, Any]:
 class Episode:
     """One run and what befalls it."""
 
-    def __init__(self, world: World, name: str, local: bool, rounds: int) -> None:
+    def __init__(self, world: World, name: str, local: bool, rounds: int, pause: float | None = None) -> None:
         self.world, self.name, self.local, self.rounds = world, name, local, rounds
         self.folder = Path(tempfile.mkdtemp(dir=world.folder, prefix="run-"))
         self.on_small_disk = not local and world.small_disk is not None
@@ -61,6 +61,10 @@ class Episode:
         self.trouble = self.folder / "trouble"
         self.trouble.mkdir()
         config["algorithm"] = {**config["algorithm"], "trouble": str(self.trouble)}
+        if pause is not None:
+            config["algorithm"]["pause"] = pause
+        if local:
+            config["resources"]["num_actors"] = 2  # as many as a round has client batches
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config))
         self.experiment = config["name"]
         self.log = (self.folder / "log").open("w")
