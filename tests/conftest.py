@@ -36,7 +36,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def quickstart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder with the store that a shorter quickstart filled, and its result; run once for all processes of pytest-xdist."""
+    """A folder with the store that a shorter quickstart filled, and its result; run once for all of pytest-xdist."""
     import raysim
 
     own = tmp_path_factory.getbasetemp()
