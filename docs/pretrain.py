@@ -68,7 +68,9 @@ def main(source: str, folder: str) -> None:
         model.eval()
         with torch.no_grad():
             hits = torch.cat([model(normalised(x[b])).argmax(1) == y[b] for b in held_out.split(500)])
-        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, held out {hits.float().mean():.3f}, {time.time() - start:.0f} s")
+        print(
+            f"epoch {epoch + 1}: loss {loss.item():.3f}, held out {hits.float().mean():.3f}, {time.time() - start:.0f} s"
+        )
     tensors = {name: value.contiguous() for name, value in model.state_dict().items() if not name.startswith("head.")}
     save_file(tensors, out / "pretrained.safetensors")
 

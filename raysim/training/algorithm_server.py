@@ -107,10 +107,10 @@ class AlgorithmServer:
     def _check(self, round: int, results: Tensors) -> None:
         wrong = [name for name, value in results.items() if not value.isfinite().all()]
         if wrong:
-            what = "parameters" if wrong[0] == "shared" else f"{wrong[0]!r}"
+            what = "parameters that are" if wrong[0] == "shared" else f"{wrong[0]!r}, which is"
             raise ClientError(
-                f"round {round}: the server step of {self._algorithm.name!r} gives {what} that are not finite, from "
-                "uploads that are; its hyperparameters are too large or too small for this task"
+                f"round {round}: the server step of {self._algorithm.name!r} gives {what} not finite, from uploads that "
+                "are; its hyperparameters are too large or too small for this task"
             )
 
     def _context(self, round: int, num_reported: int, purpose: int, client: int = 0) -> ServerContext:
