@@ -45,12 +45,14 @@ from raysim.algorithms.fedproto import FedProto
 from raysim.algorithms.fedprox import FedProx
 from raysim.algorithms.fedrep import FedRep
 from raysim.algorithms.fedrod import FedRoD
+from raysim.algorithms.fedrolex import FedRolex
 from raysim.algorithms.fedsa_lora import FedSALoRA
 from raysim.algorithms.fedtp import FedTP
 from raysim.algorithms.ffa_lora import FFALoRA
 from raysim.algorithms.flexlora import FlexLoRA
 from raysim.algorithms.fml import FML
 from raysim.algorithms.gpfl import GPFL
+from raysim.algorithms.heterofl import HeteroFL
 from raysim.algorithms.hetlora import HetLoRA
 from raysim.algorithms.ifca import IFCA
 from raysim.algorithms.knnper import KNNPer
@@ -119,6 +121,8 @@ ALGORITHMS: dict[str, type[FederatedAlgorithm]] = {
     "flexlora": FlexLoRA,
     "hetlora": HetLoRA,
     "pfedpt": PFedPT,
+    "heterofl": HeteroFL,
+    "fedrolex": FedRolex,
 }
 
 

@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -38,6 +39,7 @@ class APFL(FederatedAlgorithm):
     """A personal model beside the shared one, mixed with a weight that each client learns."""
 
     paper = "https://arxiv.org/abs/2003.13461"
+    about = About("own_model", sent="S", kept="a model of its own, a mixing weight", evaluated="the mixture", cost="2")
     whole_model_kept = "its clients keep a whole model of their own"
     trains_own_model = True
 

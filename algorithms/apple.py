@@ -26,6 +26,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -48,6 +49,13 @@ class APPLE(FederatedAlgorithm):
     """Each client learns how to mix the core models of all clients."""
 
     paper = "https://arxiv.org/abs/2110.08394"
+    about = About(
+        "mixing",
+        sent="the models of all clients down, its own up",
+        kept="nothing (model and mixture are kept by the server)",
+        evaluated="the mixture",
+        cost="1, and an inner product with every model",
+    )
     uploads = {"shared": Upload("uniform"), "core": Upload("each"), "mixture": Upload("each")}
     shares_nothing = True
     whole_model_kept = "each client has a mixture of all clients' models"

@@ -46,6 +46,7 @@ from raysim.functional.parameters import ParameterLayout
 from raysim.plugins.options import ModelOptions
 
 __all__ = [
+    "About",
     "Batch",
     "Carry",
     "ClientContext",
@@ -98,11 +99,31 @@ class Upload:
         return self.times or self.mask or self.groups
 
 
+@dataclass(frozen=True)
+class About:
+    """A method in a line of ``raysim algorithms``.
+
+    Attributes:
+        family: the kind of method, by which that command filters.
+        sent: what goes down and up; S are the shared parameters, D is the length of a representation.
+        kept: what is a client's own.
+        evaluated: with which parameters a client is evaluated; "as it is" is with the shared and its own ones.
+        cost: the arithmetic of local training relative to FedAvg's, with E local epochs.
+    """
+
+    family: str
+    sent: str
+    kept: str
+    evaluated: str
+    cost: str
+
+
 class FederatedAlgorithm(ModelOptions):
     """FedAvg over the shared parameters, with personal ones where ``personal`` says so.
 
     Class attributes that a method may set, beside those of ``ModelOptions``:
-        paper: a link, shown by ``raysim algorithms``.
+        about: what ``raysim algorithms`` says of it.
+        paper: a link, shown there, too.
         uploads: name -> how it is averaged, one entry for each name that ``client_final`` returns.
         local_optimizers: which ``train.optimizer.name`` its arithmetic allows.
         trains_own_model: its clients train a whole model of their own, by ``ctx.optimizer.of_own_model()``.
@@ -119,6 +140,7 @@ class FederatedAlgorithm(ModelOptions):
         one_shared_model: the shared parameters are a model that every client could use, so that it is evaluated, too.
     """
 
+    about: ClassVar[About] = About("own", "", "", "", "")
     paper: ClassVar[str] = ""
     uploads: ClassVar[dict[str, Upload]] = {"shared": Upload()}
     local_optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")

@@ -9,11 +9,18 @@ after aggregation are the same. It sees as many samples, in as many epochs, as t
 
 from __future__ import annotations
 
-from raysim.algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import About, FederatedAlgorithm
 
 
 class Centralized(FederatedAlgorithm):
     """One model, trained on the pooled training data of all clients."""
 
+    about = About(
+        "baseline",
+        sent="– (one model on pooled data)",
+        kept="nothing",
+        evaluated="after the round's training",
+        cost="1",
+    )
     pooled = True
     whole_model_kept = "it has no clients"

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, Tensors
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, Tensors
 from raysim.algorithms.own_model import OwnModel
 from raysim.search_space import Tuned
 
@@ -25,6 +25,7 @@ class Ditto(OwnModel):
     """A personal model beside the shared one, drawn to it."""
 
     paper = "https://arxiv.org/abs/2012.04221"
+    about = About("own_model", sent="S", kept="a model of its own", evaluated="its own model", cost="2")
     trains_own_model = True
 
     lamda: Annotated[float, Tuned([0.1, 1.0, 2.0], "the paper's values, but for strong attacks")] = Field(1.0, gt=0)

@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -40,6 +41,13 @@ class FedALA(FederatedAlgorithm):
     """Each client learns, weight by weight, how much of the server's last layers it takes over."""
 
     paper = "https://arxiv.org/abs/2212.01197"
+    about = About(
+        "mixing",
+        sent="S",
+        kept="its last layers, a weight for each of their entries",
+        evaluated="after merging them",
+        cost="(E + 1) / E; (E + 11) / E at a first merge",
+    )
     whole_model_kept = "its clients keep the last p tensors of their own model"
     whole_phases = ("merge",)
 

@@ -21,6 +21,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -39,6 +40,13 @@ class FedAMP(FederatedAlgorithm):
     """Each client is drawn to an average of the models that are like its own."""
 
     paper = "https://arxiv.org/abs/2007.03797"
+    about = About(
+        "mixing",
+        sent="S, another one down for each client",
+        kept="its whole model; a copy by the server",
+        evaluated="its own model",
+        cost="1",
+    )
     uploads = {"shared": Upload("uniform"), "own": Upload("each")}
     shares_nothing = True
     whole_model_kept = "its clients keep a whole model of their own"

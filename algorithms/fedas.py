@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -44,6 +45,13 @@ class FedAS(FederatedAlgorithm):
     paper = (
         "https://openaccess.thecvf.com/content/CVPR2024/html/"
         "Yang_FedAS_Bridging_Inconsistency_in_Personalized_Federated_Learning_CVPR_2024_paper.html"
+    )
+    about = About(
+        "partial",
+        sent="body; 1 number more up",
+        kept="its whole last model",
+        evaluated="its last model",
+        cost="(E + 2.3) / E",
     )
     uploads = {"shared": Upload("uniform", times="fisher", scale_bits=44), "fisher": Upload("uniform", scale_bits=44)}
     whole_phases = ("prototypes", "align", "fisher")

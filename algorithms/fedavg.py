@@ -10,10 +10,11 @@ Down: the whole model. Up: the whole model. Kept by a client: nothing. Costs of 
 
 from __future__ import annotations
 
-from raysim.algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import About, FederatedAlgorithm
 
 
 class FedAvg(FederatedAlgorithm):
     """Everything is shared: the mean of the clients' models, weighted by samples."""
 
     paper = "https://arxiv.org/abs/1602.05629"
+    about = About("baseline", sent="S", kept="nothing", evaluated="as it is", cost="1")

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from raysim.algorithms.base import ClientContext, FederatedAlgorithm, Optimizer
+from raysim.algorithms.base import About, ClientContext, FederatedAlgorithm, Optimizer
 from raysim.search_space import Range, Tuned
 
 
@@ -26,6 +26,7 @@ class FedAvgFT(FederatedAlgorithm):
     """FedAvg whose model every client fine-tunes before it is evaluated."""
 
     paper = "https://arxiv.org/abs/2108.07313"
+    about = About("baseline", sent="S", kept="nothing", evaluated="after `fine_tuning_steps` of SGD", cost="1")
 
     fine_tuning_steps: Annotated[int, Tuned([1, 5, 10, 20], "around the default")] = Field(10, ge=1)
     """Steps of SGD on the whole model before evaluation, each on a batch of another shuffled epoch."""

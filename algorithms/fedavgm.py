@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
+from raysim.algorithms.base import About, FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
 from raysim.search_space import Range, Tuned
 
 
@@ -23,6 +23,7 @@ class FedAvgM(FederatedAlgorithm):
     """FedAvg with momentum on the server."""
 
     paper = "https://arxiv.org/abs/1909.06335"
+    about = About("optimization", sent="S", kept="nothing", evaluated="as it is", cost="1")
 
     beta: Annotated[float, Tuned([0.7, 0.9, 0.97, 0.99, 0.997], "the paper's values but 0")] = Field(0.9, gt=0, lt=1)
     """Momentum; the paper tries 0.7 to 0.997."""

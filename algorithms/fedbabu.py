@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, Tensors, masked_step
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, Tensors, masked_step
 from raysim.algorithms.fedavg_ft import FedAvgFT
 from raysim.search_space import Tuned
 
@@ -26,6 +26,13 @@ class FedBABU(FedAvgFT):
     """Everything is shared, only the body trains; the whole model is fine-tuned before each evaluation."""
 
     paper = "https://arxiv.org/abs/2106.06042"
+    about = About(
+        "partial",
+        sent="S; the head never trains",
+        kept="nothing",
+        evaluated="after `fine_tuning_steps` of SGD",
+        cost="1",
+    )
     needs_body = True
 
     fine_tuning_steps: Annotated[int, Tuned([1, 5, 10, 20], "from the 1 of the FedPerfix paper's code upwards")] = (

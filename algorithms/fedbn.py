@@ -11,6 +11,7 @@ FedPerfix paper these are the LayerNorms of a ViT (``norm1``, ``norm2``, ``norm`
 
 from __future__ import annotations
 
+from raysim.algorithms.base import About
 from raysim.algorithms.fedper import FedPer
 
 
@@ -18,6 +19,7 @@ class FedBN(FedPer):
     """The normalisation layers are personal, the rest is shared."""
 
     paper = "https://arxiv.org/abs/2102.07623"
+    about = About("partial", sent="all but the norms", kept="the norms", evaluated="as it is", cost="1")
 
     personal: list[str] = ["*norm*"]
     """Patterns of the personal parameters. For timm's resnet50: ``[bn*, downsample.1]``."""

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -53,6 +54,13 @@ class FedDBE(FederatedAlgorithm):
     """A personal bias of the representation, and a pull of its mean to that of all clients."""
 
     paper = "https://arxiv.org/abs/2311.14975"
+    about = About(
+        "partial",
+        sent="S + D",
+        kept="a bias (D) of its representation",
+        evaluated="with that bias",
+        cost="1, and a round of all clients, whose bytes are not in `communication/…`",
+    )
     uploads = {"shared": Upload(), "mean": Upload()}
     uses_features = True
     needs_body = True

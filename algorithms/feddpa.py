@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import nn
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -42,6 +43,13 @@ class FedDPA(FederatedLoRA):
     """A shared and a local LoRA, mixed for each test image by how much it is like the client's training images."""
 
     paper = "https://arxiv.org/abs/2403.19211"
+    about = About(
+        "lora",
+        sent="LoRA and head",
+        kept="a LoRA of its own",
+        evaluated="both, mixed for each image",
+        cost="2, without the gradients of the backbone",
+    )
     uses_features = True
     needs_body = True
     one_shared_model = False

@@ -22,6 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -40,6 +41,7 @@ class FedDyn(FederatedAlgorithm):
     """A dynamic regulariser per client makes local optima agree with the global one."""
 
     paper = "https://arxiv.org/abs/2111.04263"
+    about = About("optimization", sent="S", kept="its linear term", evaluated="as it is", cost="1")
     uploads = {"shared": Upload("uniform")}
 
     alpha: Annotated[float, Tuned([0.001, 0.01, 0.1], "a factor of 10 around the authors' 0.01")] = Field(0.01, gt=0)

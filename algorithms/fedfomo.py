@@ -24,6 +24,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -44,6 +45,13 @@ class FedFomo(FederatedAlgorithm):
     """Each client mixes those models of others that are better than its own on samples that it holds back."""
 
     paper = "https://arxiv.org/abs/2012.08565"
+    about = About(
+        "mixing",
+        sent="up to M - 1 models down, its own up",
+        kept="its whole model, and the one it started from",
+        evaluated="its own model",
+        cost="(E + M / 3) / E at most",
+    )
     uploads = {
         "shared": Upload("uniform"),
         "own": Upload("each"),

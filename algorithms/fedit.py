@@ -13,6 +13,7 @@ Down and up: LoRA and head. Kept by a client: nothing. Forward and backward as F
 
 from __future__ import annotations
 
+from raysim.algorithms.base import About
 from raysim.algorithms.lora import FederatedLoRA
 
 
@@ -20,3 +21,10 @@ class FedIT(FederatedLoRA):
     """Both factors of LoRA are averaged, on a frozen backbone."""
 
     paper = "https://arxiv.org/abs/2305.05644"
+    about = About(
+        "lora",
+        sent="LoRA and head",
+        kept="nothing",
+        evaluated="as it is",
+        cost="1, without the gradients of the backbone",
+    )

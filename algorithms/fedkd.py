@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -46,6 +47,13 @@ class FedKD(FederatedAlgorithm):
     """A client's own model and a shared one distil each other, and the shared one is sent by its largest singular values."""
 
     paper = "https://arxiv.org/abs/2108.13323"
+    about = About(
+        "distillation",
+        sent="S by its largest singular values",
+        kept="a model of its own, a linear map (D by D)",
+        evaluated="its own model",
+        cost="2, and decompositions",
+    )
     uploads = {"shared": Upload("uniform"), "numbers": Upload("uniform", known=True)}
     whole_model_kept = "its clients keep a whole model of their own"
     uses_features = True

@@ -13,13 +13,23 @@ Down and up: the shared parameters, and two numbers up. Kept by a client: nothin
 
 from __future__ import annotations
 
-from raysim.algorithms.base import Carry, ClientContext, FederatedAlgorithm, ServerContext, Tensor, Tensors, Upload
+from raysim.algorithms.base import (
+    About,
+    Carry,
+    ClientContext,
+    FederatedAlgorithm,
+    ServerContext,
+    Tensor,
+    Tensors,
+    Upload,
+)
 
 
 class FedNova(FederatedAlgorithm):
     """Updates are normalised by how many local steps a client did."""
 
     paper = "https://arxiv.org/abs/2007.07481"
+    about = About("optimization", sent="S; 2 numbers more up", kept="nothing", evaluated="as it is", cost="1")
     uploads = {
         "shared": Upload(times="per_step"),
         "per_step": Upload(scale_bits=52),

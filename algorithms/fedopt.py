@@ -20,7 +20,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
+from raysim.algorithms.base import About, FederatedAlgorithm, ServerContext, Tensor, Tensors, torch
 from raysim.search_space import Range, Tuned
 
 
@@ -61,6 +61,8 @@ class FedOpt(FederatedAlgorithm):
 class FedAdam(FedOpt):
     """FedAvg with Adam on the server."""
 
+    about = About("optimization", sent="S", kept="nothing", evaluated="as it is", cost="1")
+
     beta2: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
@@ -71,6 +73,8 @@ class FedAdam(FedOpt):
 class FedYogi(FedOpt):
     """FedAvg with Yogi on the server, whose second moment changes slowly."""
 
+    about = About("optimization", sent="S", kept="nothing", evaluated="as it is", cost="1")
+
     beta2: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.99, ge=0, lt=1)
     """Decay of the squared mean update. (The authors' code keeps 0.999.)"""
 
@@ -80,6 +84,8 @@ class FedYogi(FedOpt):
 
 class FedAdagrad(FedOpt):
     """FedAvg with Adagrad on the server, whose second moment only grows."""
+
+    about = About("optimization", sent="S", kept="nothing", evaluated="as it is", cost="1")
 
     beta1: Annotated[float, Tuned(None, "the authors do not tune it")] = Field(0.0, ge=0, lt=1)
     """Momentum of the mean update; Adagrad has none."""

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -48,6 +49,13 @@ class FedPAC(FederatedAlgorithm):
     """Prototypes align the shared body, and the server combines each client's head with those of similar clients."""
 
     paper = "https://arxiv.org/abs/2306.11867"
+    about = About(
+        "partial",
+        sent="body, head, prototypes (D per class); up also class means and a number",
+        kept="nothing (its head is kept by the server)",
+        evaluated="with its combined head",
+        cost="(E + 1.7) / E",
+    )
     uploads = {
         "shared": Upload(),
         "prototypes": Upload("uniform"),

@@ -12,13 +12,14 @@ FedRep is this method.
 
 from __future__ import annotations
 
-from raysim.algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import About, FederatedAlgorithm
 
 
 class FedPer(FederatedAlgorithm):
     """The head is personal, the rest is shared; both train together."""
 
     paper = "https://arxiv.org/abs/1912.00818"
+    about = About("partial", sent="all but the head", kept="the head", evaluated="as it is", cost="1")
 
     personal: list[str] = ["head"]
     """Patterns of the personal parameters."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from raysim.algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import About, FederatedAlgorithm
 from raysim.plugins.registry import PLUGINS
 
 
@@ -27,6 +27,9 @@ class FedPerfix(FederatedAlgorithm):
     """A personal prefix plugin in every self-attention layer and a personal head; the rest is shared."""
 
     paper = "https://arxiv.org/abs/2308.09160"
+    about = About(
+        "partial", sent="all but plugin and head", kept="plugin and head", evaluated="as it is", cost="1 + the plugin"
+    )
 
     plugin: Literal["prefix", "prefix_zero", "prefix_random", "adapter", "prompt", "lora"] = "prefix"
     """``prefix``: FedPerfix; ``prefix_zero``, ``prefix_random``: one linear layer in its place, zero or random at the start;

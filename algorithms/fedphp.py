@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -42,6 +43,7 @@ class FedPHP(FederatedAlgorithm):
     """A personal model that inherits more and more from the client's own past, and teaches the shared one."""
 
     paper = "https://doi.org/10.1007/978-3-030-86486-6_36"
+    about = About("own_model", sent="S", kept="a model of its own", evaluated="its own model", cost="1.3, measured 1.5")
     whole_model_kept = "its clients keep a whole model of their own"
     uses_features = True
     depends_on_rounds = True

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -39,6 +40,13 @@ class FedProto(FederatedAlgorithm):
     """Clients share one prototype per class in place of parameters."""
 
     paper = "https://arxiv.org/abs/2105.00243"
+    about = About(
+        "distillation",
+        sent="a prototype (D) per class",
+        kept="its whole model",
+        evaluated="nearest prototype",
+        cost="1",
+    )
     shares_nothing = True
     whole_model_kept = "its clients share prototypes and no parameters"
     uploads = {"shared": Upload(), "prototypes": Upload("uniform"), "weights": Upload("uniform")}

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensor
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, FederatedAlgorithm, Tensor
 from raysim.search_space import Tuned
 
 
@@ -22,6 +22,7 @@ class FedProx(FederatedAlgorithm):
     """FedAvg whose clients are drawn back to the server's parameters while they train."""
 
     paper = "https://arxiv.org/abs/1812.06127"
+    about = About("optimization", sent="S", kept="nothing", evaluated="as it is", cost="1")
 
     mu: Annotated[float, Tuned([0.001, 0.01, 0.1, 0.5, 1.0], "what the authors' README recommends")] = Field(0.1, gt=0)
     """Strength of the pull; the authors tune it in {0.001, 0.01, 0.1, 0.5, 1}."""

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, masked_step
 from raysim.search_space import Tuned
 
 
@@ -25,6 +25,9 @@ class FedRep(FederatedAlgorithm):
     """A personal head and a shared body that train in turn: head epochs first, then body epochs."""
 
     paper = "https://arxiv.org/abs/2102.07078"
+    about = About(
+        "partial", sent="the body", kept="the head, trained before the body", evaluated="as it is", cost="1; 2 if E = 1"
+    )
     needs_body = True
 
     personal: list[str] = ["head"]

@@ -18,13 +18,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, nn
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, nn
 
 
 class FedRoD(FederatedAlgorithm):
     """A generic head trained on balanced classes, and a personal one on top that corrects it."""
 
     paper = "https://arxiv.org/abs/2107.00778"
+    about = About("partial", sent="S", kept="a second head", evaluated="sum of both heads", cost="1, measured 1.1")
     uses_features = True
     modules = ("personal_head",)
 

@@ -13,6 +13,7 @@ Down and up: A. Kept by a client: B_i and its head h_i.
 
 from __future__ import annotations
 
+from raysim.algorithms.base import About
 from raysim.algorithms.lora import FederatedLoRA
 
 
@@ -20,6 +21,13 @@ class FedSALoRA(FederatedLoRA):
     """The first factor of LoRA is shared; the second and the head are personal."""
 
     paper = "https://arxiv.org/abs/2410.01463"
+    about = About(
+        "lora",
+        sent="first factor of LoRA",
+        kept="second factor, head",
+        evaluated="as it is",
+        cost="1, without the gradients of the backbone",
+    )
 
     personal: list[str] = ["lora.up", "head"]
     """Patterns of the personal parameters."""

@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from raysim.algorithms.base import Upload
+from raysim.algorithms.base import About, Upload
 from raysim.algorithms.pfedhn import PFedHN
 from raysim.search_space import Range, Tuned
 
@@ -31,6 +31,13 @@ class FedTP(PFedHN):
     """A hypernetwork on the server makes each client's self-attention, and the rest is shared."""
 
     paper = "https://arxiv.org/abs/2211.01572"
+    about = About(
+        "hypernetwork",
+        sent="S, attention another one for each client",
+        kept="nothing (an embedding is kept by the server)",
+        evaluated="with the generated attention",
+        cost="1; the server trains a hypernetwork",
+    )
     uploads = {"shared": Upload(), "change": Upload("each")}
     shares_nothing = False
     whole_model_kept = ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from raysim.algorithms.base import About
 from raysim.algorithms.lora import FederatedLoRA
 
 
@@ -21,6 +22,13 @@ class FFALoRA(FederatedLoRA):
     """LoRA whose first factor stays as it was drawn, so that averaging is exact."""
 
     paper = "https://arxiv.org/abs/2403.12313"
+    about = About(
+        "lora",
+        sent="second factor of LoRA, head",
+        kept="nothing",
+        evaluated="as it is",
+        cost="1, without the gradients of the backbone",
+    )
 
     freeze_backbone: Literal[True] = True
     """The backbone and the first factor never train."""

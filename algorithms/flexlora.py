@@ -15,6 +15,7 @@ Down and up: the first r_i rows of A and columns of B, and the head. Kept by a c
 from __future__ import annotations
 
 from raysim.algorithms.base import (
+    About,
     Carry,
     ClientContext,
     ClientRows,
@@ -31,6 +32,13 @@ class FlexLoRA(RankedLoRA):
     """Clients have LoRA of different ranks; the server averages the products and decomposes the mean."""
 
     paper = "https://arxiv.org/abs/2402.11505"
+    about = About(
+        "lora",
+        sent="LoRA of its rank, head",
+        kept="nothing",
+        evaluated="at its rank",
+        cost="1, without the gradients of the backbone",
+    )
     uploads = {"shared": Upload(), "factors": Upload("each")}
 
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:

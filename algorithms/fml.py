@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, F, Tensor, Tensors, Upload
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, F, Tensor, Tensors, Upload
 from raysim.algorithms.own_model import OwnModel
 from raysim.search_space import Tuned
 
@@ -30,6 +30,7 @@ class FML(OwnModel):
     """A client's own model and the shared one learn from each other's predictions."""
 
     paper = "https://arxiv.org/abs/2006.16765"
+    about = About("distillation", sent="S", kept="a model of its own", evaluated="its own model", cost="2.7")
     uploads = {"shared": Upload("uniform")}
     trains_own_model = True
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -54,6 +55,13 @@ class GPFL(FederatedAlgorithm):
     """Class embeddings guide shared features, and a conditional valve gives each client its own view of them."""
 
     paper = "https://arxiv.org/abs/2308.10279"
+    about = About(
+        "partial",
+        sent="body, class embedding, valve; down also the embedding before",
+        kept="the head, two class embeddings",
+        evaluated="on conditioned features",
+        cost="1, measured 1.2",
+    )
     uses_features = True
     needs_body = True
     modules = ("embedding", "cov")

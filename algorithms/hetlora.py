@@ -21,6 +21,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -41,6 +42,13 @@ class HetLoRA(RankedLoRA):
     """Clients have LoRA of different ranks, which they prune; the server weighs them by the norm of their update."""
 
     paper = "https://arxiv.org/abs/2401.06432"
+    about = About(
+        "lora",
+        sent="LoRA of its rank, head; 1 number more up",
+        kept="its rank",
+        evaluated="at its rank",
+        cost="1, without the gradients of the backbone",
+    )
     uploads = {"shared": Upload("uniform", times="norm", scale_bits=44), "norm": Upload("uniform", scale_bits=44)}
     needs_body = True
 

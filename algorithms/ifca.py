@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -41,6 +42,13 @@ class IFCA(FederatedAlgorithm):
     """Several shared models: each client trains, and is evaluated with, the one that fits its data best."""
 
     paper = "https://arxiv.org/abs/2006.04088"
+    about = About(
+        "clusters",
+        sent="k models down, one up",
+        kept="nothing",
+        evaluated="with the cluster that fits its training samples",
+        cost="(E + k / 3) / E",
+    )
     uploads = {"shared": Upload("uniform", groups="cluster"), "cluster": Upload("uniform")}
     whole_phases = ("choose",)
     needs_body = True

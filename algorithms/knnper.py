@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, torch
+from raysim.algorithms.base import About, Batch, ClientContext, F, FederatedAlgorithm, Tensor, Tensors, torch
 from raysim.search_space import Range, Tuned
 
 
@@ -29,6 +29,7 @@ class KNNPer(FederatedAlgorithm):
     """FedAvg whose predictions are mixed with those of the nearest training samples of the client."""
 
     paper = "https://arxiv.org/abs/2111.09360"
+    about = About("neighbours", sent="S", kept="nothing", evaluated="half by its nearest training samples", cost="1")
     uses_features = True
 
     k: Annotated[int, Tuned([1, 3, 5, 7, 10], "the authors' values")] = Field(10, ge=1)

@@ -13,6 +13,7 @@ weighted by samples and start from the initial model (give ``model.weights`` for
 
 from __future__ import annotations
 
+from raysim.algorithms.base import About
 from raysim.algorithms.fedper import FedPer
 
 
@@ -20,6 +21,7 @@ class LGFedAvg(FedPer):
     """The head is shared, the representation is personal."""
 
     paper = "https://arxiv.org/abs/2001.01523"
+    about = About("partial", sent="the head", kept="all but the head", evaluated="as it is", cost="1")
     needs_body = True
 
     personal: list[str] = ["*", "!head"]

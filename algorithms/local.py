@@ -9,12 +9,13 @@ clients of a round train, so that every method takes the same number of local st
 
 from __future__ import annotations
 
-from raysim.algorithms.base import FederatedAlgorithm
+from raysim.algorithms.base import About, FederatedAlgorithm
 
 
 class Local(FederatedAlgorithm):
     """Nothing is shared: every client trains its own model, in the rounds in which it is sampled."""
 
+    about = About("baseline", sent="nothing", kept="its whole model", evaluated="as it is", cost="1")
     shares_nothing = True
     whole_model_kept = "its clients share nothing"
 

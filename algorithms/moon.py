@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -37,6 +38,7 @@ class MOON(FederatedAlgorithm):
     """A contrastive loss draws a client's representation to the server's and away from its own last one."""
 
     paper = "https://arxiv.org/abs/2103.16257"
+    about = About("optimization", sent="S", kept="its last model", evaluated="as it is", cost="1.7")
     uses_features = True
     needs_body = True
 

@@ -23,6 +23,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Carry,
     ClientContext,
     ClientRows,
@@ -42,6 +43,13 @@ class PFedHN(FederatedAlgorithm):
     """A hypernetwork on the server makes each client's whole model from an embedding of it."""
 
     paper = "https://arxiv.org/abs/2103.04628"
+    about = About(
+        "hypernetwork",
+        sent="S, another one down for each client",
+        kept="nothing (an embedding is kept by the server)",
+        evaluated="the generated model",
+        cost="1; the server trains a hypernetwork",
+    )
     uploads = {"shared": Upload("uniform"), "change": Upload("each")}
     shares_nothing = True
     whole_model_kept = "a hypernetwork makes all of a client's parameters"

@@ -25,6 +25,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Carry,
     ClientContext,
     ClientRows,
@@ -46,6 +47,13 @@ class PFedLA(FederatedAlgorithm):
     """The server mixes all clients' models for each client, layer by layer, by weights that a hypernetwork learns."""
 
     paper = "https://arxiv.org/abs/2205.03993"
+    about = About(
+        "mixing",
+        sent="S, another one down for each client",
+        kept="nothing (model and hypernetwork are kept by the server)",
+        evaluated="the mixture",
+        cost="1",
+    )
     uploads = {"shared": Upload("uniform"), "change": Upload("each")}
     shares_nothing = True
     whole_model_kept = "each client has a mixture of all clients' models"

@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, ServerContext, Tensor, Tensors
 from raysim.algorithms.own_model import OwnModel
 from raysim.search_space import Range, Tuned
 
@@ -28,6 +28,7 @@ class PFedMe(OwnModel):
     """A personal model per client, the proximal point of the shared one."""
 
     paper = "https://arxiv.org/abs/2006.08848"
+    about = About("own_model", sent="S", kept="a model of its own", evaluated="its own model", cost="K")
 
     lamda: Annotated[float, Tuned(Range(5.0, 50.0, log=True), "around the authors' 15 to 30")] = Field(15.0, gt=0)
     """The paper's lambda, the strength of the pull between the two models; 15 to 30 in the authors' experiments."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysim.algorithms.base import Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, torch
+from raysim.algorithms.base import About, Batch, Carry, ClientContext, FederatedAlgorithm, Tensors, torch
 from raysim.errors import ConfigError
 from raysim.search_space import Tuned
 
@@ -45,6 +45,9 @@ class PFedPT(FederatedAlgorithm):
     """Each client learns a frame around its images, and all train the shared model inside of it."""
 
     paper = "https://arxiv.org/abs/2303.08678"
+    about = About(
+        "prompt", sent="S", kept="a frame of pixels", evaluated="inside its frame", cost="(E + prompt_epochs) / E"
+    )
     modules = ("frame",)
     one_shared_model = False
 

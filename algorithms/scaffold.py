@@ -19,6 +19,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raysim.algorithms.base import (
+    About,
     Batch,
     Carry,
     ClientContext,
@@ -37,6 +38,7 @@ class Scaffold(FederatedAlgorithm):
     """Control variates on server and clients correct each local step for the client's drift."""
 
     paper = "https://arxiv.org/abs/1910.06378"
+    about = About("optimization", sent="2 S", kept="its control variate", evaluated="as it is", cost="1")
     uploads = {"shared": Upload("uniform"), "control_change": Upload("uniform", scale_bits=48)}
     local_optimizers = ("sgd",)
 

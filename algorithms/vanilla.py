@@ -11,6 +11,7 @@ p_i. As costly as FedAvg.
 
 from __future__ import annotations
 
+from raysim.algorithms.base import About
 from raysim.algorithms.fedper import FedPer
 
 
@@ -18,6 +19,9 @@ class Vanilla(FedPer):
     """Self-attention and head are personal, the rest is shared."""
 
     paper = "https://arxiv.org/abs/2308.09160"
+    about = About(
+        "partial", sent="all but attention and head", kept="attention and head", evaluated="as it is", cost="1"
+    )
 
     personal: list[str] = ["attn", "head"]
     """Patterns of the personal parameters."""
