@@ -17,50 +17,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raysim.bench.one_process import OneProcess
 from raysim.config.loading import children, load_config
 from raysim.data.loading import load_data
 from raysim.experiments.preparation import prepare_run
-from raysim.federation.server import stepped
-from raysim.functional.context import ServerContext
 from raysim.models.build import build_model
-from raysim.training.aggregation import PartialSum, Weights, combine, mean_uploads
-from raysim.training.engine import ClientEngine
-from raysim.training.local_training import LocalTraining
 
 STUDY = Path(__file__).absolute().parent.parent / "yaml" / "methods" / "digits.yaml"
-CLIENTS, REPEATS = np.arange(4), 7
+REPEATS = 7
 
 
-class Rounds:
+class Rounds(OneProcess):
     """Rounds of one client batch with a method."""
 
     def __init__(self, entry, config, cache):
         run = prepare_run(entry, config.model_copy(update={"study": None}), *load_data(config, cache))
-        data, algorithm = run.dataset, config.algorithm
-        model = build_model(run.config.model, algorithm, data.num_classes, data.images.shape[3], config.seed)
+        data = run.dataset
+        model = build_model(run.config.model, config.algorithm, data.num_classes, data.images.shape[3], config.seed)
+        model.load_state_dict({n: torch.from_numpy(v.copy()) for n, v in run.frozen.items()}, strict=False)
         initial = torch.from_numpy(run.initial)
-        self.algorithm, self.clients = algorithm, CLIENTS[:1] if algorithm.pooled else CLIENTS
-        self.engine = ClientEngine(run.config, model, initial, data.images, data.labels, run.partition, "cpu")
-        self.shared = run.layout.split(initial)[0].clone()
-        self.state = algorithm.server_init(self.shared, run.layout)
-        self.states = np.tile(self.engine.initial_state, (len(self.clients), 1))
+        super().__init__(run.config, model, initial, data.images, data.labels, run.partition)
+        self.clients = np.arange(1 if config.algorithm.pooled else 4)
         for number in range(2):
-            trained = self.train(number)
-            sums = PartialSum(number)
-            sums.add(0, trained.sums)
-            means = mean_uploads(algorithm, combine([sums], number, {0}))
-            context = ServerContext(run.layout, number, len(self.clients), config.data.num_clients)
-            self.shared, self.state = stepped(algorithm, self.shared, self.state, means, context)
-            self.states = trained.states
+            self.round(number, [self.clients], evaluate=False)
 
-    def train(self, number=2):
-        ones = Weights(np.ones(len(self.clients), np.int64), len(self.clients))
-        epochs, weights = self.engine.config.train.local_epochs, {"samples": ones, "uniform": ones}
-        training = LocalTraining(number, self.clients, weights, epochs, evaluate=False)
-        return self.engine.train(training, self.algorithm.broadcast(self.shared, self.state), self.states)
+    def third(self):
+        self.train(2, self.clients, evaluate=False)
 
     def evaluate(self):
-        self.engine.evaluate(2, self.clients, self.algorithm.broadcast(self.shared, self.state), self.states)
+        messages = self.server.messages(2, self.clients)
+        self.engine.evaluate(2, self.clients, self.broadcast, self.states[self.clients], messages=messages)
 
 
 def seconds(function):
@@ -79,7 +65,7 @@ def main(arguments):
     for name in arguments[1:] or sorted(n for n, config in found.items() if not config.algorithm.pooled):
         base = Rounds("fedavg sgd", found["fedavg sgd"], cache) if name.endswith(" sgd") else fedavg
         one = Rounds(name, found[name], cache)
-        training = [seconds(one.train) / seconds(base.train) for _ in range(REPEATS)]
+        training = [seconds(one.third) / seconds(base.third) for _ in range(REPEATS)]
         evaluation = [seconds(one.evaluate) / seconds(fedper.evaluate) for _ in range(REPEATS)]
         print(f"| {name} | {statistics.median(training):.2f} | {statistics.median(evaluation):.1f} |", flush=True)
 

@@ -206,6 +206,37 @@ def test_bits_do_not_depend_on_the_number_of_actors(study, store, num_actors):
     pd.testing.assert_frame_equal(result.history[["round", *results[3:]]], expected.history[["round", *results[3:]]])
 
 
+KINDS = [
+    *({"name": name} for name in ("fedfomo", "ifca", "pfedhn", "flexlora", "fedrolex")),
+    *({"name": f"methods:{kind}KillsItsActor", "at": 3} for kind in ("Known", "Masked")),
+]
+
+
+@pytest.mark.slow
+def test_servers_that_know_their_clients_give_the_same_bits_on_one_to_four_actors_one_of_which_is_killed(
+    store, tmp_path
+):
+    """A method of each kind: uploads of each, groups, a server that trains, ranks, masks; and two that kill an actor."""
+    checksums = []
+    for actors in (1, 3, 4):
+        entries = []
+        for i, algorithm in enumerate(KINDS):
+            if "at" in algorithm:
+                folder = tmp_path / f"{actors}.{i}"
+                folder.mkdir()
+                if actors == 1:  # so that the actor has three clients of a round, two of them in its sum
+                    (folder / "life").touch()
+                algorithm = {**algorithm, "folder": str(folder)}
+            entries.append({"name": str(i), "algorithm": algorithm})
+        resources = {"num_actors": actors, "clients_per_batch": 1}
+        result = run(
+            store, name=f"actors{actors}", study=entries, resources=resources, rounds=2, cohort={"fraction": 0.75}
+        )
+        checksums.append([r.checksums for r in result.runs])
+    assert not list(tmp_path.glob("*/*"))  # they did die
+    assert all(other == checksums[0] for other in checksums[1:])
+
+
 def test_a_killed_actor_is_replaced_and_no_bit_changes(store, tmp_path):
     """One actor that dies at its third client of a round: the first two were in its sum and must run again, too.
 

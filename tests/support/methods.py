@@ -239,4 +239,18 @@ class KillsItsActor(FederatedAlgorithm):
         return super().client_final(carry, ctx)
 
 
+class KnownKillsItsActor(KillsItsActor, Known):
+    """The same of a server that knows its clients: what they sent for it is lost with the actor, too."""
+
+    def personal_patterns(self):
+        return []
+
+
+class MaskedKillsItsActor(KillsItsActor, Masked):
+    """The same of masks and groups."""
+
+    def personal_patterns(self):
+        return []
+
+
 TRAINED: Counter[str] = Counter()  # by folder, in this process
