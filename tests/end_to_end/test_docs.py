@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import raysim
+from raysim.algorithms import ALGORITHMS
 from raysim.config.loading import children, config_of, load_config
 from raysim.experiments.callbacks.making import check_callbacks, make_callbacks
 from raysim.experiments.preparation import prepare
@@ -206,3 +207,25 @@ def test_the_page_of_python_has_all_that_is_public():
     listed = set(re.findall(r"^::: raysim\.(\w+)$", page, re.MULTILINE))
     assert listed == set(raysim.__all__) - {"__version__"}
     assert all(hasattr(raysim, name) for name in raysim.__all__)
+
+
+def test_the_table_of_methods_is_what_they_say_of_themselves():
+    rows = {}
+    for line in (ROOT / "docs" / "algorithms.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0].startswith("`"):
+            rows |= dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1:])
+    for name, cls in ALGORITHMS.items():
+        assert "about" in vars(cls), f"{name} has no line of its own"
+        about = cls.about
+        assert rows[name] == [about.sent, about.kept, about.evaluated, about.cost], name
+
+
+def test_families_are_listed_by_name(invoke):
+    for family in {cls.about.family for cls in ALGORITHMS.values()}:
+        listed = invoke("algorithms", "--family", family).output
+        for name, cls in ALGORITHMS.items():
+            assert (f"{name}  {cls.paper}" in listed) == (cls.about.family == family)
+    wrong = invoke("algorithms", "--family", "loar")
+    assert wrong.exit_code != 0
+    assert "--family loar: there is no such family; choose one of: baseline, " in wrong.output
