@@ -87,7 +87,9 @@ SETTLED = 5  # from this round on, memory is expected not to grow
 
 
 def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure the workload with all its clients and with ``FEW_CLIENTS``, in turn, each with actors of its own.
+    """Measure the workload with all its clients and with a few, in turn, each with actors of its own.
+
+    A few are ``FEW_CLIENTS``, or a tenth of all.
 
     Raises:
         ConfigError: an override is wrong, or the resources are not there.
@@ -105,7 +107,8 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
         all_seconds.append(everyone.round(0)[0])
         first = time.time() - started
         memory = Memory(everyone.processes())
-        few_clients = [f"data.num_clients={FEW_CLIENTS}"]
+        fewer = min(FEW_CLIENTS, everyone.config.data.num_clients // 10)
+        few_clients = [f"data.num_clients={fewer}"]
         with driven(workload, [*overrides, *few_clients], rounds) as few:
             few.round(0)
             for round in range(1, rounds):
@@ -115,16 +118,16 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
                     else:
                         all_seconds.append(everyone.round(round)[0])
                         history.append(memory.look())
-        states = ray.get(everyone.actor.num_states.remote())
+        states, state_bytes = ray.get(everyone.actor.kept.remote())
     ratios = np.array(all_seconds[1:]) / np.array(few_seconds)
     config = everyone.config
     return {
         **_described(workload, config),
         "num_clients": config.data.num_clients,
         "clients_with_state": states,
-        "state_bytes_per_client": 4 * everyone.run.layout.num_personal,
+        "state_bytes_per_client": state_bytes,
         "raysim_seconds_per_round": float(np.median(all_seconds[1:])),
-        "few_clients": FEW_CLIENTS,
+        "few_clients": fewer,
         "few_clients_seconds_per_round": float(np.median(few_seconds)),
         "ratio": float(np.median(ratios)),
         "seconds_to_start": ready,

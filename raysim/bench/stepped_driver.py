@@ -96,9 +96,9 @@ class SteppedDriver:
         array: NDArray[np.float32] = self._run.shared.numpy()
         return array
 
-    def num_states(self) -> int:
-        """How many clients have a personal state by now."""
-        return len(self._run.states.trained)
+    def kept(self) -> tuple[int, int]:
+        """How many clients have a state by now, and its bytes: their own, and what the server keeps of them."""
+        return len(self._run.states.trained), 4 * (self._run.states.layout.size + self._run.server_rows.layout.size)
 
 
 @contextmanager
