@@ -57,8 +57,8 @@ class PFedHN(FederatedAlgorithm):
 
     server_lr: Annotated[
         float, Tuned(Range(1e-3, 1.0, log=True), "from the authors' 0.01 to the step of a whole cohort")
-    ] = Field(0.1, gt=0)
-    """Learning rate of phi and of the embeddings; 0.01 in the authors' code, whose steps are one client each."""
+    ] = Field(0.05, gt=0)
+    """Learning rate of phi and of the embeddings; 0.01 and 0.05 in the authors' code, whose steps are one client each."""
     server_momentum: Annotated[float, Tuned(None, "the authors' 0.9, or none")] = Field(0.9, ge=0, lt=1)
     """Momentum of these steps."""
     server_decay: Annotated[float, Tuned(None, "the authors' 0.001, or none")] = Field(1e-3, ge=0)
