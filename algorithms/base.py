@@ -137,6 +137,7 @@ class FederatedAlgorithm(ModelOptions):
         prepares: before round 0 all clients train for the server alone (``server_prepare``): ``local_epochs``, in the phase
             ``prepare``.
         pooled: no clients: one model trains on samples of all of them, as many as the cohort has (``Centralized``).
+        told_in_evaluation: ``server_messages`` are sent to clients that are evaluated, too.
         one_shared_model: the shared parameters are a model that every client could use, so that it is evaluated, too.
     """
 
@@ -153,6 +154,7 @@ class FederatedAlgorithm(ModelOptions):
     batches_per_step: ClassVar[int] = 1
     prepares: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    told_in_evaluation: ClassVar[bool] = True
     one_shared_model: ClassVar[bool] = True
 
     @classmethod
@@ -200,8 +202,9 @@ class FederatedAlgorithm(ModelOptions):
     ) -> Tensors:
         """What is sent to each of K clients beside the broadcast, rows (K, m) by name.
 
-        A client finds its row in ``state``, (m,), under the message's name, in training and in evaluation. K are the clients
-        of a client batch: a row must depend on nothing but its client, the server's state, and rows that ``ctx.rows`` reads.
+        A client finds its row in ``state``, (m,), under the message's name, in training and (``told_in_evaluation``) in
+        evaluation. K are the clients of a client batch: a row must depend on nothing but its client, the server's state, and
+        rows that ``ctx.rows`` reads.
         """
         return {}
 

@@ -49,6 +49,7 @@ class FedAMP(FederatedAlgorithm):
     )
     uploads = {"shared": Upload("uniform"), "own": Upload("each")}
     shares_nothing = True
+    told_in_evaluation = False
     whole_model_kept = "its clients keep a whole model of their own"
     trains_own_model = True
 
@@ -77,11 +78,13 @@ class FedAMP(FederatedAlgorithm):
         self, shared: Tensor, server_state: Tensors, clients: ClientRows, ctx: ServerContext
     ) -> Tensors:
         own, models = clients.rows["own"], server_state["models"]
-        squared = torch.cdist(own.double(), models.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+        own, models = own.double(), models.double()
+        squared = own.square().sum(dim=1)[:, None] + models.square().sum(dim=1) - 2 * own @ models.T
+        squared = squared.clamp(min=0)
         attention = self.alpha / self.sigma * torch.exp(-squared / self.sigma)
         attention = attention * (clients.ids[:, None] != server_state["ids"])
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1)
-        others = attention @ models.double()
+        others = attention @ models
         return {"cloud": (1 - attention.sum(dim=1, keepdim=True)) * own + others}
 
     def server_step_each(

@@ -59,6 +59,7 @@ class FedFomo(FederatedAlgorithm):
         "candidates": Upload("each"),
     }
     shares_nothing = True
+    told_in_evaluation = False
     whole_model_kept = "its clients keep a whole model of their own"
     needs_body = True
     whole_phases = ("mix",)

@@ -95,11 +95,12 @@ class FedKD(FederatedAlgorithm):
                 pieces.append(piece)
                 count = count + piece.numel()
                 continue
-            u, s, v = torch.linalg.svd(piece.view(shape), full_matrices=False)
+            finite = piece.isfinite().all()  # else it can't be decomposed, and the client is rejected
+            u, s, v = torch.linalg.svd(torch.where(finite, piece, 0.0).view(shape), full_matrices=False)
             power = s.square().flatten(0, -2).sum(dim=0) if s.dim() > 1 else s.square()
             before = power.cumsum(0) - power
             kept = before <= energy * power.sum()  # until those before have more than the share
-            pieces.append(((u * (s * kept)[..., None, :]) @ v).flatten())
+            pieces.append(torch.where(finite, ((u * (s * kept)[..., None, :]) @ v).flatten(), torch.nan))
             each = s.numel() // s.shape[-1] * (shape[-2] + shape[-1] + 1)
             count = count + (kept.sum() * each).clamp(max=piece.numel())
         return torch.cat(pieces), count

@@ -165,7 +165,8 @@ def combination_weights(statistics: Tensor) -> Tensor:
     # Not at the top: scipy.optimize takes a tenth of a second, and this runs in the driver only.
     from scipy.optimize import nnls
 
-    variances, means = statistics[:, 0], statistics[:, 1:]
+    # A variance that was computed in float32 may be a little below 0.
+    variances, means = statistics[:, 0].clamp(min=0), statistics[:, 1:]
     gram = means @ means.T
     rows = []
     for i in range(len(means)):
@@ -177,7 +178,7 @@ def combination_weights(statistics: Tensor) -> Tensor:
         if scale <= 0:  # all clients are equal and vary in nothing
             rows.append(torch.full((len(matrix),), 1 / len(matrix), dtype=torch.float64))
             continue
-        factor = np.linalg.cholesky(matrix / scale + 1e-12 * np.eye(len(matrix)))
+        factor = np.linalg.cholesky(matrix / scale + 1e-9 * np.eye(len(matrix)))
         solution, _ = nnls(factor.T, np.linalg.solve(factor, np.ones(len(matrix))))
         weights = solution / solution.sum()
         weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)

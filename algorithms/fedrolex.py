@@ -10,6 +10,8 @@ model are trained by all clients in turn:
 Dimensions of queries, keys and values roll inside each head; in the authors' code over all heads, so that a head of a
 client is parts of two. Theirs roll by one dimension per round, over thousands of rounds: an axis of n dimensions takes n
 rounds. For the rest see HeteroFL. A client's part is another in each round, so it is the whole model that is evaluated.
+
+Down and up: the entries of the client's part in this round. Kept by a client: nothing.
 """
 
 from __future__ import annotations

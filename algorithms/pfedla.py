@@ -147,4 +147,7 @@ class PFedLA(FederatedAlgorithm):
 def _models(ctx: ServerContext) -> Iterator[tuple[Tensor, Tensor]]:
     """The models of all clients, some at a time: ids (J,) and models (J, P)."""
     for ids in torch.arange(ctx.num_clients).split(ROWS_AT_A_TIME):
-        yield ids, ctx.rows(ids)["model"]
+        models, known = ctx.initial.repeat(len(ids), 1), ctx.has_row(ids)
+        if known.any():
+            models[known] = ctx.rows(ids[known], "model")["model"]
+        yield ids, models

@@ -152,7 +152,7 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
     theta = layout.flatten(tensors)
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
     samples = partition.num_train[: config.data.num_clients]
-    check_uploads(config, layout, theta, samples, dataset.num_classes)
+    check_uploads(config, model, layout, theta, samples, dataset.num_classes)
     initial, frozen = theta.numpy(), {name: tensors[name].numpy() for name in layout.frozen}
     check_augmentation(config.data.augment, dataset.images)
     if has_batch_norm(model):
@@ -198,6 +198,11 @@ def _check_batch_norm(config: Config, partition: Partition) -> None:
         raise ConfigError(
             f"resources.clients_per_batch: {config.model.name} has BatchNorm layers, so its clients train one by one: "
             f"take 1 or auto, not {config.resources.clients_per_batch}"
+        )
+    if config.algorithm.held_back():
+        raise ConfigError(
+            f"algorithm.name: {config.algorithm.name} holds samples back by masking them, and BatchNorm layers "
+            f"({config.model.name}) would take their statistics all the same"
         )
     why = f"the BatchNorm layers of {config.model.name} can't take statistics of one sample"
     least = 2 * config.algorithm.batches_per_step

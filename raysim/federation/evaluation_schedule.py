@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from raysim.config.schema import Config
 from raysim.federation.cohort import evaluated_clients, sample_cohort
+from raysim.training.sensitivity import measurable
 
 Ints = NDArray[np.int64]
 SENSITIVITY_PARAMETERS = 10_000_000  # shared ones, above which ``evaluate.sensitivity: auto`` measures none
@@ -34,9 +35,9 @@ class EvaluationSchedule:
 
     def measures_sensitivity(self, round: int, num_shared: int) -> bool:
         """Whether ``sensitivity/...`` is measured in the round, for a model with so many shared parameters."""
-        asked, upload = self._config.evaluate.sensitivity, self._config.algorithm.uploads["shared"]
-        if upload.weighting == "each" or upload.mask or upload.groups:
-            return False  # there is no one vector that all clients' updates are averaged to
+        asked = self._config.evaluate.sensitivity
+        if not measurable(self._config.algorithm.uploads["shared"]):
+            return False
         if asked == "auto":
             return num_shared <= SENSITIVITY_PARAMETERS
         if isinstance(asked, bool):

@@ -38,7 +38,7 @@ from raysim.storage.server_rows import ServerRows
 from raysim.training.aggregation import combine
 from raysim.training.evaluation import evaluates_one_model
 from raysim.training.sensitivity import DIRECTIONS
-from raysim.training.tasks import BEFORE, Prepare, Task, Train, trained_in
+from raysim.training.tasks import BEFORE, AdaptNewClients, Prepare, Task, Train, trained_in
 from raysim.views import FAMILIES
 from raysim.workers.actor_pool import ActorPool
 from raysim.workers.dispatch import Completed, Dispatch, Progress
@@ -187,12 +187,14 @@ class FederatedRun:
         return np.setdiff1d(self._schedule.evaluated(round), cohort)
 
     def _vectors(self) -> int:
-        """How many vectors as long as the shared parameters an actor sums up, about."""
-        return sum(1 for upload in self._algorithm.uploads.values() if upload.weighting != "each")
+        """How many vectors as long as the shared parameters an actor sums up, about: for several means as many."""
+        return sum(4 if up.groups else 1 for up in self._algorithm.uploads.values() if up.weighting != "each")
 
     def _run_tasks(self, round: int, tasks: list[Task]) -> Generator[Progress | RoundRecord, None, Completed]:
         def place(task: Task, node: int) -> Task:
-            if task.reads_states:  # made here, so that only those of tasks under way are in memory
+            trains = isinstance(task, (Train, AdaptNewClients))
+            if task.reads_states and (trains or self._algorithm.told_in_evaluation):
+                # Made here, so that only those of tasks under way are in memory.
                 task = replace(task, messages=server.rows_for(task.round, task.clients))
             # Fresh addresses for every attempt: one that was lost may have written to its own, and may still do so.
             if isinstance(task, Train) and not isinstance(task, Prepare):
@@ -203,6 +205,8 @@ class FederatedRun:
         vectors = self._vectors() + any(isinstance(task, Train) and task.sensitivity for task in tasks)
         sum_bytes = 8 * self._layout.num_shared * vectors
         each = any(upload.weighting == "each" for upload in self._algorithm.uploads.values())
+        if each:  # travel with it, and are no more than that
+            sum_bytes += int(self.config.resources.server_memory * 2**30)
         dispatch = Dispatch(self._pool, round, tasks, server.version, server.broadcast, place, sum_bytes, each).run()
         while True:
             try:

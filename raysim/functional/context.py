@@ -31,8 +31,9 @@ class ServerContext:
         initial: (P,) the model's initial parameters.
         num_samples: (N,) float64, the training samples of every client of the run.
         generator: for what the server draws, seeded for this use of it (a round's step; a client's row).
-        rows: the rows that the server keeps of clients with ids (K,), each (K, n), read from disk: of others than those at
-            hand.
+        rows: ``rows(ids, *names)``: what the server keeps of other clients than those at hand, with ids (K,), each (K, n),
+            read from disk; all of a row, or the entries of these names.
+        has_row: (K,) bool: of which of them it has kept anything yet. A row that was not is drawn anew each time.
     """
 
     layout: ParameterLayout
@@ -42,7 +43,8 @@ class ServerContext:
     initial: Tensor
     num_samples: Tensor
     generator: torch.Generator
-    rows: Callable[[Tensor], Tensors]
+    rows: Callable[..., Tensors]
+    has_row: Callable[[Tensor], Tensor]
 
     @property
     def num_clients(self) -> int:

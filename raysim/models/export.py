@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from raysim.algorithms.width import SubLayerNorm
 from raysim.data.images import TooDeep, read_image
 from raysim.data.loading import load_data
 from raysim.data.partition import Partition
@@ -108,7 +109,12 @@ def _engine(run: SavedRun) -> ClientEngine:
 
 
 def check_whole(of: ClientModel) -> None:
-    """Raises a ConfigError if the client predicts with more than its model."""
+    """Raises a ConfigError if the client predicts with more than its model, or with a part of one."""
+    if any(isinstance(module, SubLayerNorm) and (module.weight == 0).any() for module in of.model.modules()):
+        raise ConfigError(
+            f"{of.run.config.algorithm.name!r} evaluates the client with a part of the model's width, whose norms timm's "
+            "model has not; raysim predict does it, and without --client the whole model is exported"
+        )
     if of.run.config.algorithm.has_own("predict"):
         raise ConfigError(
             f"{of.run.config.algorithm.name!r} predicts with more than the model (see its file), which a state dict of timm "

@@ -40,15 +40,19 @@ class SlotFile:
         else:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
-    def read(self, slots: Ints, initial: Floats) -> Floats:
-        """(K, slot_size): the state in each slot; ``initial`` (slot_size,) where a client has none."""
-        rows = np.empty((len(slots), self._slot_size), np.float32)
+    def read(self, slots: Ints, initial: Floats, start: int = 0, size: int | None = None) -> Floats:
+        """(K, slot_size): the state in each slot; ``initial`` (slot_size,) where a client has none.
+
+        With ``size`` only so many numbers of each, from the number ``start`` on.
+        """
+        size = self._slot_size if size is None else size
+        rows = np.empty((len(slots), size), np.float32)
         for row, slot in zip(rows, slots.tolist(), strict=True):
             if slot == NEVER_TRAINED:
                 row[:] = initial
                 continue
-            count = os.preadv(self._fd, [row.data], slot * self._row_bytes)
-            assert count == self._row_bytes, f"slot {slot} is {count} bytes long, not {self._row_bytes}"
+            count = os.preadv(self._fd, [row.data], slot * self._row_bytes + 4 * start)
+            assert count == 4 * size, f"slot {slot} has {count} bytes there, not {4 * size}"
         return rows
 
     def write(self, slots: Ints, rows: Floats) -> None:

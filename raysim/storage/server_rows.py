@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -36,17 +36,39 @@ class ServerRows:
         self._num_clients, self._initial = num_clients, initial
         self._file = SlotFile(None, self.layout.size) if self.layout.size else None
 
-    def named(self, clients: Ints) -> Tensors:
-        """The rows of clients (K,), by name, each (K, n)."""
+    def named(self, clients: Ints, names: Sequence[str] = ()) -> Tensors:
+        """The rows of clients (K,), by name, each (K, n): all of them, or only the entries ``names``."""
         if self._file is None:
             return {}
-        known = clients < self._num_clients
-        addresses = np.full(len(clients), NEVER_TRAINED)
-        addresses[known] = self.index.addresses[clients[known]]
+        addresses = self._addresses(clients)
+        if names:
+            parts = {name: self._part(addresses, name) for name in names}
+            for i in np.flatnonzero(addresses == NEVER_TRAINED).tolist():
+                initial = self._initial(int(clients[i]))
+                for name in names:
+                    parts[name][i] = initial[name].numpy()
+            return {name: torch.from_numpy(rows) for name, rows in parts.items()}
         rows = self.read(addresses)
         for i in np.flatnonzero(addresses == NEVER_TRAINED).tolist():
             rows[i] = self.layout.pack(self._initial(int(clients[i]))).numpy()
         return self.layout.unpack(torch.from_numpy(rows))
+
+    def known(self, clients: Ints) -> NDArray[np.bool_]:
+        """(K,): which clients have a row that was written."""
+        known: NDArray[np.bool_] = self._addresses(clients) != NEVER_TRAINED
+        return known
+
+    def _addresses(self, clients: Ints) -> Ints:
+        of_the_run = clients < self._num_clients
+        addresses = np.full(len(clients), NEVER_TRAINED)
+        addresses[of_the_run] = self.index.addresses[clients[of_the_run]]
+        return addresses
+
+    def _part(self, addresses: Ints, name: str) -> Floats:
+        assert self._file is not None
+        at = self.layout.names.index(name)
+        size, start = self.layout.sizes[at], sum(self.layout.sizes[:at])
+        return self._file.read(addresses, np.zeros(size, np.float32), start, size)
 
     def read(self, addresses: Ints) -> Floats:
         """The rows (K, size) at addresses (K,); zeros where there is none."""

@@ -61,7 +61,7 @@ class AlgorithmServer:
         if not self._algorithm.has_own("server_messages"):
             return {}
         known = ClientRows(torch.from_numpy(clients), self.rows.named(clients), {})
-        sent = self._algorithm.server_messages(self.shared, self.state, known, self._context(round, 0, STEP))
+        sent = self._algorithm.server_messages(self.shared, self.state, known, self._context(max(0, round), 0, STEP))
         return {name: rows.detach().float().contiguous() for name, rows in sent.items()}
 
     def prepare(self, uploads: PartialSum) -> None:
@@ -78,8 +78,8 @@ class AlgorithmServer:
     def step(self, round: int, uploads: PartialSum, clients: Ints) -> Tensors | None:
         """Take the step, from what clients (K,) with ascending ids have sent; returns the means, None if there is nothing.
 
-        Running statistics of BatchNorm are always averaged: what moves parameters beyond their mean, such as momentum, would
-        make a variance negative.
+        Running statistics of BatchNorm are averaged, where the shared parameters have one mean: what moves parameters beyond
+        it, such as momentum, would make a variance negative.
 
         Raises:
             ClientError: what the server has after it is not finite.
@@ -95,7 +95,8 @@ class AlgorithmServer:
             means["shared"] = torch.where(means["shared"].isnan(), self.shared, means["shared"])
         context = self._context(round, len(clients), STEP)
         new, state, rows = self._algorithm.server_step_each(self.shared, self.state, means, known, context)
-        if statistics := self._layout.statistics:
+        statistics, shared = self._layout.statistics, self._algorithm.uploads["shared"]
+        if statistics and shared.weighting != "each" and shared.groups is None:
             averaged, _ = self._layout.split(self._layout.mask(statistics))
             new = torch.where(averaged, means["shared"], new)
         new = new.detach().float().clone()
@@ -123,5 +124,6 @@ class AlgorithmServer:
             self._initial,
             self._num_samples,
             generator,
-            lambda ids: self.rows.named(ids.numpy()),
+            lambda ids, *names: self.rows.named(ids.numpy(), names),
+            lambda ids: torch.from_numpy(self.rows.known(ids.numpy())),
         )

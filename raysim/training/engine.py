@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raysim.algorithms import FederatedAlgorithm
+from raysim.algorithms import FederatedAlgorithm, Upload
 from raysim.config.schema import Config
 from raysim.config.sections.training import OptimizerConfig
 from raysim.data.partition import Partition
@@ -24,7 +24,15 @@ from raysim.functional.optimizers import Optimizer, Tensors
 from raysim.functional.parameters import ParameterLayout
 from raysim.functional.state_layout import StateLayout
 from raysim.own_code import checked_options, imported, is_own
-from raysim.training.aggregation import ClientUploads, FixedPoint, acceptable, fixed_point, grouped_sum, weighted_sum
+from raysim.training.aggregation import (
+    TOTAL_BITS,
+    ClientUploads,
+    FixedPoint,
+    acceptable,
+    fixed_point,
+    grouped_sum,
+    weighted_sum,
+)
 from raysim.training.evaluation import Evaluation, Evaluator, Predictor, evaluates_one_model
 from raysim.training.learning_rate import rate_factor
 from raysim.training.local_training import LocalTrainer, LocalTraining
@@ -159,9 +167,11 @@ class ClientEngine:
             squares = squared_updates(uploads["shared"], shared, self.layout)
             bounds = {"shared": largest_entries(squares, shared)} if sent["shared"] is uploads["shared"] else {}
         accepted = acceptable(sent, after, self._uploads, bounds).cpu().numpy()
-        for up in self._uploads.values():
+        for name, up in self._uploads.items():
             if up.weighed_by is not None:
                 accepted = accepted & (uploads[up.weighed_by].amin(dim=1) >= 0).cpu().numpy()
+            if up.groups is not None:  # what is summed up is their product
+                accepted = accepted & self._fits(uploads, name, up).cpu().numpy()
         sums = self._sums(training, uploads, sent, squares, shared, accepted)
         packed, trained = self.state_layout.pack(after), uploads["shared"]
         if not accepted.all():
@@ -172,7 +182,7 @@ class ClientEngine:
         if training.evaluate:
             now = replace(context, as_trained=True)
             state = {**self.state_layout.unpack(packed), **training.messages}
-            evaluation = self._evaluator.clients(clients, trained, state, now)
+            evaluation = self._evaluated(clients, trained, state, now, accepted)
         traffic = self._trainer.traffic(training, context, {**before, **training.messages}, uploads)
         return Trained(
             clients,
@@ -186,6 +196,27 @@ class ClientEngine:
             evaluation,
             traffic.double().cpu().numpy() if traffic is not None else None,
         )
+
+    def _evaluated(
+        self, clients: Ints, shared: Tensor, state: Tensors, now: ClientContext, accepted: NDArray[np.bool_]
+    ) -> Evaluation:
+        """Clients (K,) as trained; those that are not accepted as they were before."""
+        if accepted.all():
+            return self._evaluator.clients(clients, shared, state, now)
+        parts = []
+        for as_trained, chosen in ((True, accepted), (False, ~accepted)):
+            if chosen.any():
+                at = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)
+                own = {name: rows[at] for name, rows in state.items()}
+                context = replace(now, as_trained=as_trained)
+                parts.append(self._evaluator.clients(clients[chosen], shared[at], own, context))
+        return Evaluation.joined(parts, clients)
+
+    def _fits(self, uploads: Tensors, name: str, upload: Upload) -> Tensor:
+        """(K,) bool: whether what a client counts with in several means fits into fixed point."""
+        assert upload.groups is not None
+        largest = uploads[name].abs().amax(dim=1) * uploads[upload.groups].amax(dim=1)
+        return largest < 2.0 ** (TOTAL_BITS - upload.scale_bits)
 
     def _weighed(self, uploads: Tensors) -> Tensors:
         """The uploads, each (K, n), as they are summed up: those that are weighed by another one times that."""
@@ -207,7 +238,7 @@ class ClientEngine:
     ) -> ClientUploads | None:
         """What the server gets of each client that reports and is accepted."""
         names = [name for name, up in self._uploads.items() if up.weighting == "each"]
-        if not names:
+        if not names or training.prepare:
             return None
         chosen = accepted & (training.weights["uniform"].counts > 0)
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.device)

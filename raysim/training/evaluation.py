@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +57,19 @@ class Evaluation:
             parts.append(cls(clients, correct, counts, probabilities[rows]))
         validation, test = parts
         return replace(test, validation=validation)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Evaluation], clients: Ints) -> Evaluation:
+        """Those of other clients each, in the order of clients (K,)."""
+        validations = [part.validation for part in parts if part.validation is not None]
+        have, correct, counts = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("clients", "correct", "num_samples")
+        )
+        order = np.argsort(have)[np.argsort(np.argsort(clients))]
+        rows = ranges((np.cumsum(counts) - counts)[order], counts[order])
+        probabilities = np.concatenate([part.probabilities for part in parts])[rows]
+        validation = cls.joined(validations, clients) if validations else None
+        return cls(have[order], correct[order], counts[order], probabilities, validation)
 
 
 def evaluates_one_model(algorithm: FederatedAlgorithm, num_personal: int, adapt: bool = True) -> bool:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysim.algorithms import Upload
 from raysim.functional.parameters import ParameterLayout
 from raysim.training.aggregation import Weights, float64_sum
 
@@ -23,7 +24,7 @@ TINY = 1e-6  # of the largest parameter; float64 then has 1e-10 of a unit vector
 
 # A parameter's type is the first whose pattern matches its dotted name, enclosed in dots.
 TYPES: dict[str, str] = {
-    "plugin": r"\.(adapter|lora|prompt)\.",
+    "plugin": r"\.(adapter|lora|local|prompt|frame)\.",
     "patch_embedding": r"\.patch_embed\.",
     "position_and_class": r"\.(pos_embed|cls_token|reg_token|dist_token|relative_position_bias_table)\.",
     "head": r"\.head(_dist)?\.",
@@ -53,6 +54,11 @@ def shared_types(layout: ParameterLayout) -> list[str]:
         "" if name in layout.statistics else layer_type(name, layout.heads)
         for name in layout.names[: layout.num_shared_tensors]
     ]
+
+
+def measurable(shared: Upload) -> bool:
+    """Whether there is one vector that all clients' shared parameters, uploaded like this, are averaged to."""
+    return shared.weighting != "each" and shared.mask is None and shared.groups is None
 
 
 def squared_updates(trained: Tensor, shared: Tensor, layout: ParameterLayout) -> dict[str, Tensor]:

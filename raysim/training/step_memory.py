@@ -14,6 +14,7 @@ from raysim.training.algorithm_server import AlgorithmServer
 from raysim.training.device_errors import is_out_of_memory
 from raysim.training.engine import ClientEngine
 from raysim.training.local_training import LocalTraining
+from raysim.training.sensitivity import measurable
 
 MOST_CLIENTS_PER_BATCH = 256
 MOST_ACTORS_PER_GPU = 4
@@ -80,5 +81,6 @@ def trial_step(engine: ClientEngine, clients: NDArray[np.int64]) -> None:
     messages = {name: m.to(engine.device) for name, m in server.messages(0, clients).items()}
     weights = {"samples": equal, "uniform": equal}
     epochs = engine.config.train.local_epochs
-    training = LocalTraining(0, clients, weights, epochs, messages, sensitivity=True, steps_per_epoch=1)
+    sensitivity = measurable(engine.algorithm.uploads["shared"])
+    training = LocalTraining(0, clients, weights, epochs, messages, sensitivity=sensitivity, steps_per_epoch=1)
     engine.train(training, broadcast, states)

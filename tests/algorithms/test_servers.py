@@ -91,15 +91,21 @@ def test_a_cohort_whose_uploads_do_not_fit_is_refused_with_the_one_that_does():
     config = tiny(algorithm={"name": "fedamp"}, cohort={"size": 8}, data={"num_clients": 8})
     size = 4 * prepare(config)[0].layout.num_parameters
     for fits in (8, 5):
-        limit = {"server_memory": fits * size / 2**30 + 1e-9}
+        limit = {"server_memory": 2 * fits * size / 2**30 + 1e-9}  # what it sends, and what the server has of it
         config = tiny(algorithm={"name": "fedamp"}, cohort={"size": 8}, data={"num_clients": 8}, resources=limit)
         if fits == 8:
             prepare(config)
         else:
             with pytest.raises(
-                ConfigError, match=r"resources.server_memory: the server of fedamp gets .*cohort.size=5 or less"
+                ConfigError, match=r"resources.server_memory: the server of fedamp needs .*cohort.size=5 or less"
             ):
                 prepare(config)
+
+
+def test_a_limit_below_one_client_is_said_to_be_that():
+    config = tiny(algorithm={"name": "pfedhn"}, resources={"server_memory": 1e-6})
+    with pytest.raises(ConfigError, match="not even one fits: raise the limit"):
+        prepare(config)
 
 
 def test_apple_is_for_few_clients():
@@ -140,6 +146,74 @@ def test_rows_begin_as_the_seed_says_and_are_kept():
     assert (now != rows[0]).any(dim=1).tolist() == [c in (2, 5) for c in EVERYONE]
     beyond = first.server.rows.named(np.array([8]))  # a client that never takes part
     assert beyond["embedding"].isfinite().all()
+
+
+BATCH_NORM = {
+    "model": {"name": "resnet10t", "image_size": 32, "kwargs": {}},
+    "resources": {"clients_per_batch": 1},
+    "data": {"num_clients": 4},
+}
+
+
+def test_several_models_have_running_statistics_of_their_own():
+    s = Simulation(algorithm={"name": "ifca", "warmup_rounds": 1}, **BATCH_NORM)
+    s.round(0, [[0], [1]])
+    layout, other = s.engine.layout, s.server.state["others"][0]
+    assert s.shared.shape == other.shape == (layout.num_shared,)
+    name = layout.statistics[0]
+    assert not torch.equal(layout.piece(s.shared, name), layout.piece(other, name))
+    drawn = Simulation(algorithm={"name": "ifca"}, **BATCH_NORM)
+    for round_ in range(2):
+        assert all(t.accepted.all() for t in drawn.round(round_, [[0], [1]]))
+
+
+def test_samples_that_are_held_back_need_a_model_without_batch_norm():
+    with pytest.raises(ConfigError, match="fedfomo holds samples back by masking them, and BatchNorm layers"):
+        prepare(tiny(algorithm={"name": "fedfomo"}, **BATCH_NORM))
+
+
+def test_a_client_that_counts_too_much_in_several_means_is_rejected():
+    s = Simulation(algorithm={"name": "methods:Heavy"})
+    (trained,) = s.round(0, [[0, 1, 2]])
+    assert trained.accepted.tolist() == [True, False, True]
+
+
+def test_a_rejected_client_is_evaluated_as_if_untrained():
+    s = Simulation(algorithm={"name": "pfedhn"}, train={"optimizer": {"lr": 0.01}})
+    s.round(0, [[0, 1, 2]])
+    clients = np.array([0, 1, 2])
+    before = s.engine.evaluate(1, clients, s.broadcast, s.states[clients], messages=s.server.messages(1, clients))
+    s.algorithm.__class__ = type(
+        "Poisoned",
+        (type(s.algorithm),),
+        {"client_final": lambda self, carry, ctx: poisoned(*super(type(self), self).client_final(carry, ctx), ctx)},
+    )
+
+    def poisoned(uploads, state, ctx):
+        bad = ctx.client.num_samples == float(s.engine.partition.num_train[1])
+        return {**uploads, "change": torch.where(bad, torch.nan, uploads["change"])}, state
+
+    (trained,) = s.round(1, [clients])
+    assert trained.accepted.tolist() == [True, False, True]
+    assert trained.evaluation.clients.tolist() == [0, 1, 2]
+    ends = np.cumsum(before.num_samples)
+    own = slice(ends[0], ends[1])
+    np.testing.assert_allclose(trained.evaluation.probabilities[own], before.probabilities[own], atol=1e-6)
+    assert not np.allclose(trained.evaluation.probabilities[: ends[0]], before.probabilities[: ends[0]], atol=1e-6)
+
+
+def test_a_method_may_use_the_model_where_it_begins_and_ends():
+    (run,) = prepare(tiny(algorithm={"name": "methods:UsesItsModel"}))
+    assert run.layout.num_shared
+
+
+def test_what_the_server_has_nothing_of_is_not_read():
+    s = Simulation(algorithm={"name": "pfedla", "embedding": 2, "hidden": 3})
+    s.round(0, [[1, 4]])
+    rows = s.server.rows
+    assert rows.known(np.array([1, 2, 4, 9])).tolist() == [True, False, True, False]
+    part, whole = rows.named(EVERYONE, ["model"])["model"], rows.named(EVERYONE)["model"]
+    assert torch.equal(part, whole)
 
 
 # Methods.
@@ -226,6 +300,13 @@ def test_heads_are_combined_by_the_best_weights_on_the_simplex():
     assert weights[0, 2] < 0.2 < weights[0, 1]
 
 
+def test_a_variance_that_was_rounded_below_zero_is_none():
+    statistics = torch.tensor([[-1e-7, 1.0, 2.0], [0.02, 1.1, 2.0], [0.03, 0.5, 1.0]]).double()
+    weights = combination_weights(statistics)
+    np.testing.assert_allclose(weights.sum(dim=1), 1)
+    assert weights[0, 0] > 0.99
+
+
 def test_equal_clients_without_variance_share_their_heads():
     np.testing.assert_allclose(combination_weights(torch.zeros(4, 3, dtype=torch.float64)), 0.25)
 
@@ -265,6 +346,13 @@ def test_a_mixture_of_adapters_is_for_each_image():
         each = [context.logits(_mixed(theta, w, context), x[None])[0] for w, x in zip(weights, images[0], strict=True)]
     assert weights.std() > 0
     np.testing.assert_allclose(scores, torch.stack(each), atol=1e-5)
+
+
+def test_a_diverged_model_can_not_be_decomposed_and_is_rejected():
+    s = Simulation(algorithm={"name": "fedkd"}, train={"optimizer": {"lr": 1e18}})
+    (trained,) = s.round(0, [[0, 1]])
+    assert not trained.accepted.any()
+    assert np.isfinite(trained.traffic).all()
 
 
 def test_the_energy_decides_how_much_is_sent():

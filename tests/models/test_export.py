@@ -144,6 +144,14 @@ def test_every_method_predicts_and_is_exported_or_says_why_not(name, tmp_path):
         assert export(model, tmp_path / "client.safetensors").is_file()
 
 
+def test_a_part_of_a_models_width_is_not_exported(tmp_path):
+    algorithm = {"name": "heterofl", "widths": [0.5], "evaluated": "width"}
+    train_one(tiny(algorithm=algorithm, train={"optimizer": {"lr": 0.01}}), tmp_path)
+    model = client_model(SavedRun.open(tmp_path), CLIENT)
+    with pytest.raises(ConfigError, match="'heterofl' evaluates the client with a part of the model's width"):
+        export(model, tmp_path / "client.safetensors")
+
+
 def test_who_never_trained_has_the_initial_state(tmp_path):
     train_one(tiny(), tmp_path)
     run = SavedRun.open(tmp_path)

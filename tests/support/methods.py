@@ -90,7 +90,43 @@ class Masked(FederatedAlgorithm):
         return uploads | more, state
 
 
-CONTRACT = [Known, Masked]
+class Heavy(FederatedAlgorithm):
+    """Client 1 counts so much in one of two means that no fixed point holds it."""
+
+    uploads = {"shared": Upload(), "value": Upload("uniform", groups="group"), "group": Upload("uniform")}
+
+    def server_messages(self, shared, server_state, clients, ctx):
+        return {"id": clients.ids[:, None].float()}
+
+    def client_init(self, state, ctx):
+        return {**super().client_init(state, ctx), "id": state["id"]}
+
+    def client_final(self, carry, ctx):
+        uploads, state = super().client_final(carry, ctx)
+        weight = torch.where(carry["id"] == 1, 4e6, 1.0)
+        return {**uploads, "value": torch.full_like(weight, 4e6), "group": torch.cat([weight, 0 * weight])}, state
+
+
+class UsesItsModel(FederatedAlgorithm):
+    """Sends the server its logits of an image of ones."""
+
+    uploads = {"shared": Upload(), "logits": Upload("each")}
+
+    def client_final(self, carry, ctx):
+        uploads, state = super().client_final(carry, ctx)
+        return {**uploads, "logits": ctx.logits(carry["theta"], torch.ones(1, 1, 8, 8)).flatten()}, state
+
+
+class SendsEach(FederatedAlgorithm):
+    """Its shared parameters have no mean."""
+
+    uploads = {"shared": Upload("each")}
+
+    def server_step_each(self, shared, server_state, mean, clients, ctx):
+        return clients.uploads["shared"].mean(dim=0), server_state, clients.rows
+
+
+CONTRACT = [Known, Masked, SendsEach]
 
 
 class Told(FederatedAlgorithm):

@@ -37,7 +37,7 @@ def test_the_largest_batch_that_leaves_room(peak_bytes, total, cohort, batches, 
     assert choose(peak_bytes, total, cohort, batches, asked) == expected
 
 
-@pytest.mark.parametrize("name", [*sorted(set(ALGORITHMS) - {"centralized"}), "methods:Known"])
+@pytest.mark.parametrize("name", [*sorted(set(ALGORITHMS) - {"centralized"}), "methods:Known", "methods:SendsEach"])
 def test_a_trial_step_goes_through_all_of_a_task_and_leaves_nothing(name):
     engine = Simulation(algorithm={"name": name}).engine
     before = engine.initial.clone(), engine.initial_state.copy()

@@ -37,8 +37,9 @@ class ResourcesConfig(Section):
     """Run forward and backward through ``torch.compile``: takes a minute at the start of every actor, and needs a C++
     compiler (CPU) or Triton (GPU)."""
     server_memory: float = Field(4.0, gt=0)
-    """GiB that the driver may take for what the clients of a round send each for itself, of methods whose server sees every
-    upload (FedAMP, pFedHN, …). The actors hold as much once more, and the object store while it is handed over."""
+    """GiB that the driver may take for what each client of a round sends for itself, and what the server keeps of it, of
+    methods whose server knows its clients (FedAMP, pFedHN, …). Uploads are once more in the actors, and in the object store
+    while they are handed over."""
     client_timeout: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Seconds after which a client batch counts as hung and its actor is replaced. auto: twenty times what was measured
     for its number of samples, at least a minute."""

@@ -15,6 +15,8 @@ from raysim.models import saved
 from raysim.tracking.mlflow_store import MLflowStore
 from raysim.tracking.outbox import Outbox
 
+CHUNK = 256  # clients
+
 
 class ModelListener(RunListener):
     """Saves the shared parameters and the clients' states at the end of a run.
@@ -41,9 +43,12 @@ class ModelListener(RunListener):
         assert placed is not None
         if asked == "none":
             return {}
-        told = run.config.algorithm.has_own("server_messages")  # then every client may have another model
+        algorithm = run.config.algorithm
+        told = (
+            algorithm.has_own("server_messages") and algorithm.told_in_evaluation
+        )  # every client may have another model
         clients = np.arange(run.config.data.num_clients) if told else states.trained
-        one = {name: rows[0] for name, rows in run.messages(np.zeros(1, np.int64)).items()}
+        one = {name: rows[0] for name, rows in run.messages(np.zeros(1, np.int64)).items()} if told else {}
         size = 4 * len(clients) * (states.layout.size + sum(message.numel() for message in one.values()))
         with_states = asked == "all" or (asked == "auto" and size <= saved.MOST_BYTES)
         files = {
@@ -53,8 +58,10 @@ class ModelListener(RunListener):
             "shared.safetensors": saved.shared_file(run.sent(), placed.layout, ray.get(placed.setup.frozen)),
         }
         if with_states:
-            kept = {**states.named(states.index.addresses[clients]), **run.messages(clients)}
-            rows = {name: value.numpy() for name, value in kept.items()}
+            rows = {name: value.numpy() for name, value in states.named(states.index.addresses[clients]).items()}
+            if told:  # some at a time: the server reads a row of each for it
+                chunks = [run.messages(ids) for ids in np.split(clients, range(CHUNK, len(clients), CHUNK))]
+                rows |= {name: np.concatenate([chunk[name].numpy() for chunk in chunks]) for name in one}
             files["personal.safetensors"] = saved.personal_file(clients, rows, {**states.initial(), **one})
         elif asked == "auto":
             self._notify(
