@@ -7,11 +7,12 @@ J. Luo, S. Wu. IJCAI 2022. https://arxiv.org/abs/2110.08394
         p_ij = p_ij - p_lr (<g, c_j> + l mu (p_ij - n_j / n)),   for all j, with the new c_i
     server:    keeps the core c_i of every client
 
-l falls from 1 to 0 in the first ``pull_rounds`` of the rounds, as a cosine, and lags by a round. The cores of other
-clients do not move while a client trains. Only those of the round change; a client that never trained has the initial
-model as its core. The authors' code takes the pull without the 1/2 of the paper's penalty (mu is twice as strong there)
-and momentum 0.9 for both; PFLlib uploads the mixture in place of the core, and multiplies the rate of the core by the
-number of clients: ``core_rate``.
+l falls from 1 to 0 in the first ``pull_rounds`` of the rounds, as a cosine, and lags by a round, as in PFLlib (in the
+authors' code it does not, and falls exponentially by default). All cores begin as the initial model (there each is
+drawn). The cores of other clients do not move while a client trains. Only those of the round change; a client that never
+trained has the initial model as its core. The authors' code takes the pull without the 1/2 of the paper's penalty (mu is
+twice as strong there) and momentum 0.9 for both; PFLlib uploads the mixture in place of the core, and multiplies the rate
+of the core by the number of clients: ``core_rate``.
 
 Down: the cores of all clients, N models, which bounds how many clients there can be. Up: c_i and p_i (N numbers, which
 the server only keeps for the client). Evaluated: the mixture. As costly to compute as FedAvg, and N inner products per
@@ -79,6 +80,10 @@ class APPLE(FederatedAlgorithm):
         return ["*"]
 
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        if ctx.layout.statistics:
+            raise ConfigError(
+                "algorithm.name: apple's mixtures are no averages, which variances of BatchNorm layers must be"
+            )
         size = 4 * ctx.num_clients * len(ctx.initial)
         if size > MOST_BYTES:
             raise ConfigError(

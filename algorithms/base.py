@@ -181,6 +181,10 @@ class FederatedAlgorithm(ModelOptions):
         """The server's state before round 0 (momentum, control variates, ...), tensors by name, for a shared vector (S,)."""
         return {}
 
+    def needs_drawn_parameters(self) -> str:
+        """Why pretrained parameters would be of no use, and what to do; empty if they are."""
+        return ""
+
     def server_row(self, ctx: ServerContext) -> Tensors:
         """What the server keeps of a client before it knows anything of it: float32 vectors (n,) by name.
 

@@ -10,7 +10,8 @@ Y. Yang, G. Long, T. Shen, J. Jiang, M. Blumenstein. NeurIPS 2024. https://arxiv
 
 The authors compare x with 5 training samples drawn anew for each x; here with all of the client's, which is what that
 estimates. Theirs is a language model without a head: here it is part of what is shared and trains in the global phase, or
-with ``personal: [local, head]`` in the local one. (They let a client begin in its second round; before, a is 0.)
+with ``personal: [local, head]`` in the local one. As theirs, a client begins with the local phase in its second round (at
+once with a head of its own); before, a is 0.
 
 Down and up: A, B and the head. Kept by a client: A_l, B_l. Twice the cost of FedIT.
 """
@@ -54,6 +55,7 @@ class FedDPA(FederatedLoRA):
     needs_body = True
     one_shared_model = False
     modules = ("local",)
+    whole_phases = ("local",)
 
     personal: list[str] = ["local"]
     """Patterns of the personal parameters, which train in the local phase."""
@@ -75,6 +77,9 @@ class FedDPA(FederatedLoRA):
 
     def takes_part(self, state: Tensors, phases: list[str], ctx: ClientContext) -> Tensor:
         again = state["rounds"].squeeze() > 0
+        personal = ctx.layout.names[ctx.layout.num_shared_tensors :]
+        if any("local" not in name.split(".") for name in personal):  # a head of its own begins at once
+            again = again | True
         return torch.stack([again if phase == "local" else again | True for phase in phases])
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:

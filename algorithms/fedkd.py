@@ -64,7 +64,7 @@ class FedKD(FederatedAlgorithm):
     energy_start: Annotated[float, Tuned(None, "it decides how much is sent")] = Field(0.95, gt=0, le=1)
     """T in the first round; 0.95 in the authors' code. 1 cuts nothing."""
     energy_end: Annotated[float, Tuned(None, "it decides how much is sent")] = Field(0.98, gt=0, le=1)
-    """T in the last round; 0.98 in the authors' code."""
+    """To what T rises; 0.98 in the authors' code. Round r of R has r / R of the way, as in PFLlib (there (r + 1) / R)."""
     compressed: Literal["update", "parameters"] = "update"
     """What is cut: the change of the shared model, as in the authors' code, or its parameters, as in PFLlib."""
 
@@ -111,7 +111,7 @@ class FedKD(FederatedAlgorithm):
                 "algorithm.name: fedkd trains two models in one step, which can't be done with BatchNorm layers"
             )
         _, dim = layout.head_shape
-        return {"own": theta.clone(), "map": torch.eye(dim).flatten()}
+        return {"own": theta.clone(), "map": torch.eye(dim).flatten(), "next": theta.new_zeros(1)}
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         three = {"own": state["own"], "shared": ctx.broadcast["shared"].clone(), "map": state["map"]}
@@ -145,11 +145,18 @@ class FedKD(FederatedAlgorithm):
         before = ctx.broadcast["shared"]
         base = before if self.compressed == "update" else torch.zeros_like(before)
         cut, count = self._cut(carry["shared"] - base, ctx.layout, self._energy(ctx.round, ctx.num_rounds))
-        return {"shared": base + cut, "numbers": count[None]}, {"own": carry["own"], "map": carry["map"]}
+        after = torch.full_like(carry["map"][:1], ctx.round + 1)
+        return {"shared": base + cut, "numbers": count[None]}, {"own": carry["own"], "map": carry["map"], "next": after}
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         return state["own"]
 
     def traffic(self, state: Tensors, uploads: Tensors, ctx: ClientContext) -> Tensor:
-        """Singular values and vectors that are kept; a matrix of full rank is sent as it is."""
-        return torch.cat([ctx.broadcast["sent"], uploads["numbers"]]).double()
+        """Singular values and vectors that are kept; a matrix of full rank is sent as it is.
+
+        An update is of use to a client that has what it changes, since it took part in the round before; others are sent all.
+        """
+        sent, everything = ctx.broadcast["sent"], torch.full_like(ctx.broadcast["sent"], ctx.layout.num_shared)
+        if self.compressed == "update":
+            sent = torch.where(state["next"] == ctx.round, sent, everything)
+        return torch.cat([sent, uploads["numbers"]]).double()

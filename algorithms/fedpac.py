@@ -15,7 +15,7 @@ in the first round, nor to a class that nobody had in the round before (there: t
 absent keeps its head. The authors' base momentum 0.5 is ``train.optimizer``'s matter; PFLlib trains the head at the rate
 of the body.
 
-Down: the body, prototypes (D per class), h_i; up: the body, h_i, prototypes, H_i (D per class) and V_i. Kept by the
+Down: the body, prototypes (D per class), h_i; up: the body, h_i, prototypes, n_ik, H_i (D per class) and V_i. Kept by the
 server for each client: its head. (E + 1.7) / E times the cost of FedAvg.
 """
 
@@ -51,7 +51,7 @@ class FedPAC(FederatedAlgorithm):
     paper = "https://arxiv.org/abs/2306.11867"
     about = About(
         "partial",
-        sent="body, head, prototypes (D per class); up also class means and a number",
+        sent="body, head, prototypes (D per class); up also class means, counts and a number",
         kept="nothing (its head is kept by the server)",
         evaluated="with its combined head",
         cost="(E + 1.7) / E",
@@ -59,7 +59,7 @@ class FedPAC(FederatedAlgorithm):
     uploads = {
         "shared": Upload(),
         "prototypes": Upload("uniform"),
-        "class_counts": Upload("uniform", known=True),
+        "class_counts": Upload("uniform"),
         "head": Upload("each"),
         "statistics": Upload("each"),
     }

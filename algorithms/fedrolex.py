@@ -2,8 +2,8 @@
 
 S. Alam, L. Liu, M. Yan, M. Zhang. NeurIPS 2022. https://arxiv.org/abs/2212.01548
 
-HeteroFL, but that the axes begin ``step`` dimensions further in each round, and wrap around, so that all entries of the
-model are trained by all clients in turn:
+HeteroFL, but that the axes begin ``step`` dimensions further in each round, and wrap around, so that a client trains
+other entries of the model in turn:
 
     client i:  the dimensions r, r + 1, ... r + ceil(r_i n) - 1 (mod n) of every axis, r = step times the round
 

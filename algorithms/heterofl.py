@@ -11,9 +11,9 @@ authors' code. ``mask_classes`` is their masked loss: the scores of classes that
 and it has no part in their rows of the head.
 
 Clients are evaluated with the whole model, as in the authors' code, or with ``evaluated: width`` with their own part of
-it. ``personalized/...`` is their own part in both cases. A client's part is computed as the whole model with zeros: what
-a real client would save in time is not simulated; what it saves in bytes is counted. Down and up: the client's entries.
-Kept by a client: nothing.
+it. ``personalized/...`` of clients that have just trained is their own part in both cases. A client's part is computed as
+the whole model with zeros: what a real client would save in time is not simulated; what it saves in bytes is counted.
+Down and up: the client's entries. Kept by a client: nothing.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class HeteroFL(FederatedAlgorithm):
         cost="1 here; a real client saves",
     )
     uploads = {"shared": Upload("uniform", mask="trains"), "trains": Upload("uniform", known=True, scale_bits=60)}
+    whole_model_kept = "its clients train parts of one shared model"
     needs_body = True
 
     widths: Annotated[list[float], Tuned(None, "the clients' devices")] = [1.0, 0.5, 0.25]
@@ -76,6 +77,10 @@ class HeteroFL(FederatedAlgorithm):
     def add_modules(self, model: nn.Module) -> None:
         width.num_heads(model)
         width.replace_norms(model)
+
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        width.check(ctx.layout)
+        return {}
 
     def _offset(self, round: int) -> int:
         """Where the axes begin in a round."""

@@ -5,7 +5,7 @@ Y. J. Cho, L. Liu, Z. Xu, A. Fahrezi, G. Joshi. EMNLP 2024. https://arxiv.org/ab
     client i:  (A_i, B_i) = (A, B) cut to its rank r_i, after local epochs of SGD on
                    its own loss + lamda |B_i tail| |A_i tail|,  the tail being ranks from gamma r_i on
                if |B_i tail| |A_i tail| is smaller than it was when the round began: r_i = gamma r_i, rounded down
-    server:    A, B = the means of A_i, B_i, 0 beyond r_i, weighted by |B_i A_i|
+    server:    A, B = the means of A_i, B_i, 0 beyond r_i, weighted by |B_i A_i|; ranks that nobody has stay
 
 Norms are Frobenius norms over all layers. There is no code of the authors; values of the paper that could not be looked
 up are said to be so at the keys. The head and what else is shared is averaged with the same weights. A client is
@@ -49,7 +49,11 @@ class HetLoRA(RankedLoRA):
         evaluated="at its rank",
         cost="1, without the gradients of the backbone",
     )
-    uploads = {"shared": Upload("uniform", times="norm", scale_bits=44), "norm": Upload("uniform", scale_bits=44)}
+    uploads = {
+        "shared": Upload("uniform", times="norm", scale_bits=44),
+        "norm": Upload("uniform", scale_bits=44),
+        "held": Upload("uniform", known=True),
+    }
     needs_body = True
 
     lamda: Annotated[float, Tuned(Range(1e-4, 1e-2, log=True), "a factor of 10 around FlexLoRA's 0.001 for it")] = (
@@ -64,6 +68,14 @@ class HetLoRA(RankedLoRA):
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         factor_places(ctx.layout)
         return {}
+
+    def server_step(
+        self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext
+    ) -> tuple[Tensor, Tensors]:
+        """Ranks that no client of the round has stay as they are: at 0 they would never train again."""
+        index = rank_index(ctx.layout, shared.device)[: ctx.layout.num_shared]
+        held = (index < 0) | (mean["held"] > 0)[index.clamp(min=0)]
+        return torch.where(held, mean["shared"].float(), shared), server_state
 
     def client_state(self, theta: Tensor, layout: ParameterLayout) -> Tensors:
         return {**super().client_state(theta, layout), "pruned": theta.new_zeros(1)}
@@ -102,7 +114,9 @@ class HetLoRA(RankedLoRA):
         uploads, state = super().client_final({**carry, "theta": self.of_rank(carry["theta"], left, ctx)}, ctx)
         products = [(up @ down).square().sum() for down, up in factors(uploads["shared"], ctx.layout)]
         norm = (torch.stack(products).sum().sqrt() + LEAST)[None]
-        return {**uploads, "norm": norm}, {**state, "pruned": carry["pruned"] + rank - left}
+        assert self.mid_dim is not None
+        held = (torch.arange(self.mid_dim, device=left.device) < left).float()
+        return {**uploads, "norm": norm, "held": held}, {**state, "pruned": carry["pruned"] + rank - left}
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
         return self.of_rank(super().personalize(shared, state, ctx), self._rank(state), ctx)
@@ -111,5 +125,4 @@ class HetLoRA(RankedLoRA):
         """What its rank has of the factors and all else that is shared, both ways; and its norm up."""
         index = rank_index(ctx.layout, uploads["shared"].device)[: ctx.layout.num_shared]
         down = (index < self._rank(state)).double().sum()
-        up = ((index < 0) | (uploads["shared"] != 0)).double().sum() + 1
-        return torch.stack([down, torch.minimum(up, down + 1)])
+        return torch.stack([down, (index < uploads["held"].sum()).double().sum() + 1])

@@ -59,6 +59,11 @@ class IFCA(FederatedAlgorithm):
     warmup_rounds: Annotated[int, Tuned(None, "1 for pretrained models, else 0")] = Field(0, ge=0)
     """Rounds in which clients belong to clusters by their id, from one initial model."""
 
+    def needs_drawn_parameters(self) -> str:
+        if self.warmup_rounds or self.clusters == 1:
+            return ""
+        return "its models begin as permutations of the initial parameters: set algorithm.warmup_rounds=1"
+
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         others = [shared.clone() for _ in range(self.clusters - 1)]
         if not self.warmup_rounds:

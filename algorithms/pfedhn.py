@@ -36,6 +36,7 @@ from raysim.algorithms.base import (
     torch,
 )
 from raysim.algorithms.hypernetwork import generated, gradients, new_hypernetwork
+from raysim.errors import ConfigError
 from raysim.search_space import Range, Tuned
 
 
@@ -76,6 +77,11 @@ class PFedHN(FederatedAlgorithm):
         return ["*"]
 
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        if set(ctx.layout.statistics) & set(ctx.layout.names[ctx.layout.num_shared_tensors :]):
+            raise ConfigError(
+                f"algorithm.name: {self.name} generates parameters, and running statistics of BatchNorm layers are none: "
+                "keep them shared, or take a model without"
+            )
         start = ctx.layout.split(ctx.initial)[1]
         weights = new_hypernetwork(self.embedding, self.hidden, self.layers, start, ctx.generator)
         return {**weights, **{f"momentum.{name}": torch.zeros_like(value) for name, value in weights.items()}}

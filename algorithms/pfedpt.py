@@ -7,8 +7,8 @@ G. Li, W. Wu, Y. Sun, L. Shen, B. Wu, D. Tao. TMLR 2024. https://arxiv.org/abs/2
     server:    w = sum_i n_i w_i / sum_i n_i
 
 p_i is a frame of ``width`` pixels that is added to the normalised image, zero inside, and begins as N(0, 1), the same for
-all clients here. With ``freeze_backbone`` w is the head alone (and a plugin), which the paper has not. With stragglers,
-both parts are shorter.
+all clients here. With ``freeze_backbone`` w is the head alone (and a plugin), which the paper has not. Stragglers do all
+of the first part.
 
 Down and up: the whole model w. Kept by a client: p_i. (E + prompt_epochs) / E times the cost of FedAvg.
 """
@@ -49,12 +49,13 @@ class PFedPT(FederatedAlgorithm):
         "prompt", sent="S", kept="a frame of pixels", evaluated="inside its frame", cost="(E + prompt_epochs) / E"
     )
     modules = ("frame",)
+    whole_phases = ("prompt",)
     one_shared_model = False
 
     personal: list[str] = ["frame"]
     """Patterns of the personal parameters."""
-    width: Annotated[int, Tuned([1, 2, 4], "around the authors' 2 for 32 pixels")] = Field(2, ge=1)
-    """Pixels of the frame on each side; 2 in the authors' code, for images of 32 pixels."""
+    width: Annotated[int | None, Tuned([1, 2, 4], "around the authors' 2 for 32 pixels")] = Field(None, ge=1)
+    """Pixels of the frame on each side. null: a sixteenth of the image, which is the authors' 2 for 32 pixels."""
     prompt_lr: Annotated[float, Tuned([0.1, 1.0, 10.0, 20.0], "the authors' 1 and 20, and less")] = Field(1.0, gt=0)
     """Learning rate of the frame; 1 in the authors' scripts."""
     prompt_epochs: Annotated[int, Tuned(None, "it adds to the cost")] = Field(5, ge=1)
@@ -66,11 +67,10 @@ class PFedPT(FederatedAlgorithm):
         if embed is None or side is None:
             raise ConfigError("algorithm.name: pfedpt needs a model that cuts images of a fixed size into patches")
         height, width = side
-        if 2 * self.width >= min(height, width):
-            raise ConfigError(
-                f"algorithm.width: a frame of {self.width} pixels leaves nothing of {height}x{width} pixels"
-            )
-        embed.frame = Frame(embed.proj.in_channels, height, width, self.width)
+        pixels = max(1, min(height, width) // 16) if self.width is None else self.width
+        if 2 * pixels >= min(height, width):
+            raise ConfigError(f"algorithm.width: a frame of {pixels} pixels leaves nothing of {height}x{width} pixels")
+        embed.frame = Frame(embed.proj.in_channels, height, width, pixels)
         embed.register_forward_pre_hook(_add_frame)
 
     def epochs(self, local_epochs: int) -> list[str]:

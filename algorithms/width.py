@@ -55,6 +55,14 @@ class Places(NamedTuple):
     num_inputs: Tensor
 
 
+def check(layout: ParameterLayout) -> None:
+    """Raises a ConfigError if the shared parameters are not those of a whole plain ViT."""
+    for name, _ in _shared(layout):
+        _axes_of(name)
+    if not any(name.endswith("pos_embed") for name, _ in _shared(layout)):
+        raise ConfigError("algorithm.freeze_backbone: sub-models of a width train the whole model")
+
+
 def mask(layout: ParameterLayout, heads: int, width: Tensor, offset: int, device: torch.device) -> Tensor:
     """A boolean vector (S,), true where a client of this width (1,) has a parameter, in axes that begin at an offset."""
     places = _places(layout, heads, device)

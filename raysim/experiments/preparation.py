@@ -149,6 +149,8 @@ def prepare_run(entry: str, config: Config, dataset: Dataset, partition: Partiti
         raise ConfigError(
             f"train.optimizer.personal_lr: {config.algorithm.name} has no personal parameters that train.optimizer trains"
         )
+    if (config.model.pretrained or config.model.weights) and (why := config.algorithm.needs_drawn_parameters()):
+        raise ConfigError(f"model: pretrained parameters are of no use to {config.algorithm.name}: {why}")
     theta = layout.flatten(tensors)
     config.algorithm.client_state(theta, layout)  # what a method misses in this model or these patterns, it says here
     samples = partition.num_train[: config.data.num_clients]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from parity import ParityTask
+from safetensors.torch import save_file
 
 from raysim.algorithms.base import FederatedAlgorithm, Upload
 from raysim.algorithms.feddpa import _mixed
 from raysim.algorithms.fedpac import combination_weights
+from raysim.algorithms.lora import rank_index
 from raysim.errors import ConfigError
 from raysim.experiments.preparation import prepare
 from raysim.training.aggregation import ClientUploads, Weights, mean_uploads, weighted_sum
@@ -165,6 +167,48 @@ def test_several_models_have_running_statistics_of_their_own():
     drawn = Simulation(algorithm={"name": "ifca"}, **BATCH_NORM)
     for round_ in range(2):
         assert all(t.accepted.all() for t in drawn.round(round_, [[0], [1]]))
+
+
+@pytest.mark.parametrize("name", ["pfedhn", "apple"])
+def test_parameters_that_are_no_averages_can_not_be_running_statistics(name):
+    with pytest.raises(ConfigError, match=f"algorithm.name: {name}.*BatchNorm"):
+        prepare(tiny(algorithm={"name": name}, **BATCH_NORM))
+
+
+def test_clusters_of_a_pretrained_model_need_a_warm_up(tmp_path):
+    (run,) = prepare(tiny(algorithm={"name": "fedavg"}))
+    weights = {n: t.clone() for n, t in run.layout.unflatten(torch.from_numpy(run.initial)).items()}
+    save_file(weights, tmp_path / "weights.safetensors")
+    model = {"weights": str(tmp_path / "weights.safetensors")}
+    with pytest.raises(ConfigError, match=r"of no use to ifca: .*set algorithm.warmup_rounds=1"):
+        prepare(tiny(algorithm={"name": "ifca"}, model=model))
+    prepare(tiny(algorithm={"name": "ifca", "warmup_rounds": 1}, model=model))
+
+
+@pytest.mark.parametrize("name", ["pfedpt", "feddpa"])
+def test_stragglers_train_what_they_send(name):
+    s = Simulation(algorithm={"name": name}, train={"optimizer": {"lr": 0.1}})
+    s.round(0, [[0, 1]])
+    before = s.shared.clone()
+    s.round(1, [[0, 1]], work_share=np.array([0.3, 0.3]))
+    assert not torch.equal(s.shared, before)
+
+
+def test_ranks_that_no_client_of_a_round_has_stay():
+    s = Simulation(algorithm={"name": "hetlora", "ranks": [2, 4]}, train={"optimizer": {"lr": 0.5}})
+    index = rank_index(s.engine.layout, torch.device("cpu"))
+    before = s.shared.clone()
+    (trained,) = s.round(0, [[0, 2]])  # both of rank 2
+    assert torch.equal(s.shared[index >= 2], before[index >= 2])
+    assert not torch.equal(s.shared[index == 1], before[index == 1])
+    assert (trained.traffic[:, 1] == trained.traffic[:, 0] + 1).all()
+
+
+def test_an_update_is_of_no_use_to_who_was_absent():
+    s = Simulation(algorithm={"name": "fedkd", "energy_start": 0.5, "energy_end": 0.5})
+    s.round(0, [[0, 1]])
+    (trained,) = s.round(1, [[0, 2]])
+    assert trained.traffic[0, 0] < trained.traffic[1, 0] == s.engine.layout.num_shared
 
 
 def test_samples_that_are_held_back_need_a_model_without_batch_norm():

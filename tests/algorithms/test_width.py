@@ -162,6 +162,8 @@ def test_what_is_no_plain_vit_is_refused():
         prepare(tiny(algorithm={"name": "heterofl"}, model=model, resources={"clients_per_batch": 1}))
     with pytest.raises(ConfigError, match=r"need a plain ViT of timm, not one with blocks.0.attn.q_norm.weight"):
         Simulation(algorithm={"name": "heterofl"}, model={"kwargs": {"qk_norm": True}}).round(0, [[0]])
+    with pytest.raises(ConfigError, match=r"need a plain ViT of timm, not one with blocks.0.attn.qkv.lora.down.weight"):
+        prepare(tiny(algorithm={"name": "fedrolex", "plugin": "lora", "freeze_backbone": True}))
     with pytest.raises(ValueError, match="must be shares of the width, above 0 and at most 1"):
         tiny(algorithm={"name": "heterofl", "widths": [0.0]})
 

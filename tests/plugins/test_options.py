@@ -18,13 +18,13 @@ KEEP_A_MODEL = {name for name, cls in ALGORITHMS.items() if cls.whole_model_kept
 def test_which_methods_take_personal_patterns():
     of_their_own = {"apfl", "centralized", "ditto", "fedala", "fedkd", "fedphp", "fedproto", "fml", "local", "pfedme"}
     by_the_server = {"apple", "fedamp", "fedfomo", "pfedhn", "pfedla"}
-    assert of_their_own | by_the_server == KEEP_A_MODEL
+    assert of_their_own | by_the_server | {"fedrolex", "heterofl"} == KEEP_A_MODEL
     for name in KEEP_A_MODEL:
         with pytest.raises(ValueError, match="'personal' is not used by this method: "):
             ALGORITHMS[name](personal=["head"])
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"centralized"}))
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"centralized", "heterofl", "fedrolex"}))
 def test_every_method_trains_a_plugin_with_a_frozen_backbone(name):
     """Only the plugin, the head and the method's own modules are parameters at all; and they move."""
     patterns = {"fedbn": ["lora", "head"], "fedtp": ["lora"]}
