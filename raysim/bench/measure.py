@@ -89,7 +89,7 @@ SETTLED = 5  # from this round on, memory is expected not to grow
 def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Measure the workload with all its clients and with a few, in turn, each with actors of its own.
 
-    A few are ``FEW_CLIENTS``, or a tenth of all.
+    A few are ``FEW_CLIENTS``, or a tenth of all, and at least a cohort.
 
     Raises:
         ConfigError: an override is wrong, or the resources are not there.
@@ -107,7 +107,7 @@ def many_clients(workload: Workload, rounds: int, overrides: Sequence[str] = ())
         all_seconds.append(everyone.round(0)[0])
         first = time.time() - started
         memory = Memory(everyone.processes())
-        fewer = min(FEW_CLIENTS, everyone.config.data.num_clients // 10)
+        fewer = max(everyone.config.cohort_size, min(FEW_CLIENTS, everyone.config.data.num_clients // 10))
         few_clients = [f"data.num_clients={fewer}"]
         with driven(workload, [*overrides, *few_clients], rounds) as few:
             few.round(0)
