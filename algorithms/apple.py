@@ -90,14 +90,13 @@ class APPLE(FederatedAlgorithm):
                 f"algorithm.name: apple sends the models of all clients to each: {ctx.num_clients:,} are {size / 2**30:,.0f} "
                 f"GiB, of which {MOST_BYTES // 2**30} are allowed. It is a method for few clients"
             )
-        shares = (ctx.num_samples / ctx.num_samples.sum()).float()
-        return {"cores": ctx.initial.repeat(ctx.num_clients, 1), "shares": shares}
+        return {"cores": ctx.initial.repeat(ctx.num_clients, 1), "shares": _shares(ctx)}
 
     def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
         return {"shared": shared, **server_state}
 
     def server_row(self, ctx: ServerContext) -> Tensors:
-        shares = (ctx.num_samples / ctx.num_samples.sum()).float()
+        shares = _shares(ctx)
         return {"mixture": shares if self.start == "samples" else torch.full_like(shares, 1 / len(shares))}
 
     def server_messages(
@@ -159,3 +158,8 @@ class APPLE(FederatedAlgorithm):
         """The mixture is the client's own, and is not sent."""
         cores = ctx.broadcast["cores"]
         return torch.tensor([cores.numel() + len(cores), cores.shape[1]], dtype=torch.float64, device=cores.device)
+
+
+def _shares(ctx: ServerContext) -> Tensor:
+    """(N,): the clients' shares of all samples."""
+    return (ctx.num_samples / ctx.num_samples.sum()).float()

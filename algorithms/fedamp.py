@@ -68,20 +68,15 @@ class FedAMP(FederatedAlgorithm):
     def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
         return {"models": torch.empty(0, len(ctx.initial)), "ids": torch.empty(0, dtype=torch.int64)}
 
-    def broadcast(self, shared: Tensor, server_state: Tensors) -> Tensors:
-        return {"shared": shared}
-
     def server_row(self, ctx: ServerContext) -> Tensors:
         return {"own": ctx.initial}
 
     def server_messages(
         self, shared: Tensor, server_state: Tensors, clients: ClientRows, ctx: ServerContext
     ) -> Tensors:
-        own, models = clients.rows["own"], server_state["models"]
-        own, models = own.double(), models.double()
+        own, models = clients.rows["own"].double(), server_state["models"].double()
         squared = own.square().sum(dim=1)[:, None] + models.square().sum(dim=1) - 2 * own @ models.T
-        squared = squared.clamp(min=0)
-        attention = self.alpha / self.sigma * torch.exp(-squared / self.sigma)
+        attention = self.alpha / self.sigma * torch.exp(-squared.clamp(min=0) / self.sigma)
         attention = attention * (clients.ids[:, None] != server_state["ids"])
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1)
         others = attention @ models

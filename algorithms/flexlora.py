@@ -41,10 +41,6 @@ class FlexLoRA(RankedLoRA):
     )
     uploads = {"shared": Upload(), "factors": Upload("each")}
 
-    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
-        factor_places(ctx.layout)
-        return {}
-
     def server_step_each(
         self, shared: Tensor, server_state: Tensors, mean: Tensors, clients: ClientRows, ctx: ServerContext
     ) -> tuple[Tensor, Tensors, Tensors]:

@@ -105,8 +105,7 @@ class HeteroFL(FederatedAlgorithm):
 
     def client_init(self, state: Tensors, ctx: ClientContext) -> Carry:
         own = self._mask(state["width"], ctx)
-        shared = torch.where(own, ctx.broadcast["shared"], 0.0)
-        theta = ctx.layout.join(shared, state["personal"])
+        theta = torch.where(own, ctx.broadcast["shared"], 0.0)  # all of it: nothing is personal
         return {"theta": theta, "own": own, "width": state["width"], "optimizer": ctx.optimizer.init(theta)}
 
     def losses(self, theta: Tensor, batch: Batch, carry: Carry, ctx: ClientContext) -> tuple[Tensor, Any]:
@@ -121,25 +120,22 @@ class HeteroFL(FederatedAlgorithm):
         factor = width.head_factor(ctx.layout, heads, share, theta.device)
         if scaler:
             factor = torch.where(width.is_scaled(ctx.layout, theta.device), factor / share, factor)
-        return theta * ctx.layout.join(factor, torch.ones_like(ctx.layout.split(theta)[1]))
+        return theta * factor
 
     def gradient(self, carry: Carry, batch: Batch, ctx: ClientContext) -> tuple[Tensor, Tensor]:
         more = {"width": carry["width"]}
         gradient, loss, _ = ctx.gradient_of(self.losses, carry["theta"], batch, more)
-        own = ctx.layout.join(carry["own"], torch.ones_like(ctx.layout.split(gradient)[1], dtype=torch.bool))
-        return torch.where(own, gradient, 0.0), loss
+        return torch.where(carry["own"], gradient, 0.0), loss
 
     def client_final(self, carry: Carry, ctx: ClientContext) -> tuple[Tensors, Tensors]:
         uploads, state = super().client_final(carry, ctx)
         return {**uploads, "trains": carry["own"].float()}, state
 
     def personalize(self, shared: Tensor, state: Tensors, ctx: ClientContext) -> Tensor:
-        theta = super().personalize(shared, state, ctx)
         if self.evaluated == "full" and not ctx.as_trained:
-            return theta
-        own = self._mask(state["width"], ctx)
-        theta = ctx.layout.join(torch.where(own, shared, 0.0), ctx.layout.split(theta)[1])
-        return self._scaled(theta, state["width"], ctx, scaler=False)
+            return shared
+        own = torch.where(self._mask(state["width"], ctx), shared, 0.0)
+        return self._scaled(own, state["width"], ctx, scaler=False)
 
     def traffic(self, state: Tensors, uploads: Tensors, ctx: ClientContext) -> Tensor:
         """The entries of its part, both ways."""

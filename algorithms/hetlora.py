@@ -7,9 +7,8 @@ Y. J. Cho, L. Liu, Z. Xu, A. Fahrezi, G. Joshi. EMNLP 2024. https://arxiv.org/ab
                if |B_i tail| |A_i tail| is smaller than it was when the round began: r_i = gamma r_i, rounded down
     server:    A, B = the means of A_i, B_i, 0 beyond r_i, weighted by |B_i A_i|; ranks that nobody has stay
 
-Norms are Frobenius norms over all layers. There is no code of the authors; values of the paper that could not be looked
-up are said to be so at the keys. The head and what else is shared is averaged with the same weights. A client is
-evaluated with what it can hold, its rank.
+Norms are Frobenius norms over all layers. There is no code of the authors; the keys say where their values are from. The
+head and what else is shared is averaged with the same weights. A client is evaluated with what it can hold, its rank.
 
 Down and up: the first r_i rows of A and columns of B, the head, and one number up. Kept by a client: r_i.
 """
@@ -32,7 +31,7 @@ from raysim.algorithms.base import (
     Upload,
     torch,
 )
-from raysim.algorithms.lora import RankedLoRA, factor_places, factors, rank_index
+from raysim.algorithms.lora import RankedLoRA, factors, rank_index
 from raysim.search_space import Range, Tuned
 
 LEAST = 1e-8  # so that clients count equally as long as B is 0
@@ -64,10 +63,6 @@ class HetLoRA(RankedLoRA):
         0.9, gt=0, lt=1
     )
     """Where the tail begins, as a share of the rank; it has at least one rank. A rank of 1 is never pruned."""
-
-    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
-        factor_places(ctx.layout)
-        return {}
 
     def server_step(
         self, shared: Tensor, server_state: Tensors, mean: Tensors, ctx: ServerContext

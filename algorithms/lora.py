@@ -62,6 +62,10 @@ class RankedLoRA(FederatedLoRA):
             )
         return self
 
+    def server_init(self, shared: Tensor, ctx: ServerContext) -> Tensors:
+        factor_places(ctx.layout)  # says if they are not shared
+        return {}
+
     def server_messages(
         self, shared: Tensor, server_state: Tensors, clients: ClientRows, ctx: ServerContext
     ) -> Tensors:

@@ -44,9 +44,8 @@ class ModelListener(RunListener):
         if asked == "none":
             return {}
         algorithm = run.config.algorithm
-        told = (
-            algorithm.has_own("server_messages") and algorithm.told_in_evaluation
-        )  # every client may have another model
+        # Then every client may have another model, trained or not.
+        told = algorithm.has_own("server_messages") and algorithm.told_in_evaluation
         clients = np.arange(run.config.data.num_clients) if told else states.trained
         one = {name: rows[0] for name, rows in run.messages(np.zeros(1, np.int64)).items()} if told else {}
         size = 4 * len(clients) * (states.layout.size + sum(message.numel() for message in one.values()))
