@@ -183,7 +183,6 @@ class ClientEngine:
             now = replace(context, as_trained=True)
             state = {**self.state_layout.unpack(packed), **training.messages}
             evaluation = self._evaluated(clients, trained, state, now, accepted)
-        traffic = self._trainer.traffic(training, context, {**before, **training.messages}, uploads)
         return Trained(
             clients,
             sums,
@@ -194,7 +193,7 @@ class ClientEngine:
             {name: value.cpu().numpy() for name, value in result.metric_samples.items()},
             {kind: value.cpu().numpy() for kind, value in squares.items() if kind},
             evaluation,
-            traffic.double().cpu().numpy() if traffic is not None else None,
+            result.traffic.cpu().numpy() if result.traffic is not None else None,
         )
 
     def _evaluated(

@@ -67,12 +67,14 @@ class LocalResult:
         uploads, states: each entry (K, n).
         metrics: each (K,): a client's mean over the samples of those of its local steps that report the metric.
         metric_samples: each (K,): how many samples that mean is over; 0 if the client had no such step.
+        traffic: (K, 2): how many numbers each was sent and sends; None if the method does not say so.
     """
 
     uploads: Tensors
     states: Tensors
     metrics: Tensors
     metric_samples: Tensors
+    traffic: Tensor | None
 
 
 class LocalTrainer:
@@ -106,17 +108,10 @@ class LocalTrainer:
             f"client_final uploads {sorted(uploads)}, but {type(algorithm).__name__}.uploads declares "
             f"{sorted(algorithm.uploads)}"
         )
-        return LocalResult(uploads, after, metrics, seen)
-
-    def traffic(
-        self, training: LocalTraining, context: ClientContext, before: Tensors, uploads: Tensors
-    ) -> Tensor | None:
-        """(K, 2): how many numbers each client is sent and sends; None if the method does not say so."""
-        if training.prepare or not self._algorithm.has_own("traffic"):
-            return None
-        each = EachClient(self._samples.client_data(self._samples.training_indices(training.clients)))
-        numbers: Tensor = each(context, lambda ctx, b, u: self._algorithm.traffic(b, u, ctx))(before, uploads)
-        return numbers
+        traffic = None
+        if algorithm.has_own("traffic") and not training.prepare:
+            traffic = each(context, lambda ctx, state, sent: algorithm.traffic(state, sent, ctx))(state, uploads)
+        return LocalResult(uploads, after, metrics, seen, traffic)
 
     def _epochs(
         self,
